@@ -1,0 +1,1 @@
+"""Object-centric latent action learning."""

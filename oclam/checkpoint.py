@@ -1,0 +1,75 @@
+"""Where an interrupted stage goes on: work in progress, named by the parameters, code and inputs that it belongs to."""
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from oclam.artifacts import atomic, digest
+
+__all__ = ["Checkpoint"]
+
+FOLDER = Path(".resume")
+
+
+class Checkpoint:
+    """The work in progress of one stage, outside DVC's outputs, so that nothing else can ever go on from it.
+
+    Args: name, the stage with its task, seed and variant; params, what `oclam.params.load` gave; inputs, the artifacts
+    read; interval, seconds between two saves.
+    """
+
+    def __init__(self, name, params, inputs=(), interval=60.0):
+        key = hashlib.sha256(repr((params, torch.get_num_threads())).encode())
+        for source in _loaded_code():
+            key.update(source.read_bytes())
+        for path in inputs:
+            key.update(digest(path).encode())
+        self.name, self.interval = name, interval
+        self.folder = FOLDER / f"{name}-{key.hexdigest()[:16]}"
+        self._saved = time.monotonic()
+
+    def due(self):
+        """Whether `interval` seconds have passed since the last save."""
+        return time.monotonic() - self._saved >= self.interval
+
+    def save(self, parts, **position):
+        """Write the state of every part (model, optimiser, ...), the random state and the position, atomically."""
+        state = {"parts": {name: part.state_dict() for name, part in parts.items()}, "random": torch.get_rng_state(),
+                 "position": position}
+        if torch.cuda.is_available():
+            state["random_cuda"] = torch.cuda.get_rng_state()
+        with atomic(self.folder / "state.pt") as temporary:
+            torch.save(state, temporary)
+        self._saved = time.monotonic()
+
+    def restore(self, parts):
+        """Put the saved state back into the parts. Returns the position, or None when there is nothing to go on from."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
+        torch.set_rng_state(state["random"])
+        if "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"])
+        print(f"{self.name}: going on from {path}", file=sys.stderr)
+        return state["position"]
+
+    def remove(self):
+        """Forget the work in progress, and any of this stage that other parameters or code had left behind."""
+        for folder in FOLDER.glob(f"{self.name}-" + "[0-9a-f]" * 16):
+            shutil.rmtree(folder)
+        if FOLDER.is_dir() and not os.listdir(FOLDER):
+            FOLDER.rmdir()
+
+
+def _loaded_code():
+    """The running script and every module of oclam that it has imported."""
+    modules = [module for name, module in sys.modules.items() if name == "__main__" or name.startswith("oclam")]
+    return sorted({Path(module.__file__) for module in modules if getattr(module, "__file__", None)})

@@ -1,0 +1,323 @@
+"""Typed, frozen parameters: one class a section of `params.yaml`, checked as a whole before any work starts.
+
+`params.yaml` is the small scale, `params/paper.yaml` the paper's (Tables 6 to 8). A stage asks `load` for exactly the
+keys that it declares to DVC and receives nothing else.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from oclam.errors import UserError
+
+__all__ = ["LAPO_VARIANTS", "FULL_VARIANTS", "VARIANTS", "Params", "load", "read"]
+
+LAPO_VARIANTS = ("lapo", "lapo-slots", "lapo-masks", "lapo-no-distractors", "lapo-focus")
+FULL_VARIANTS = ("bc", "bc-no-distractors")  # behaviour cloning on all true actions: the paper's normaliser
+VARIANTS = (*LAPO_VARIANTS, *FULL_VARIANTS, "scratch")
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of parameters that refuses unknown keys and silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Compute(Section):
+    """How the arithmetic is done; the device is a GPU wherever there is one."""
+
+    precision: Literal["float32", "bfloat16"]
+    compile: bool
+
+
+class Env(Section):
+    """The Distracting Control Suite (arXiv 2101.02722): rendering and the three distractors."""
+
+    image_size: Annotated[int, Field(ge=16, multiple_of=8)]
+    renderer: Literal["fast", "reference"]
+    texture_size: Annotated[int, Field(ge=16)]  # edge of the background video's texture; the suite uses 800
+    background: bool
+    background_dynamic: bool
+    color: bool
+    color_scale: Annotated[float, Field(ge=0, le=1)]
+    color_dynamic: bool
+    camera: bool
+    camera_scale: Annotated[float, Field(ge=0, le=1)]
+    camera_dynamic: bool
+
+
+class Backgrounds(Section):
+    """Where background videos come from."""
+
+    source: Literal["generated", "davis", "folder"]
+    path: str | None  # davis: a local archive or folder, or null to download; folder: videos or folders of frames
+    videos: Count  # how many training videos; the same share again is kept for evaluation when source is generated
+    frames: Annotated[int, Field(ge=2)]  # frames kept of each video at most
+    seed: Natural
+
+
+class Training(Section):
+    """What sbx needs to train one task's expert."""
+
+    algorithm: Literal["PPO", "SAC", "TQC", "CrossQ"]
+    steps: Count
+    environments: Count
+    evaluate_every: Count
+    hyperparameters: dict[str, int | float | str | bool | list[int]]
+
+
+class Expert(Section):
+    """The policy that acts in the dataset: shipped in `folder`, or trained when asked."""
+
+    folder: Name  # holds <task>.safetensors
+    train: bool
+    evaluation_episodes: Count
+    training: dict[str, Training]
+
+
+class Collect(Section):
+    """Demonstrations: whole episodes, with and without distractors from the same seeds."""
+
+    episodes: Count
+    test_episodes: Count  # held out after the first `episodes`; probes and slot measures are taken on them
+    segmented_episodes: Count  # of the held-out ones, how many carry the simulator's segmentation of the agent
+    steps: Annotated[int, Field(ge=16)]
+    shard_episodes: Count
+    seed: Natural
+
+
+class Encoder(Section):
+    """The frozen vision transformer behind VideoSAUR."""
+
+    source: Name  # embedded, hub, distill, or a path to safetensors with timm's names
+    name: Name  # timm's name of the architecture; ignored by embedded and distill
+    image_size: Annotated[int, Field(ge=16)]  # frames are resized to this
+    teacher: Name  # distill only: timm's name of the teacher
+    teacher_weights: str | None  # distill only: safetensors, or null for the hub
+    distill_frames: Count
+    distill_steps: Count
+    distill_batch: Count
+    distill_learning_rate: Positive
+
+
+class Ocp(Section):
+    """Object-centric pretraining (paper, Table 6; VideoSAUR arXiv 2306.04829; STEVE arXiv 2205.14065)."""
+
+    model: Literal["videosaur", "steve"]
+    slots: Annotated[int, Field(ge=2)]
+    slot_dim: Annotated[int, Field(ge=4, multiple_of=4)]
+    feature_hidden: Count
+    decoder_hidden: Count
+    decoder_layers: Count
+    clip_length: Annotated[int, Field(ge=2)]
+    batch_size: Count
+    steps: Count
+    learning_rate: Positive
+    warmup_steps: Natural
+    decay_steps: Count
+    clip_norm: Positive
+    similarity_weight: NonNegative
+    similarity_temperature: Positive
+    reconstruction_weight: NonNegative
+    extraction: Literal["recurrent", "windows"]
+
+
+class SlotSelect(Section):
+    """Which slots are the agent's."""
+
+    method: Literal["auto", "manual"]
+    manual: dict[str, list[Natural]]  # task -> slot indices
+    labelled_episodes: Annotated[int, Field(ge=2)]  # all that auto may see of the true actions
+    max_slots: Count
+    combine: Literal["concatenate", "mean"]
+
+
+class LapoImage(Section):
+    """The image latent action model of lapo, lapo-masks, lapo-no-distractors and lapo-focus (paper, Table 8)."""
+
+    latent_dim: Count  # of lapo-slots too
+    frame_stack: Count
+    future_offset: Count  # k is uniform in 1..future_offset; of lapo-slots too
+    encoder_scale: Count
+    residual_blocks: Natural
+    batch_size: Count
+    epochs: Positive
+    warmup_epochs: NonNegative
+    learning_rate: Positive
+
+
+class LapoSlots(Section):
+    """The slot latent action model (paper, Table 7)."""
+
+    hidden_dim: Count
+    expansion: Count
+    batch_size: Count
+    epochs: Positive
+    warmup_epochs: NonNegative
+    learning_rate: Positive
+
+
+class LapoFocus(Section):
+    """The loss weighting of lapo-focus: 1 inside the chosen slots' masks, `background_weight` outside."""
+
+    background_weight: Annotated[float, Field(ge=0, le=1)]
+
+
+class Bc(Section):
+    """Behaviour cloning of latent or true actions (paper, Tables 7 and 8)."""
+
+    frame_stack: Count
+    encoder_scale: Count
+    residual_blocks: Natural
+    batch_size: Count
+    epochs: Positive
+    warmup_epochs: NonNegative
+    learning_rate: Positive
+
+
+class Finetune(Section):
+    """The action decoder, trained on few labelled trajectories."""
+
+    budgets: Annotated[list[Count], Field(min_length=1)]
+    hidden_dim: Count
+    batch_size: Count
+    updates: Count
+    learning_rate: Positive
+    unfreeze: bool
+
+
+class Eval(Section):
+    """Returns in the environment."""
+
+    episodes: Count
+    seed: Natural
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    scale: Name  # stands beside every number of the report
+    tasks: Annotated[list[Name], Field(min_length=1)]
+    seeds: Annotated[list[Natural], Field(min_length=1)]
+    compute: Compute
+    env: Env
+    backgrounds: Backgrounds
+    expert: Expert
+    collect: Collect
+    encoder: Encoder
+    ocp: Ocp
+    slot_select: SlotSelect
+    lapo: LapoImage
+    lapo_slots: LapoSlots
+    lapo_focus: LapoFocus
+    bc: Bc
+    finetune: Finetune
+    eval: Eval
+
+    @model_validator(mode="after")
+    def _check_combinations(self):
+        def require(holds, key, given, allowed):
+            if not holds:
+                raise ValueError(f"{key}: {given!r} given, {allowed}")
+
+        collect, select = self.collect, self.slot_select
+        for key in ("tasks", "seeds"):
+            values = getattr(self, key)
+            require(len(set(values)) == len(values), key, values, "each may stand there once")
+        for task in self.tasks:
+            require("-" in task.strip("-"), "tasks", task, "a task is domain-task, as in cheetah-run")
+            if select.method == "manual":
+                require(select.manual.get(task), f"slot_select.manual.{task}", select.manual.get(task),
+                        "manual selection needs a list of slot indices for every task")
+            if self.expert.train:
+                require(task in self.expert.training, f"expert.training.{task}", None,
+                        "training an expert needs its algorithm and hyperparameters")
+        for task, slots in select.manual.items():
+            require(len(set(slots)) == len(slots) and all(k < self.ocp.slots for k in slots),
+                    f"slot_select.manual.{task}", slots, f"allowed are distinct indices 0..{self.ocp.slots - 1}")
+        require(select.max_slots <= self.ocp.slots, "slot_select.max_slots", select.max_slots,
+                f"ocp.slots is {self.ocp.slots}")
+        require(select.labelled_episodes <= collect.episodes, "slot_select.labelled_episodes",
+                select.labelled_episodes, f"collect.episodes is {collect.episodes}")
+        require(collect.segmented_episodes <= collect.test_episodes, "collect.segmented_episodes",
+                collect.segmented_episodes, f"collect.test_episodes is {collect.test_episodes}")
+        budgets = self.finetune.budgets
+        require(max(budgets) <= collect.episodes, "finetune.budgets", budgets,
+                f"at most collect.episodes = {collect.episodes} trajectories are labelled")
+        require(sorted(set(budgets)) == budgets, "finetune.budgets", budgets, "budgets rise, each once")
+        require(self.lapo.future_offset < collect.steps, "lapo.future_offset", self.lapo.future_offset,
+                f"an episode has collect.steps = {collect.steps}")
+        require(self.ocp.clip_length <= collect.steps, "ocp.clip_length", self.ocp.clip_length,
+                f"an episode has collect.steps = {collect.steps}")
+        require(self.ocp.similarity_weight + self.ocp.reconstruction_weight > 0, "ocp.similarity_weight",
+                self.ocp.similarity_weight, "it and ocp.reconstruction_weight cannot both be 0")
+        for name in ("lapo", "lapo_slots", "bc"):
+            section = getattr(self, name)
+            require(section.warmup_epochs <= section.epochs, f"{name}.warmup_epochs", section.warmup_epochs,
+                    f"{name}.epochs is {section.epochs}")
+        if self.backgrounds.source == "folder":
+            require(self.backgrounds.path, "backgrounds.path", self.backgrounds.path,
+                    "source folder needs the folder with your videos")
+        return self
+
+
+def read(path="params.yaml"):
+    """Read and check a whole parameter file.
+
+    Returns Params. Raises UserError with one line: the key's full name, what was given, what is allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such parameter file; run from the project's root or name one")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: {type(content).__name__} given, expected sections such as lapo: and ocp:")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_one_line(error.errors()[0])}") from None
+
+
+def _one_line(error):
+    key = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            section = Params
+            for part in error["loc"][:-1]:
+                section = section.model_fields[part].annotation
+            return f"{key}: unknown parameter; allowed here are {', '.join(section.model_fields)}"
+        case "missing":
+            return f"{key}: missing"
+        case "value_error":  # from _check_combinations, which names the key itself
+            return str(error["ctx"]["error"])
+    return f"{key}: {error['input']!r} given, {error['msg'].lower().replace('input ', '')}"
+
+
+def load(*names, path="params.yaml"):
+    """Check the whole parameter file and return only the named sections or keys.
+
+    `load("compute", "lapo.latent_dim")` gives a namespace with `compute` whole and `lapo` with `latent_dim` alone, so
+    that a stage cannot read what it does not declare to DVC. Raises UserError as `read` does.
+    """
+    params, chosen = read(path), SimpleNamespace()
+    for name in names:
+        section, _, key = name.partition(".")
+        value = getattr(params, section)
+        if key:
+            part = getattr(chosen, section, SimpleNamespace())
+            setattr(part, key, getattr(value, key))
+            value = part
+        setattr(chosen, section, value)
+    return chosen

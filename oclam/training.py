@@ -1,0 +1,67 @@
+"""The loop that every training stage runs, and what it needs: device, precision, schedules."""
+
+import math
+from contextlib import nullcontext
+
+import torch
+
+from oclam.errors import UserError
+from oclam.progress import Progress
+
+__all__ = ["autocast", "best_device", "exponential_decay", "linear_decay", "train"]
+
+
+def best_device():
+    """The GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device, precision):
+    """The context of the forward pass: bfloat16 where `precision` says so, else float32."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def linear_decay(step, steps, warmup):
+    """Share of the learning rate at `step`: linear warm-up over `warmup` steps, then linearly to 0 at `steps`."""
+    return min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
+
+
+def exponential_decay(step, half_life, warmup):
+    """Share of the learning rate at `step`: linear warm-up, then half of it at `half_life` (VideoSAUR)."""
+    return min((step + 1) / (warmup + 1), 1.0) * 0.5 ** (max(step - warmup, 0) / max(half_life - warmup, 1))
+
+
+def train(step, steps, parts, checkpoint, *, samples, unit="samples", rows=200):
+    """Call `step(i)` for i in 0..steps-1, going on from the checkpoint if there is one.
+
+    Args: step, does one update and returns a dict of scalar tensors, "loss" among them; parts, name -> object with
+    state_dict (model, optimiser); checkpoint, an `oclam.checkpoint.Checkpoint`; samples, how many a step takes.
+    Returns about `rows` dicts: step, and every scalar's mean since the last one.
+    Raises UserError when the loss is not finite; the last good checkpoint is kept.
+    """
+    position = checkpoint.restore(parts) or {"step": 0, "rows": []}
+    first, table, window = position["step"], list(position["rows"]), []
+    every = max(math.ceil(steps / rows), 1)
+    with Progress(steps * samples, checkpoint.name, f" {unit}", initial=first * samples) as bar:
+        for i in range(first, steps):
+            window.append(step(i))
+            bar.update(samples)
+            if (i + 1) % every == 0 or i + 1 == steps:
+                table.append({"step": i + 1, **_means(window, i + 1, checkpoint)})
+                bar.set_postfix_str(f"loss {table[-1]['loss']:.4g}", refresh=False)
+                window = []
+                if checkpoint.due() and i + 1 < steps:
+                    checkpoint.save(parts, step=i + 1, rows=table)
+    return table
+
+
+def _means(window, step, checkpoint):
+    values = {key: torch.stack([row[key].detach().float() for row in window]).cpu() for key in window[0]}
+    finite = torch.isfinite(values["loss"])
+    if not finite.all():
+        bad = step - len(window) + 1 + int((~finite).nonzero()[0])
+        raise UserError(f"{checkpoint.name}: the loss is {values['loss'][~finite][0]} at step {bad}; lower the learning "
+                        f"rate (what went before is kept in {checkpoint.folder})")
+    return {key: value.mean().item() for key, value in values.items()}
