@@ -1,13 +1,17 @@
-"""Every artifact's path, relative to the project's root; nothing else builds one."""
+"""Every artifact's path, relative to the project's root; nothing else builds one.
+
+Under `data/results` are the small files that the report reads; all else under `data` is large.
+"""
 
 from pathlib import Path
 
 __all__ = [
-    "actor", "backgrounds", "dataset", "embedded_encoder", "encoder", "evaluation", "expert", "expert_curve",
-    "latents", "lapo", "log", "ocp", "policies", "probe", "reports", "selection", "slots",
+    "actor", "backgrounds", "dataset", "embedded_encoder", "encoder", "episode_video", "evaluation", "expert",
+    "expert_curve", "latents", "lapo", "log", "ocp", "policies", "probe", "reports", "samples", "selection",
+    "slot_preview", "slot_table", "slots",
 ]
 
-DATA = Path("data")
+DATA, RESULTS = Path("data"), Path("data/results")
 reports = Path("reports")
 backgrounds = DATA / "backgrounds.zarr"
 encoder = DATA / "encoder.safetensors"
@@ -19,7 +23,7 @@ def expert(task):
 
 
 def expert_curve(task):
-    return DATA / task / "expert.csv"
+    return RESULTS / task / "expert.csv"
 
 
 def dataset(task, view):
@@ -27,49 +31,66 @@ def dataset(task, view):
     return DATA / task / f"{view}.zarr"
 
 
-def _seed(task, seed):
-    return DATA / task / f"seed{seed}"
-
-
 def ocp(task, seed):
-    return _seed(task, seed) / "ocp.safetensors"
+    return DATA / task / f"seed{seed}" / "ocp.safetensors"
 
 
 def slots(task, seed):
     """Every slot and its mask on the patch grid, for the whole dataset."""
-    return _seed(task, seed) / "slots.zarr"
+    return DATA / task / f"seed{seed}" / "slots.zarr"
 
 
 def selection(task, seed):
-    """The chosen slots' vectors and their mask at image size."""
-    return _seed(task, seed) / "selection.zarr"
+    """The chosen slots' vectors and their mask at image size, for the whole dataset."""
+    return DATA / task / f"seed{seed}" / "selection.zarr"
+
+
+def slot_table(task, seed):
+    """JSON: what was chosen and why, and every slot's measures."""
+    return RESULTS / task / f"seed{seed}" / "slots.json"
+
+
+def slot_preview(task, seed):
+    """Safetensors, uint8: frames and every slot's masks of some held-out moments, for pictures."""
+    return RESULTS / task / f"seed{seed}" / "slots.safetensors"
 
 
 def lapo(task, seed, variant):
-    return _seed(task, seed) / variant / "lapo.safetensors"
+    return DATA / task / f"seed{seed}" / variant / "lapo.safetensors"
 
 
 def latents(task, seed, variant):
-    return _seed(task, seed) / variant / "latents.zarr"
+    """IDM(t, t+1) of every transition."""
+    return DATA / task / f"seed{seed}" / variant / "latents.zarr"
 
 
 def probe(task, seed, variant):
-    return _seed(task, seed) / variant / "probe.json"
+    return RESULTS / task / f"seed{seed}" / variant / "probe.json"
+
+
+def samples(task, seed, variant):
+    """Safetensors: reconstructions and latents of some held-out moments, for pictures."""
+    return RESULTS / task / f"seed{seed}" / variant / "samples.safetensors"
 
 
 def actor(task, seed, variant):
-    return _seed(task, seed) / variant / "actor.safetensors"
+    return DATA / task / f"seed{seed}" / variant / "actor.safetensors"
 
 
 def policies(task, seed, variant):
     """A folder: actor.safetensors once, and <budget>.safetensors (or all.safetensors) with what that budget trained."""
-    return _seed(task, seed) / variant / "policies"
+    return DATA / task / f"seed{seed}" / variant / "policies"
 
 
 def evaluation(task, seed, variant):
-    return _seed(task, seed) / variant / "returns.csv"
+    return RESULTS / task / f"seed{seed}" / variant / "returns.csv"
+
+
+def episode_video(task, seed, variant):
+    """The beginning of the first evaluation episode at the largest budget."""
+    return RESULTS / task / f"seed{seed}" / variant / "episode.gif"
 
 
 def log(artifact):
-    """The rows (step, loss, ...) of the training that made `artifact`, beside it."""
-    return artifact.with_suffix(".csv")
+    """The rows (step, loss, ...) of the training that made `artifact`."""
+    return RESULTS / artifact.relative_to(DATA).with_suffix(".csv")
