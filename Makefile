@@ -1,34 +1,41 @@
-# make repro [SCALE=paper]: the pipeline. make test, lint, bench. make setup: everything they need, in .venv.
+# make repro [SCALE=paper]: the pipeline. make test, lint, bench. make setup: all they need, in .venv and from the system.
 SHELL := /bin/bash
 PYTHON ?= python3
-BIN := .venv/bin
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+SYSTEM := libegl1 libgl1-mesa-dri libosmesa6 python3-venv
 .PHONY: repro test lint bench setup system
 
 repro: setup
 ifdef SCALE
-	@python -m oclam.scale $(SCALE)
+	@test -f params/$(SCALE).yaml || { echo "error: SCALE=$(SCALE): there is no params/$(SCALE).yaml" >&2; exit 1; }
+	@git diff --quiet HEAD -- params.yaml || cmp -s params.yaml params/$(SCALE).yaml || \
+		{ echo "error: params.yaml has changes of yours; commit them or 'git checkout params.yaml' first" >&2; exit 1; }
+	cp params/$(SCALE).yaml params.yaml
 endif
 	dvc repro
 
 test: setup
-	pytest -q
+	python -m pytest -q
 
 lint: setup
 	ruff check .
 
 bench: setup
-	for benchmark in tests/bench/[a-z]*.py; do python -m tests.bench.$$(basename $$benchmark .py) || exit 1; done
+	@for file in tests/bench/[a-z]*.py; do python -m tests.bench.$$(basename $$file .py) || exit 1; done
 
-setup: .venv/made system
+setup: system .venv/made
 
-.venv/made: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "error: Python 3.11 to 3.13 is needed; name one with make PYTHON=python3.12")'
+.venv/made: pyproject.toml | system
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
+		"error: Python 3.11 to 3.13 is needed, this is %s; name one: make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[expert,dev]'
+	.venv/bin/python -m pip install -q uv
+	.venv/bin/uv pip install -q --python .venv/bin/python -e '.[expert,dev]'
 	touch $@
 
-# Rendering without a screen needs a GL library that no wheel brings.
-system: .venv/made
-	@python -m oclam.render --install
+# Rendering without a screen needs a GL library, which no wheel brings; Debian keeps Python's venv apart.
+system:
+	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null || ! ldconfig -p | grep -qE 'libEGL.so.1|libOSMesa.so.8'; then \
+		if [ $$(id -u) = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM) >/dev/null; \
+		else echo "error: missing system packages; run: sudo apt-get install $(SYSTEM)" >&2; exit 1; fi; fi

@@ -39,7 +39,8 @@ def save_tensors(path, tensors, **metadata):
     """Write named tensors as safetensors with JSON-able metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
-        save_file(tensors, temporary, {key: json.dumps(value) for key, value in sorted(metadata.items())})
+        # One entry only: safetensors writes several in an order that changes from run to run.
+        save_file(tensors, temporary, {"oclam": json.dumps(metadata, sort_keys=True)})
 
 
 def load_tensors(path):
@@ -47,8 +48,8 @@ def load_tensors(path):
     try:
         with safe_open(_existing(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-    except (SafetensorError, json.JSONDecodeError) as error:
+            return tensors, json.loads((file.metadata() or {}).get("oclam", "{}"))
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: damaged or not safetensors ({error}); make it anew with `dvc repro`") from None
 
 
@@ -70,7 +71,7 @@ def read_json(path):
     """Read JSON. Raises UserError when it is missing or damaged."""
     try:
         return json.loads(_existing(path).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path}: damaged JSON ({error}); make it anew with `dvc repro`") from None
 
 

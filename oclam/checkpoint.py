@@ -48,7 +48,7 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def restore(self, parts):
-        """Put the saved state back into the parts. Returns the position, or None when there is nothing to go on from."""
+        """Put the saved state back into the parts. Returns the position, None when there is nothing to go on from."""
         path = self.folder / "state.pt"
         if not path.exists():
             return None

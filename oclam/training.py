@@ -62,6 +62,6 @@ def _means(window, step, checkpoint):
     finite = torch.isfinite(values["loss"])
     if not finite.all():
         bad = step - len(window) + 1 + int((~finite).nonzero()[0])
-        raise UserError(f"{checkpoint.name}: the loss is {values['loss'][~finite][0]} at step {bad}; lower the learning "
-                        f"rate (what went before is kept in {checkpoint.folder})")
+        raise UserError(f"{checkpoint.name}: the loss is {values['loss'][~finite][0]} at step {bad}; lower the "
+                        f"learning rate (what went before is kept in {checkpoint.folder})")
     return {key: value.mean().item() for key, value in values.items()}

@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from oclam.artifacts import (
+    atomic,
+    digest,
+    load_tensors,
+    open_zarr,
+    read_csv,
+    read_json,
+    save_tensors,
+    write_csv,
+    write_json,
+)
+from oclam.errors import UserError
+
+
+def test_tensors_and_metadata_come_back(tmp_path):
+    tensors = {"weight": torch.randn(3, 4), "count": torch.arange(5)}
+    save_tensors(tmp_path / "model.safetensors", tensors, task="cheetah-run", sizes=[1, 2], view=None)
+    loaded, metadata = load_tensors(tmp_path / "model.safetensors")
+    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[key], tensors[key]) for key in tensors)
+    assert metadata == {"task": "cheetah-run", "sizes": [1, 2], "view": None}
+
+
+def test_same_tensors_same_bytes(tmp_path):
+    for name in "ab":
+        save_tensors(tmp_path / name, {"x": torch.ones(4)}, second=2, first=1)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_failed_write_leaves_the_old_artifact_and_no_litter(tmp_path):
+    path = tmp_path / "artifact"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_replaces_a_folder_whole(tmp_path):
+    path = tmp_path / "store"
+    for content in ("first", "second"):
+        with atomic(path) as temporary:
+            temporary.mkdir()
+            (temporary / content).touch()
+    assert [file.name for file in path.iterdir()] == ["second"]
+
+
+def test_tables_come_back(tmp_path):
+    rows = [{"step": 1, "loss": 0.1, "variant": "lapo"}, {"step": 2, "loss": 1e-9, "variant": "bc"}]
+    write_csv(tmp_path / "rows.csv", rows)
+    assert read_csv(tmp_path / "rows.csv") == rows
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "metrics.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("read", [load_tensors, open_zarr, read_json, read_csv, digest])
+def test_missing_file_is_one_line_with_its_name(tmp_path, read):
+    with pytest.raises(UserError, match="absent.*dvc repro") as error:
+        read(tmp_path / "absent")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("read", [load_tensors, read_json])
+def test_truncated_file_is_one_line_with_its_name(tmp_path, read):
+    path = tmp_path / "file"
+    save_tensors(path, {"x": torch.ones(1000)})
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=f"{path}: damaged"):
+        read(path)
+
+
+def test_digest_sees_content_names_and_sizes(tmp_path):
+    def folder(name, **files):
+        for file, content in files.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / file).write_bytes(content)
+        return digest(tmp_path / name)
+
+    base = folder("a", x=b"one", y=b"two")
+    assert folder("b", x=b"one", y=b"two") == base
+    others = [folder("c", x=b"one", y=b"twO"), folder("d", x=b"one", z=b"two"), folder("e", x=b"onet", y=b"wo")]
+    assert len({base, *others}) == 4

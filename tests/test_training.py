@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch import nn
+
+from oclam import checkpoint as checkpoint_module
+from oclam.checkpoint import Checkpoint
+from oclam.errors import UserError
+from oclam.seeding import torch_rng
+from oclam.training import exponential_decay, linear_decay, train
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class Killed(Exception):
+    pass
+
+
+def run(steps, kill_at=None, name="fit", interval=0.0, break_at=None):
+    """A small regression with dropout, which draws on torch's global random state."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def step(i):
+        if i == kill_at:
+            raise Killed
+        x = torch.randn(8, 4, generator=torch_rng("batch", i))
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        if i == break_at:
+            loss = loss * float("nan")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    checkpoint = Checkpoint(name, {"steps": steps}, interval=interval)
+    rows = train(step, steps, {"model": model, "optimizer": optimizer}, checkpoint, samples=8, rows=10)
+    checkpoint.remove()
+    return rows, model.state_dict()
+
+
+def test_resumed_equals_uninterrupted_to_the_bit():
+    rows, weights = run(30)
+    with pytest.raises(Killed):
+        run(30, kill_at=17)
+    assert list(checkpoint_module.FOLDER.iterdir())
+    resumed_rows, resumed = run(30)
+    assert rows == resumed_rows and all(torch.equal(weights[key], resumed[key]) for key in weights)
+
+
+def test_resume_loses_at_most_the_steps_since_the_last_save():
+    with pytest.raises(Killed):
+        run(30, kill_at=17)
+    rows, _ = run(30, break_at=14)  # what was done before the save at 15 does not run again, so this breaks nothing
+    assert len(rows) == 10
+
+
+def test_nothing_is_left_after_success():
+    run(5)
+    assert not checkpoint_module.FOLDER.exists()
+
+
+def test_other_parameters_do_not_resume():
+    with pytest.raises(Killed):
+        run(30, kill_at=17)
+    first, _ = run(20)
+    assert [row["step"] for row in first][0] == 2
+
+
+def test_checkpoint_belongs_to_inputs(tmp_path):
+    source = tmp_path / "input"
+    source.write_text("one")
+    before = Checkpoint("stage", {}, [source]).folder
+    assert Checkpoint("stage", {}, [source]).folder == before
+    source.write_text("two")
+    assert Checkpoint("stage", {}, [source]).folder != before
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_last_good_state():
+    with pytest.raises(UserError, match="loss is nan at step 14.*learning rate"):
+        run(30, break_at=13)
+    state = next(checkpoint_module.FOLDER.rglob("state.pt"))
+    assert torch.load(state, weights_only=True)["position"]["step"] == 12
+
+
+def test_rows_are_means_over_their_window():
+    values = torch.arange(6.0)
+    rows = train(lambda i: {"loss": values[i]}, 6, {}, Checkpoint("mean", {}), samples=1, rows=3)
+    assert rows == [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 2.5}, {"step": 6, "loss": 4.5}]
+
+
+def test_linear_decay():
+    rates = [linear_decay(step, 100, 9) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[100] == 0
+    assert rates[55] == pytest.approx(45 / 91)
+    assert [linear_decay(step, 4, 0) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+
+
+def test_exponential_decay_halves_at_its_half_life():
+    assert exponential_decay(0, 100, 9) == pytest.approx(0.1)
+    assert exponential_decay(9, 100, 10) == pytest.approx(10 / 11)
+    assert exponential_decay(100, 100, 10) == pytest.approx(0.5)
+    assert exponential_decay(190, 100, 10) == pytest.approx(0.25)
