@@ -1,0 +1,89 @@
+"""Ridge regression in closed form from additive moments, so that leaving a trajectory out is a subtraction."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Moments", "Ridge", "best_ridge"]
+
+PENALTIES = tuple(10.0**power for power in range(-6, 3))
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """The affine map x -> x weight + bias; weight (X, Y), bias (Y,)."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, x):
+        return x @ self.weight + self.bias
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, sums and products of inputs x (N, X) and targets y (N, Y), in float64; they add over batches.
+
+    `joint` is the Gram matrix of [1, x, y]: all that fitting and judging an affine map needs of the data.
+    """
+
+    joint: np.ndarray
+    inputs: int
+
+    @classmethod
+    def of(cls, x, y):
+        """Moments of one batch."""
+        rows = np.concatenate([np.ones((len(x), 1)), x, y], axis=1, dtype=np.float64)
+        return cls(rows.T @ rows, x.shape[1])
+
+    def __add__(self, other):
+        return Moments(self.joint + other.joint, self.inputs)
+
+    def __sub__(self, other):
+        return Moments(self.joint - other.joint, self.inputs)
+
+    def __radd__(self, zero):  # so that sum() works
+        return self if zero == 0 else NotImplemented
+
+    def select(self, columns):
+        """The moments with these inputs alone."""
+        targets = range(1 + self.inputs, len(self.joint))
+        keep = np.array([0, *(1 + np.asarray(columns)), *targets])
+        return Moments(self.joint[np.ix_(keep, keep)], len(columns))
+
+    @property
+    def variance(self):
+        """Variance of every target, (Y,): the error of the best constant."""
+        mean = self.joint[0] / self.joint[0, 0]
+        return (self.joint.diagonal() / self.joint[0, 0] - mean**2)[1 + self.inputs:]
+
+    def fit(self, penalty):
+        """Minimise mean |x weight + bias - y|^2 + penalty |S weight|^2, S the inputs' standard deviations.
+
+        The bias is not penalised; scaling an input changes nothing.
+        """
+        mean = self.joint[0] / self.joint[0, 0]
+        covariance = self.joint / self.joint[0, 0] - np.outer(mean, mean)
+        x, y = slice(1, 1 + self.inputs), slice(1 + self.inputs, None)
+        deviation = np.sqrt(np.maximum(covariance.diagonal()[x], 1e-12))
+        correlation = covariance[x, x] / np.outer(deviation, deviation)
+        solution = np.linalg.solve(correlation + penalty * np.eye(self.inputs), covariance[x, y] / deviation[:, None])
+        weight = solution / deviation[:, None]
+        return Ridge(weight, mean[y] - mean[x] @ weight)
+
+    def mse(self, ridge):
+        """Mean squared error of an affine map on these data, (Y,)."""
+        residual = np.concatenate([ridge.bias[None], ridge.weight, -np.eye(ridge.weight.shape[1])])
+        return np.einsum("iy,ij,jy->y", residual, self.joint, residual) / self.joint[0, 0]
+
+
+def best_ridge(groups, penalties=PENALTIES):
+    """Leave-one-group-out cross-validation: the penalty with the lowest mean error.
+
+    Args: groups, a list of Moments, one a trajectory.
+    Returns (penalty, errors (groups, Y)): the held-out error of every group at that penalty.
+    """
+    total = sum(groups)
+    errors = {p: np.stack([group.mse((total - group).fit(p)) for group in groups]) for p in penalties}
+    penalty = min(errors, key=lambda p: errors[p].mean())
+    return penalty, errors[penalty]

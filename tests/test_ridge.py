@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from oclam.ridge import Moments, best_ridge
+from oclam.seeding import numpy_rng
+
+
+@pytest.fixture
+def data():
+    rng = numpy_rng("ridge")
+    x = rng.normal(size=(60, 5)) * [1, 10, 0.1, 3, 1] + 2
+    return x, x @ rng.normal(size=(5, 2)) + rng.normal(size=(60, 2)) + 1
+
+
+def test_fit_is_the_minimum_of_its_objective(data):
+    x, y = data
+    ridge = Moments.of(x, y).fit(0.3)
+    design = np.concatenate([x, np.sqrt(60 * 0.3) * np.diag(x.std(0))])  # the penalty as five more rows
+    intercept = np.r_[np.ones(60), np.zeros(5)][:, None]
+    expected = np.linalg.lstsq(np.hstack([intercept, design]), np.r_[y, np.zeros((5, 2))], rcond=None)[0]
+    np.testing.assert_allclose(ridge.bias, expected[0])
+    np.testing.assert_allclose(ridge.weight, expected[1:])
+
+
+def test_error_from_moments_is_the_error_on_the_data(data):
+    x, y = data
+    moments = Moments.of(x, y)
+    ridge = Moments.of(x[:30], y[:30]).fit(0.1)
+    np.testing.assert_allclose(moments.mse(ridge), ((ridge(x) - y) ** 2).mean(0))
+    np.testing.assert_allclose(moments.variance, y.var(0))
+
+
+def test_moments_add_over_batches_and_subtract(data):
+    x, y = data
+    parts = [Moments.of(x[i:i + 20], y[i:i + 20]) for i in (0, 20, 40)]
+    np.testing.assert_allclose(sum(parts).joint, Moments.of(x, y).joint)
+    np.testing.assert_allclose((sum(parts) - parts[1]).joint, (parts[0] + parts[2]).joint)
+
+
+def test_scaling_an_input_changes_no_prediction(data):
+    x, y = data
+    scale = np.array([100, 1, 0.01, 5, 2])
+    one, other = Moments.of(x, y).fit(0.5), Moments.of(x * scale, y).fit(0.5)
+    np.testing.assert_allclose(one(x), other(x * scale))
+
+
+def test_selected_inputs_are_those_columns(data):
+    x, y = data
+    expected = Moments.of(x[:, [3, 1]], y).fit(0.2)
+    np.testing.assert_allclose(Moments.of(x, y).select([3, 1]).fit(0.2).weight, expected.weight)
+
+
+def test_cross_validation_equals_refitting_without_each_trajectory(data):
+    x, y = data
+    folds = [np.arange(i, i + 15) for i in range(0, 60, 15)]
+    penalty, errors = best_ridge([Moments.of(x[f], y[f]) for f in folds], penalties=[0.01, 1.0])
+    assert penalty == 0.01
+    for fold, error in zip(folds, errors, strict=True):
+        rest = np.setdiff1d(np.arange(60), fold)
+        ridge = Moments.of(x[rest], y[rest]).fit(penalty)
+        np.testing.assert_allclose(error, ((ridge(x[fold]) - y[fold]) ** 2).mean(0))
