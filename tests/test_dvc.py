@@ -3,8 +3,11 @@
 import ast
 from pathlib import Path
 
+import networkx
 import pytest
 import yaml
+from dvc.dependency import ParamsDependency
+from dvc.repo import Repo
 
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -68,3 +71,59 @@ def test_models_never_import_data_or_environments():
     worlds = {"backgrounds", "collect", "datasets", "distractors", "envs", "paths", "params", "render"}
     for model in ("bc", "cnn", "encoders", "lapo", "ocp", "slot_attention"):
         assert not imported_modules(ROOT / "oclam" / f"{model}.py") & worlds, model
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return Repo(ROOT).index.graph  # an edge points from a stage to one that it depends on
+
+
+def rerun_by(graph, changed):
+    """Names of the stages that run again when `changed(dependency)` says that a dependency changed."""
+    stages = {stage for stage in graph if any(changed(dependency) for dependency in stage.deps)}
+    return {stage.addressing for stage in stages.union(*(networkx.ancestors(graph, stage) for stage in stages))}
+
+
+def by_parameter(key):
+    prefixes = {".".join(key.split(".")[:length]) for length in range(1, key.count(".") + 2)}
+    return lambda dependency: isinstance(dependency, ParamsDependency) and prefixes & set(dependency.params)
+
+
+def by_file(path):
+    return lambda dependency: dependency.def_path == path
+
+
+def instances(stage, *variants):
+    return {f"{stage}@cheetah-run-0-{variant}" for variant in variants}
+
+
+CLONED = ("lapo", "lapo-slots", "lapo-masks", "lapo-focus")
+FINETUNED_ON = {"report", *instances("eval", *CLONED), *instances("eval-clean", "lapo-no-distractors")}
+CLONED_ON = {*FINETUNED_ON, *instances("finetune", *CLONED), *instances("finetune-clean", "lapo-no-distractors")}
+
+
+def test_latent_dim_runs_the_latent_action_models_and_what_lies_downstream(graph):
+    lapo = {f"{variant}@cheetah-run-0" for variant in (*CLONED, "lapo-no-distractors")}
+    clones = instances("bc", *CLONED) | instances("bc-clean", "lapo-no-distractors")
+    assert rerun_by(graph, by_parameter("lapo.latent_dim")) == lapo | clones | CLONED_ON
+
+
+def test_finetune_learning_rate_runs_what_learns_from_few_labels_and_what_lies_downstream(graph):
+    scratch = {"scratch@cheetah-run-0", *instances("eval", "scratch")}
+    assert rerun_by(graph, by_parameter("finetune.learning_rate")) == scratch | CLONED_ON
+
+
+def test_focus_weight_runs_one_variant(graph):
+    focus = {f"{stage}@cheetah-run-0-lapo-focus" for stage in ("bc", "finetune", "eval")} | {"lapo-focus@cheetah-run-0"}
+    assert rerun_by(graph, by_parameter("lapo_focus.background_weight")) == focus | {"report"}
+
+
+def test_the_code_of_a_plot_runs_the_report_alone(graph):
+    assert rerun_by(graph, by_file("oclam/figures.py")) == {"report"}
+
+
+def test_nothing_downstream_touches_data_experts_or_encoder(graph):
+    learning = [f"{section}.learning_rate" for section in ("ocp", "lapo", "lapo_slots", "bc", "finetune")]
+    for key in [*learning, "slot_select.method", "eval.episodes"]:
+        stages = {name.split("@")[0] for name in rerun_by(graph, by_parameter(key))}
+        assert not stages & {"backgrounds", "expert", "encoder", "collect", "collect-clean"}, key
