@@ -6,8 +6,8 @@ Under `data/results` are the small files that the report reads; all else under `
 from pathlib import Path
 
 __all__ = [
-    "actor", "backgrounds", "dataset", "embedded_encoder", "encoder", "episode_video", "evaluation", "expert",
-    "expert_curve", "latents", "lapo", "log", "ocp", "policies", "probe", "reports", "samples", "selection",
+    "actor", "backgrounds", "dataset", "duration", "embedded_encoder", "encoder", "episode_video", "evaluation",
+    "expert", "expert_curve", "latents", "lapo", "log", "ocp", "policies", "probe", "reports", "samples", "selection",
     "slot_preview", "slot_table", "slots",
 ]
 
@@ -94,3 +94,8 @@ def episode_video(task, seed, variant):
 def log(artifact):
     """The rows (step, loss, ...) of the training that made `artifact`."""
     return RESULTS / artifact.relative_to(DATA).with_suffix(".csv")
+
+
+def duration(stage):
+    """How long a stage took, and on what; `stage` is its name and arguments, joined by hyphens."""
+    return reports / "durations" / f"{stage}.json"
