@@ -1,0 +1,247 @@
+"""Reading a collected dataset: frames held where they fit, and random (t, t+1, t+k) batches gathered from them.
+
+Everywhere a frame is named by its flat index, episode * steps + t. The archive (Zarr) is read once, in order; what a
+training step needs is then gathered from GPU memory, host memory or a memory-mapped file by one index operation.
+"""
+
+import hashlib
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+
+from oclam.artifacts import atomic, digest, open_zarr
+from oclam.checkpoint import FOLDER
+from oclam.errors import UserError
+from oclam.progress import Progress
+from oclam.seeding import torch_rng
+
+__all__ = ["Dataset", "FrameSampler", "Frames", "Prefetch", "TripleSampler", "open_dataset", "stack_index",
+           "to_image"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One task's episodes in one view; the last `test_episodes` of the arrays are held out.
+
+    pixels (E, T, H, W, 3) uint8 stays in the archive; actions (E, T, A), states (E, T, S) and rewards (E, T), all
+    float32, are read when first asked for. E = episodes + test_episodes, T = steps.
+    """
+
+    path: Path
+    group: zarr.Group
+    attrs: dict
+    episodes: int
+    test_episodes: int
+    steps: int
+
+    @property
+    def pixels(self):
+        return self.group["pixels"]
+
+    @cached_property
+    def actions(self):
+        return self.group["actions"][:]
+
+    @cached_property
+    def states(self):
+        return self.group["states"][:]
+
+    @cached_property
+    def rewards(self):
+        return self.group["rewards"][:]
+
+
+def open_dataset(path):
+    """Open a dataset written by collect or `oclam.hdf5`. Raises UserError when it is missing, damaged or no dataset."""
+    group = open_zarr(path)
+    attrs = dict(group.attrs)
+    missing = [name for name in ("pixels", "actions", "states", "rewards") if name not in group]
+    missing += [name for name in ("task", "view", "episodes", "test_episodes") if name not in attrs]
+    if missing:
+        raise UserError(f"{path}: no {', '.join(missing)}; not a dataset, or an old one: make it anew with `dvc repro`")
+    episodes, test_episodes, shape = attrs["episodes"], attrs["test_episodes"], group["pixels"].shape
+    shapes = {name: group[name].shape for name in ("pixels", "actions", "states", "rewards")}
+    if any(found[:2] != (episodes + test_episodes, shape[1]) for found in shapes.values()):
+        raise UserError(f"{path}: {shapes} do not agree with {episodes} + {test_episodes} episodes; make it anew with "
+                        "`dvc repro`")
+    return Dataset(Path(path), group, attrs, episodes, test_episodes, shape[1])
+
+
+class Frames:
+    """Rows of any shape and type, one a frame, held on a GPU, in host memory or in a memory-mapped file.
+
+    Args: rows, (N, *row_shape) tensor; device, where gathered rows are wanted.
+    """
+
+    def __init__(self, rows, device):
+        self.device, self.dtype, self.row_shape = torch.device(device), rows.dtype, rows.shape[1:]
+        # Rows are moved in the widest words that divide them: a GPU copies int64 several times faster than uint8.
+        width = rows[0].numel() * rows.element_size()
+        word = next(kind for kind in (torch.int64, torch.int32, torch.int16, torch.uint8) if width % kind.itemsize == 0)
+        self._rows = rows.reshape(len(rows), -1).view(word)
+
+    def __len__(self):
+        return len(self._rows)
+
+    @classmethod
+    def load(cls, array, episodes, device, allowance_bytes=None):
+        """Read the episodes `range(first, last)` of a Zarr array (E, T, ...), one after the other; row 0 is first's.
+
+        They go to the GPU when they fit in 80% of what is free there, else to host memory when they fit in half of
+        what is available, else to a file under `.resume` that is made once for this content and mapped; which one is
+        printed. allowance_bytes replaces both limits. On the way at most one decoded episode and its compressed bytes
+        are in memory.
+        """
+        device = torch.device(device)
+        shape = (len(episodes) * array.shape[1], *array.shape[2:])
+        size, dtype = int(np.prod(shape)) * array.dtype.itemsize, torch.from_numpy(np.empty(0, array.dtype)).dtype
+        on_gpu = device.type == "cuda" and size <= (allowance_bytes or 0.8 * torch.cuda.mem_get_info(device)[0])
+        said = f"{array.name[1:]}: {size / 1e9:.3g} GB"
+        if not on_gpu and size > (allowance_bytes or 0.5 * _available_memory()):
+            path = _mapped_file(array, episodes)
+            print(f"{said}, more than memory allows: mapped from {path}", file=sys.stderr)
+            rows = torch.from_file(str(path), shared=True, size=int(np.prod(shape)), dtype=dtype)
+            return cls(rows.view(shape), device)
+        print(f"{said} in {'GPU' if on_gpu else 'host'} memory", file=sys.stderr)
+        rows = torch.empty(shape, dtype=dtype, device=device if on_gpu else "cpu")
+        for i, episode in enumerate(_read(array, episodes)):
+            rows[i * len(episode):(i + 1) * len(episode)] = torch.from_numpy(episode)
+        return cls(rows, device)
+
+    def gather(self, index, out=None):
+        """Rows of any LongTensor of flat indices: (...) -> (..., *row_shape) on `device`.
+
+        out, a tensor of the result's shape and type on the rows' own device, is filled instead of new memory, which
+        saves the page faults of a large batch. Rows on their way from the host to a GPU pass through pinned memory.
+        """
+        shape, index = (*index.shape, *self.row_shape), index.flatten().to(self._rows.device)
+        if self._rows.device != self.device:
+            out = torch.empty(shape, dtype=self.dtype, pin_memory=True)
+        if out is None:
+            rows = torch.index_select(self._rows, 0, index).view(self.dtype).view(shape)
+        else:
+            torch.index_select(self._rows, 0, index, out=out.view(len(index), -1).view(self._rows.dtype))
+            rows = out
+        return rows.to(self.device, non_blocking=True)
+
+
+def _available_memory():
+    """Bytes that this process may still take, the container's limit included."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # counts reclaimable cache as available
+        available = int(meminfo.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        available = min(available, int(limit) - int((group / "memory.current").read_text()))
+    return available
+
+
+def _read(array, episodes):
+    with Progress(len(episodes), f"reading {array.name[1:]}", " episodes") as bar:
+        for episode in episodes:
+            yield array[episode]
+            bar.update()
+
+
+def _mapped_file(array, episodes):
+    """The rows as one flat file, made once; a file of the same array's earlier content is removed."""
+    source = Path(array.store.root) / array.path
+    place = hashlib.sha256(repr((os.fspath(source.absolute()), episodes)).encode()).hexdigest()[:16]
+    path = FOLDER / f"frames-{place}-{digest(source)[:16]}"
+    if not path.exists():
+        for old in FOLDER.glob(f"frames-{place}-*"):
+            old.unlink()
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            for episode in _read(array, episodes):
+                file.write(np.ascontiguousarray(episode).data)
+    return path
+
+
+def stack_index(t, stack, steps):
+    """Flat indices of the `stack` frames that end at `t`, oldest first: LongTensor (...) -> (..., stack).
+
+    An episode's start repeats its first frame.
+    """
+    start = (t - t % steps).unsqueeze(-1)
+    return torch.maximum(t.unsqueeze(-1) + torch.arange(1 - stack, 1, device=t.device), start)
+
+
+class FrameSampler:
+    """Every frame that has a successor once an epoch, in an order that depends on the seed alone.
+
+    Args: episodes; steps of an episode (t is in 0..steps-2 of each); batch_size, of any size: epochs follow one
+    another without a gap; seed, an int or string.
+    """
+
+    def __init__(self, episodes, steps, batch_size, seed):
+        self.episodes, self.steps, self.batch_size, self.seed = episodes, steps, batch_size, seed
+        self.samples = episodes * (steps - 1)
+        self.steps_per_epoch = -(-self.samples // batch_size)
+        self._orders = {}
+
+    def batch(self, step):
+        """Flat indices (B,) of the frames of training step `step`."""
+        places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = places // self.samples, places % self.samples
+        orders = {epoch: self._order(epoch) for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)}
+        sample = torch.cat([order[places[epochs == epoch]] for epoch, order in orders.items()])
+        self._orders = {int(epochs[-1]): orders[int(epochs[-1])]}
+        return sample + sample // (self.steps - 1)  # skips every episode's last frame
+
+    def _order(self, epoch):
+        order = self._orders.get(epoch)
+        return torch.randperm(self.samples, generator=torch_rng("order", self.seed, epoch)) if order is None else order
+
+
+class TripleSampler(FrameSampler):
+    """Current, next and future frame: t as in FrameSampler, t + 1, t + k with k uniform in 1..future_offset.
+
+    t + k is clipped to the episode's end; stack is how many frames an observation has.
+    """
+
+    def __init__(self, episodes, steps, batch_size, stack, future_offset, seed):
+        super().__init__(episodes, steps, batch_size, seed)
+        self.stack, self.future_offset = stack, future_offset
+
+    def batch(self, step):
+        """Flat indices t, t + 1 and t + k, each (B,), of training step `step`."""
+        t = super().batch(step)
+        k = torch.randint(1, self.future_offset + 1, t.shape, generator=torch_rng("future", self.seed, step))
+        return t, t + 1, torch.minimum(t + k, t - t % self.steps + self.steps - 1)
+
+    def gather(self, frames, step):
+        """The stacks that end at t, t + 1 and t + k: three (B, stack, *row_shape) of training step `step`.
+
+        The first two are views of one window of stack + 1 frames, so that no frame is copied for both.
+        """
+        _, after, future = self.batch(step)
+        window = frames.gather(stack_index(after, self.stack + 1, self.steps))
+        return window[:, :-1], window[:, 1:], frames.gather(stack_index(future, self.stack, self.steps))
+
+
+class Prefetch:
+    """`Prefetch(make)(step)` is make(step), made in a thread while the step before was trained on.
+
+    make must depend on nothing but the step, so that a resumed training sees the same batches.
+    """
+
+    def __init__(self, make):
+        self._make, self._pool, self._ahead = make, ThreadPoolExecutor(1), {}
+
+    def __call__(self, step):
+        batch = self._ahead.get(step) or self._pool.submit(self._make, step)
+        self._ahead = {step + 1: self._pool.submit(self._make, step + 1)}
+        return batch.result()
+
+
+def to_image(frames):
+    """Stacked uint8 frames as a network's input: (..., stack, H, W, C) -> float32 (..., stack * C, H, W) in [-1, 1]."""
+    return frames.movedim(-1, -3).flatten(-4, -3).to(torch.float32).div_(127.5).sub_(1)

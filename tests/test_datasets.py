@@ -1,0 +1,205 @@
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from oclam import datasets
+from oclam.datasets import Frames, FrameSampler, Prefetch, TripleSampler, open_dataset, stack_index, to_image
+from oclam.errors import UserError
+
+EPISODES, STEPS = 5, 7
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A dataset of 5 + 1 episodes of 7 steps; every pixel row is its own."""
+    monkeypatch.chdir(tmp_path)
+    return make("data.zarr", EPISODES + 1, STEPS)
+
+
+def make(path, episodes, steps):
+    random, group = np.random.default_rng(0), zarr.create_group(path)
+    group.attrs.update(task="cheetah-run", view="distracted", episodes=episodes - 1, test_episodes=1)
+    pixels = random.integers(0, 256, (episodes, steps, 8, 8, 3), dtype=np.uint8)
+    group.create_array("pixels", data=pixels, chunks=(1, 4, 8, 8, 3), shards=(2, 8, 8, 8, 3))
+    for name, shape in {"actions": (2,), "states": (3,), "rewards": ()}.items():
+        group.create_array(name, data=random.normal(size=(episodes, steps, *shape)).astype(np.float32))
+    return open_dataset(path)
+
+
+def load(store, **arguments):
+    return Frames.load(store.pixels, range(EPISODES), "cpu", **arguments)
+
+
+def naive_stack(pixels, t, stack):
+    episode, step = divmod(int(t), STEPS)
+    return np.stack([pixels[episode, max(step - back, 0)] for back in reversed(range(stack))])
+
+
+def test_dataset_reads_what_was_written(store):
+    assert (store.episodes, store.test_episodes, store.steps) == (EPISODES, 1, STEPS)
+    assert store.actions.shape == (EPISODES + 1, STEPS, 2) and store.states.shape[-1] == 3
+    assert store.rewards is store.rewards
+
+
+@pytest.mark.parametrize("spoil", ["attrs", "array", "shape"])
+def test_what_is_no_dataset_is_refused(store, spoil):
+    group = zarr.open_group("data.zarr", mode="r+")
+    if spoil == "attrs":
+        del group.attrs["task"]
+    elif spoil == "array":
+        del group["actions"]
+    else:
+        group.attrs["episodes"] = 17
+    with pytest.raises(UserError, match="data.zarr: .*dvc repro"):
+        open_dataset("data.zarr")
+
+
+def test_stacks_of_triples_equal_a_loop_over_items(store):
+    frames, sampler, pixels = load(store), TripleSampler(EPISODES, STEPS, 11, 3, 4, 0), store.pixels[:]
+    for step in range(4):
+        for stacks, indices in zip(sampler.gather(frames, step), sampler.batch(step), strict=True):
+            assert np.array_equal(stacks, np.stack([naive_stack(pixels, t, 3) for t in indices]))
+
+
+def test_the_overlap_of_two_stacks_is_gathered_once(store):
+    now, after, _ = TripleSampler(EPISODES, STEPS, 11, 3, 4, 0).gather(load(store), 0)
+    assert now[:, 1:].data_ptr() == after[:, :-1].data_ptr()
+
+
+def test_stacks_repeat_the_first_frame_of_their_own_episode():
+    t = torch.tensor([0, 1, 2, STEPS, STEPS + 1, 3 * STEPS - 1])
+    expected = [[0, 0, 0], [0, 0, 1], [0, 1, 2], [7, 7, 7], [7, 7, 8], [18, 19, 20]]
+    assert stack_index(t, 3, STEPS).tolist() == expected
+    assert torch.equal(stack_index(t, 1, STEPS).squeeze(-1), t)
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 30, 77])
+def test_every_epoch_has_every_frame_with_a_successor_once(batch_size):
+    sampler, samples = FrameSampler(EPISODES, STEPS, batch_size, 0), EPISODES * (STEPS - 1)
+    drawn = torch.cat([sampler.batch(step) for step in range(-(-3 * samples // batch_size))])
+    epochs = [sorted(drawn[i * samples:(i + 1) * samples].tolist()) for i in range(3)]
+    assert epochs == [[t for t in range(EPISODES * STEPS) if t % STEPS != STEPS - 1]] * 3
+    assert sampler.steps_per_epoch == -(-samples // batch_size)
+    assert not torch.equal(drawn[:samples], drawn[samples:2 * samples])
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    first, second = (TripleSampler(EPISODES, STEPS, 9, 3, 4, seed=1) for _ in range(2))
+    forwards = [torch.stack(first.batch(step)) for step in range(8)]
+    backwards = [torch.stack(second.batch(step)) for step in reversed(range(8))]
+    assert all(map(torch.equal, forwards, reversed(backwards)))
+    other = TripleSampler(EPISODES, STEPS, 9, 3, 4, seed=2)
+    assert not torch.equal(forwards[0], torch.stack(other.batch(0)))
+
+
+def test_the_future_is_uniform_and_stays_in_its_episode():
+    steps, offset = 100, 10
+    t, after, future = TripleSampler(400, steps, 400 * (steps - 1), 1, offset, 0).batch(0)
+    assert torch.equal(after, t + 1) and torch.equal(future // steps, t // steps)
+    free = t % steps < steps - offset
+    counts = Counter((future - t)[free].tolist())
+    assert sorted(counts) == list(range(1, offset + 1))
+    expected = int(free.sum()) / offset  # 3,600 a value, standard deviation 57
+    assert all(abs(count - expected) < 5 * expected ** 0.5 for count in counts.values())
+    last = t % steps == steps - 2
+    assert torch.equal(future[last], after[last])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float16", "float32"])
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_gather_equals_indexing_for_every_type_and_width(kind, width):
+    rows = torch.randint(0, 256, (20, width, 1), generator=torch.Generator().manual_seed(0)).to(getattr(torch, kind))
+    index, frames = torch.tensor([[3, 19, 0], [3, 3, 7]]), Frames(rows, "cpu")
+    assert torch.equal(frames.gather(index), rows[index])
+    out = torch.empty(2, 3, width, 1, dtype=rows.dtype)
+    assert frames.gather(index, out) is out and torch.equal(out, rows[index])
+
+
+def test_mapped_rows_equal_those_in_memory_and_the_file_is_made_once(store, monkeypatch, capsys):
+    index = torch.arange(EPISODES * STEPS).flip(0)
+    expected = load(store).gather(index)
+    assert "host memory" in capsys.readouterr().err
+    assert torch.equal(load(store, allowance_bytes=1000).gather(index), expected)
+    assert "mapped from .resume" in capsys.readouterr().err
+    monkeypatch.setattr(datasets, "_read", None)  # a second reading would fail
+    assert torch.equal(load(store, allowance_bytes=1000).gather(index), expected)
+
+
+def test_a_changed_array_is_mapped_anew_and_the_old_file_removed(store):
+    load(store, allowance_bytes=1000)
+    zarr.open_group("data.zarr", mode="r+")["pixels"][0] = 7
+    assert (load(store, allowance_bytes=1000).gather(torch.arange(STEPS)) == 7).all()
+    assert len(list(datasets.FOLDER.iterdir())) == 1
+
+
+def test_episodes_are_counted_from_the_first_one_loaded(store):
+    held_out = Frames.load(store.pixels, range(EPISODES, EPISODES + 1), "cpu")
+    assert len(held_out) == STEPS and np.array_equal(held_out.gather(torch.arange(STEPS)), store.pixels[EPISODES])
+
+
+LIMITED = """
+import resource, sys, torch
+from oclam.datasets import Frames, open_dataset
+store = open_dataset("large.zarr")
+Frames.load(store.pixels, range(1), "cpu")  # libraries, threads and arenas before the limit
+used = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1])
+resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[2]),) * 2)
+frames = Frames.load(store.pixels, range(store.episodes), "cpu", allowance_bytes=int(sys.argv[1]))
+print(int(frames.gather(torch.arange(0, len(frames), 997)).sum()))
+"""
+
+
+def test_a_dataset_beyond_the_allowance_streams_within_a_bound(tmp_path, monkeypatch):
+    """160 MB of pixels are read and sampled in 80 MB of memory, where loading them whole does not fit."""
+    monkeypatch.chdir(tmp_path)
+    group = zarr.create_group("large.zarr")
+    group.attrs.update(task="cheetah-run", view="distracted", episodes=40, test_episodes=0)
+    shape = (40, 325, 64, 64, 3)
+    group.create_array("pixels", shape=shape, dtype="uint8", chunks=(1, *shape[1:]), fill_value=1)
+    for name in ("actions", "states", "rewards"):
+        group.create_array(name, shape=(40, 325, 1), dtype="float32")
+
+    def run(allowance):
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(datasets.__file__).parents[1])}
+        return subprocess.run([sys.executable, "-c", LIMITED, str(allowance), str(80 * 2**20)], env=environment,
+                              capture_output=True, text=True)
+
+    mapped, whole = run(10**6), run(10**9)
+    assert mapped.returncode == 0, mapped.stderr
+    assert int(mapped.stdout) == len(range(0, 40 * 325, 997)) * 64 * 64 * 3
+    assert whole.returncode != 0 and "memory" in whole.stderr
+
+
+def test_prefetch_gives_the_same_batches_in_any_order_and_passes_errors_on():
+    def make(step):
+        return 1 / (step - 3)
+
+    ahead = Prefetch(make)
+    assert [ahead(step) for step in (0, 1, 2, 10, 9, 4)] == [make(step) for step in (0, 1, 2, 10, 9, 4)]
+    with pytest.raises(ZeroDivisionError):
+        ahead(3)
+
+
+def test_prefetch_makes_the_next_batch_before_it_is_asked_for():
+    made = []
+    ahead = Prefetch(lambda step: made.append(step) or step)
+    assert ahead(0) == 0
+    ahead._pool.shutdown()
+    assert made == [0, 1]
+
+
+def test_images_are_in_minus_one_to_one_with_the_oldest_frame_first():
+    frames = torch.randint(0, 256, (2, 3, 4, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = to_image(frames)
+    assert images.shape == (2, 9, 4, 5) and images.dtype == torch.float32 and images.is_contiguous()
+    for stack in range(3):
+        for color in range(3):
+            expected = frames[:, stack, :, :, color].float() / 127.5 - 1
+            assert torch.allclose(images[:, 3 * stack + color], expected, atol=1e-6)
+    assert to_image(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1, 1)).flatten().tolist() == [-1, 1]
