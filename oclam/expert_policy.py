@@ -1,0 +1,110 @@
+"""An expert as a file that needs no framework: network and observation normaliser, run by NumPy."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from oclam.artifacts import load_tensors, save_tensors
+from oclam.errors import UserError
+from oclam.seeding import seed_of
+
+__all__ = ["Policy", "flatten", "load", "make", "measure", "save"]
+
+ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
+BOUNDS = {"clip": lambda x: np.clip(x, -1, 1), "tanh": np.tanh}  # how an action is kept in [-1, 1]: PPO's, SAC's
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A multi-layer perceptron on normalised observations.
+
+    layers: (weight (out, in), bias (out,)) float32, first to last; mean, std: float64 (S,), of the observations in
+    training; clip: largest absolute normalised observation; facts: what else the file says, such as returns and steps.
+    """
+
+    task: str
+    algorithm: str
+    layers: list
+    mean: np.ndarray
+    std: np.ndarray
+    clip: float
+    activation: str
+    bound: str
+    facts: dict = field(default_factory=dict)
+
+    def __call__(self, observation):
+        """Deterministic action: float32 (..., S), as `flatten` gives it, to float32 (..., A) in [-1, 1]."""
+        hidden = np.clip((observation - self.mean) / self.std, -self.clip, self.clip).astype(np.float32)
+        for weight, bias in self.layers[:-1]:
+            hidden = ACTIVATIONS[self.activation](hidden @ weight.T + bias)
+        weight, bias = self.layers[-1]
+        return BOUNDS[self.bound](hidden @ weight.T + bias)
+
+
+def save(path, policy):
+    """Write a policy as safetensors."""
+    tensors = {"observation.mean": policy.mean, "observation.std": policy.std}
+    for k, (weight, bias) in enumerate(policy.layers):
+        tensors |= {f"layers.{k}.weight": weight, f"layers.{k}.bias": bias}
+    save_tensors(path, {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, task=policy.task,
+                 algorithm=policy.algorithm, observation_size=len(policy.mean), action_size=len(policy.layers[-1][1]),
+                 clip=policy.clip, activation=policy.activation, bound=policy.bound, facts=policy.facts)
+
+
+def load(path, task):
+    """Read the policy of a task.
+
+    Raises UserError, one line, for a file that is missing, damaged, no expert, another task's or of the wrong shape.
+    """
+    tensors, metadata = load_tensors(path)
+    tensors = {name: tensor.numpy() for name, tensor in tensors.items()}
+    depth = sum(name.endswith(".weight") for name in tensors)
+    try:
+        layers = [(tensors[f"layers.{k}.weight"], tensors[f"layers.{k}.bias"]) for k in range(depth)]
+        policy = Policy(metadata["task"], metadata["algorithm"], layers, tensors["observation.mean"],
+                        tensors["observation.std"], metadata["clip"], metadata["activation"], metadata["bound"],
+                        metadata["facts"])
+    except KeyError as error:
+        raise UserError(f"{path}: not an expert, it has no {error}; docs of oclam.expert_policy give the layout") from None
+    if policy.task != task:
+        raise UserError(f"{path}: an expert for {policy.task}, {task} wanted; give that task's own file")
+    if policy.activation not in ACTIVATIONS or policy.bound not in BOUNDS:
+        raise UserError(f"{path}: activation {policy.activation!r}, bound {policy.bound!r} given; allowed are "
+                        f"{', '.join(ACTIVATIONS)} and {', '.join(BOUNDS)}")
+    environment = make(task, 0)
+    sizes = [len(flatten(environment.reset().observation)), *(len(bias) for _, bias in layers)]
+    shapes = [(after, before) for before, after in zip(sizes, sizes[1:], strict=False)]
+    if (not layers or [weight.shape for weight, _ in layers] != shapes or sizes[-1:] != [*environment.action_spec().shape]
+            or not policy.mean.shape == policy.std.shape == (sizes[0],)):
+        raise UserError(f"{path}: layers {[weight.shape for weight, _ in layers]} and normaliser {policy.mean.shape} given; "
+                        f"{task} has observations of {sizes[0]} and actions of {environment.action_spec().shape[0]}")
+    return policy
+
+
+def make(task, seed):
+    """dm_control's environment of a task such as cheetah-run. Raises UserError for a task that the suite has not."""
+    from dm_control import suite  # here, since it binds to a renderer that `oclam.envs` chooses first
+
+    domain, _, name = task.partition("-")
+    try:
+        return suite.load(domain, name, task_kwargs={"random": seed})
+    except ValueError as error:
+        raise UserError(f"{task}: not a task of dm_control's suite ({error}); name one such as cheetah-run") from None
+
+
+def flatten(observation):
+    """dm_control's observation as one float32 vector (S,), in the suite's own order."""
+    return np.concatenate([np.ravel(value) for value in observation.values()]).astype(np.float32)
+
+
+def measure(policy, episodes, *purpose):
+    """Returns float64 (episodes,) of whole episodes, each begun from a seed of its own and of `purpose`."""
+    returns, environment = np.zeros(episodes), make(policy.task, 0)
+    for k in range(episodes):
+        environment.task.random.seed(seed_of("expert", policy.task, *purpose, k) % 2**32)
+        step = environment.reset()
+        while not step.last():
+            step = environment.step(policy(flatten(step.observation)))
+            returns[k] += step.reward
+    return returns
