@@ -119,6 +119,7 @@ class Ocp(Section):
     decoder_hidden: Count
     decoder_layers: Count
     clip_length: Annotated[int, Field(ge=2)]
+    kept_clips: Count | None  # draw and encode this many clips once; null encodes fresh ones at every step
     batch_size: Count
     steps: Count
     learning_rate: Positive

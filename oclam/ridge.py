@@ -45,12 +45,6 @@ class Moments:
     def __radd__(self, zero):  # so that sum() works
         return self if zero == 0 else NotImplemented
 
-    def select(self, columns):
-        """The moments with these inputs alone."""
-        targets = range(1 + self.inputs, len(self.joint))
-        keep = np.array([0, *(1 + np.asarray(columns)), *targets])
-        return Moments(self.joint[np.ix_(keep, keep)], len(columns))
-
     @property
     def variance(self):
         """Variance of every target, (Y,): the error of the best constant."""

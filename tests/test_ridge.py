@@ -44,12 +44,6 @@ def test_scaling_an_input_changes_no_prediction(data):
     np.testing.assert_allclose(one(x), other(x * scale))
 
 
-def test_selected_inputs_are_those_columns(data):
-    x, y = data
-    expected = Moments.of(x[:, [3, 1]], y).fit(0.2)
-    np.testing.assert_allclose(Moments.of(x, y).select([3, 1]).fit(0.2).weight, expected.weight)
-
-
 def test_cross_validation_equals_refitting_without_each_trajectory(data):
     x, y = data
     folds = [np.arange(i, i + 15) for i in range(0, 60, 15)]

@@ -1,0 +1,120 @@
+"""Recurrent slot attention (arXiv 2006.15055, 2306.04829): slots compete for patches, frame after frame."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "mlp"]
+
+
+def mlp(*sizes):
+    """Linear layers with ReLU between them."""
+    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and a 4x MLP. x (B or 1, N, D) attends to memory (B, M, D), or to itself."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
+        self.mlp = mlp(dim, 4 * dim, dim)
+
+    def forward(self, x, memory=None):
+        normed = self.norm1(x)
+        memory = normed if memory is None else memory
+        query, key, value = (layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, y in
+                             ((self.query, normed), (self.key, memory), (self.value, memory)))
+        query = query.expand(len(key), -1, -1, -1)  # queries shared by the batch are projected once
+        x = x + self.output(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """Blocks one after the other; (B or 1, N, D), memory (B, M, D) or None -> (B, N, D)."""
+
+    def __init__(self, dim, blocks, heads):
+        super().__init__()
+        self.blocks = nn.ModuleList(TransformerBlock(dim, heads) for _ in range(blocks))
+
+    def forward(self, x, memory=None):
+        for block in self.blocks:
+            x = block(x, memory)
+        return x
+
+
+class SlotInit(nn.Module):
+    """A learned mean and log standard deviation for each slot (paper, appendix D).
+
+    Training adds noise of that size; inference uses the mean, so that slot k stays the same object everywhere.
+    """
+
+    def __init__(self, slots, dim):
+        super().__init__()
+        self.mean = nn.Parameter(torch.randn(slots, dim))
+        self.log_std = nn.Parameter(torch.full((slots, dim), -1.0))
+
+    def forward(self, batch, noise=None):
+        """(batch, slots, dim); noise, standard normal of that shape, or None for the mean alone."""
+        mean = self.mean.expand(batch, -1, -1)
+        return mean if noise is None else mean + self.log_std.exp() * noise
+
+
+class SlotAttention(nn.Module):
+    """Slot attention without an MLP: attention normalised over slots, GRU update (arXiv 2006.15055)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.norm_features, self.norm_slots = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.gru = nn.GRUCell(dim, dim)
+
+    def read(self, features):
+        """Keys and values of the patches, which do not depend on the slots: (..., P, D) -> two (..., P, D)."""
+        features = self.norm_features(features)
+        return self.key(features), self.value(features)
+
+    def forward(self, slots, key, value, iterations):
+        """Refine slots (B, K, D) on one frame's keys and values (B, P, D)."""
+        for _ in range(iterations):
+            slots = self.step(slots, key, value)
+        return slots
+
+    def step(self, slots, key, value):
+        query = self.query(self.norm_slots(slots))
+        share = (query @ key.mT * query.shape[-1] ** -0.5).softmax(1) + 1e-8  # (B, K, P): patches are shared out
+        update = (share / share.sum(2, keepdim=True)) @ value
+        return self.gru(update.flatten(0, 1), slots.flatten(0, 1).to(update.dtype)).view_as(slots)
+
+
+class RecurrentSlots(nn.Module):
+    """Slots through a clip: 3 iterations on its first frame, 2 on later ones, a transformer predicts in between.
+
+    Args: slots; dim, of slots and features.
+    """
+
+    def __init__(self, slots, dim):
+        super().__init__()
+        self.init = SlotInit(slots, dim)
+        self.attention = SlotAttention(dim)
+        self.predictor = Transformer(dim, blocks=1, heads=4)
+
+    def forward(self, features, previous=None, noise=None):
+        """Features (B, T, P, D) -> slots (B, T, K, D).
+
+        previous, the slots (B, K, D) of the frame before the first one, goes on with an episode; None begins one,
+        from the learned means and `noise` (B, K, D).
+        """
+        key, value = self.attention.read(features)
+        slots, through_time = previous, []
+        for t in range(features.shape[1]):
+            first = slots is None
+            slots = self.init(len(features), noise) if first else self.predictor(slots)
+            slots = self.attention(slots, key[:, t], value[:, t], iterations=3 if first else 2)
+            through_time.append(slots)
+        return torch.stack(through_time, 1)
