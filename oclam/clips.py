@@ -1,0 +1,52 @@
+"""Short clips of a dataset, encoded for object-centric pretraining."""
+
+from functools import cached_property
+
+import torch
+
+from oclam.progress import Progress
+from oclam.seeding import torch_rng
+
+__all__ = ["Clips", "clip_index"]
+
+ENCODER_BATCH = 64
+
+
+def clip_index(count, episodes, steps, length, generator):
+    """Flat indices (count, length) of clips drawn uniformly among all that stay within their episode."""
+    episode = torch.randint(episodes, (count,), generator=generator)
+    start = torch.randint(steps - length + 1, (count,), generator=generator)
+    return (episode * steps + start)[:, None] + torch.arange(length)
+
+
+class Clips:
+    """`clips(step)` gives what the model learns from at `step`: tensors (B, T, ...), made by `observe`.
+
+    Args: frames, an `oclam.datasets.Frames` of uint8 images; observe, uint8 (N, H, W, 3) -> tensors (N, ...), such as
+    the frozen encoder; episodes and steps of the dataset; length of a clip; batch_size; kept, None for fresh clips at
+    every step, or how many clips to draw and encode once, in float16, for all of training; seed.
+    """
+
+    def __init__(self, frames, observe, *, episodes, steps, length, batch_size, kept, seed):
+        self.frames, self.observe, self.seed = frames, observe, seed
+        self.draw = lambda count, *purpose: clip_index(count, episodes, steps, length, torch_rng(*purpose, seed))
+        self.batch_size, self.kept = batch_size, kept
+
+    def __call__(self, step):
+        if self.kept is None:
+            index = self.draw(self.batch_size, "clips", step)
+            outputs = self.observe(self.frames.gather(index.flatten()))
+            return tuple(output.unflatten(0, index.shape) for output in outputs)
+        chosen = torch.randint(self.kept, (self.batch_size,), generator=torch_rng("clips", step, self.seed))
+        return tuple(tensor[chosen.to(tensor.device)].float() for tensor in self._store)
+
+    @cached_property
+    def _store(self):
+        """All kept clips, (kept, T, ...); every frame is encoded once, although clips overlap."""
+        unique, place = self.draw(self.kept, "kept clips").unique(return_inverse=True)
+        outputs = []
+        with Progress(len(unique), "encoding clips", " frames") as bar:
+            for part in unique.split(ENCODER_BATCH):
+                outputs.append([output.half() for output in self.observe(self.frames.gather(part))])
+                bar.update(len(part))
+        return tuple(torch.cat(column)[place.to(column[0].device)] for column in zip(*outputs, strict=True))
