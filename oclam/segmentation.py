@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-__all__ = ["adjusted_rand_index", "agent_patches", "agent_scores", "assignment_stability"]
+__all__ = ["adjusted_rand_index", "agent_patches", "agent_scores", "assignment_stability", "slot_measures"]
 
 
 def agent_patches(segmentation, grid, share=0.1):
@@ -51,3 +51,24 @@ def assignment_stability(labels, agent, slots):
     """
     counts = np.stack([((labels == k) & agent).sum((1, 2)) for k in range(slots)], 1)[agent.any((1, 2))]
     return np.bincount(counts.argmax(1), minlength=slots) / len(counts)
+
+
+def slot_measures(masks, segmentation, chosen):
+    """Every slot's measures and those of the chosen slots together, on the patch grid, each patch in one slot.
+
+    Args: masks (n, T, K, G, G), soft; segmentation (n, T, H, W) in {0, 1}, the agent; chosen, slot indices.
+    Returns a dict: slots, a list in slot order of agent_iou, agent_recall, area and stability (the share of frames in
+    which this slot holds the most of the agent); the same four of the chosen slots (stability: of each episode's
+    favourite slot); fg_ari, mean over frames; segmentation_choice, the slot with the highest IoU.
+    """
+    labels, slots, grid = masks.argmax(2), masks.shape[2], masks.shape[-1]
+    agent = np.stack([agent_patches(episode, grid) for episode in segmentation])
+    stability = np.stack([assignment_stability(*episode, slots) for episode in zip(labels, agent, strict=True)])
+    flat_labels, flat_agent = labels.reshape(-1, grid, grid), agent.reshape(-1, grid, grid)
+    rows = [agent_scores(flat_labels == k, flat_agent) | {"stability": float(stability[:, k].mean())}
+            for k in range(slots)]
+    scores = [adjusted_rand_index(truth.ravel().astype(int), found.ravel())
+              for truth, found in zip(flat_agent, flat_labels, strict=True) if truth.any()]
+    return {"slots": rows, **agent_scores(np.isin(flat_labels, chosen), flat_agent),
+            "stability": float(stability.max(1).mean()), "fg_ari": float(np.mean(scores)),
+            "segmentation_choice": int(np.argmax([row["agent_iou"] for row in rows]))}

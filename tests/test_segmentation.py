@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from oclam.segmentation import adjusted_rand_index, agent_patches, agent_scores, assignment_stability
+from oclam.segmentation import adjusted_rand_index, agent_patches, agent_scores, assignment_stability, slot_measures
 
 AGENT = np.zeros((2, 4, 4), bool)
 AGENT[:, 1, :] = True  # a row: 4 of 16 patches
@@ -59,3 +59,17 @@ def test_stability_is_the_share_of_frames_that_the_agent_spends_with_a_slot():
     labels[:3, 0] = 2  # three frames in slot 2, the last in slot 0
     labels[:, 1] = 1
     np.testing.assert_allclose(assignment_stability(labels, agent, 3), [0.25, 0, 0.75])
+
+
+def test_measures_of_a_known_assignment():
+    segmentation = np.repeat(AGENT, 4, 0).reshape(2, 4, 4, 4).astype(np.uint8)  # 2 episodes x 4 frames
+    masks = np.zeros((2, 4, 3, 4, 4), np.uint8)
+    masks[:, :, 0], masks[:, :, 2, 1] = 100, 150  # slot 2 holds the agent's row, slot 0 the rest
+    masks[1, 3, 2, 1] = 0  # but for one frame
+    found = slot_measures(masks, segmentation, chosen=[2])
+    assert found["segmentation_choice"] == 2 and found["fg_ari"] == 1
+    assert found["slots"][2] == {"agent_iou": 7 / 8, "agent_recall": 7 / 8, "area": 7 / 32, "stability": 7 / 8}
+    assert {key: found[key] for key in found["slots"][2]} == found["slots"][2]
+    assert found["slots"][1] == {"agent_iou": 0, "agent_recall": 0, "area": 0, "stability": 0}
+    together = slot_measures(masks, segmentation, chosen=[0, 2])
+    assert (together["agent_recall"], together["area"], together["agent_iou"]) == (1, 1, 0.25)

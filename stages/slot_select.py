@@ -1,0 +1,112 @@
+"""The choice of slots: reads every slot and the labelled trajectories, writes the chosen slots with their mask, and the
+table and pictures' data that tell why."""
+
+import sys
+
+import numpy as np
+import torch
+import zarr
+from torch.nn import functional as F
+
+from oclam import paths
+from oclam.artifacts import atomic, open_zarr, save_tensors, write_json
+from oclam.cli import arguments, run
+from oclam.datasets import open_dataset
+from oclam.params import load
+from oclam.progress import Progress
+from oclam.segmentation import slot_measures
+from oclam.slot_selection import choose_slots, combine, probe
+
+EPISODES = 4  # written at a time
+PICTURES, ANIMATION = 6, 60  # frames of the preview
+
+
+def main():
+    task, seed = arguments("task", "seed")
+    select = load("slot_select").slot_select
+    dataset, slots = open_dataset(paths.dataset(task, "distracted")), open_zarr(paths.slots(task, seed))
+    chosen, table = choose(task, select, dataset, slots)
+    held_out = range(dataset.episodes, dataset.episodes + dataset.attrs["segmented_episodes"])
+    masks = np.stack([slots["masks"][e] for e in held_out])
+    measures = slot_measures(masks, dataset.group["segmentation"][:], chosen)
+    measures["slots"] = [a | b for a, b in zip(table["slots"], measures["slots"], strict=True)]
+    table |= measures
+    if not table["better_than_whole_frame"]:
+        print(f"WARNING: {table['why']} Look at the masks before you trust what is learned from these slots.",
+              file=sys.stderr)
+    write_selection(paths.selection(task, seed), slots, chosen, select.combine, dataset.pixels.shape[2])
+    write_preview(paths.slot_preview(task, seed), dataset, masks, held_out, chosen)
+    write_json(paths.slot_table(task, seed), {"model": slots.attrs["model"], **table})
+
+
+def choose(task, select, dataset, slots):
+    """Chosen slots, and the table of probes; of the actions only the labelled trajectories are read."""
+    labelled = range(select.labelled_episodes)
+    vectors = [slots["slots"][e].astype(np.float32) for e in labelled]
+    actions = [dataset.group["actions"][e] for e in labelled]
+    whole = probe([slots["pooled"][e].astype(np.float32) for e in labelled], actions)
+    chosen, probes = choose_slots(vectors, actions, select.max_slots, select.combine)
+    if select.method == "manual":
+        chosen = select.manual[task]
+    found = probe([combine(v, chosen, select.combine) for v in vectors], actions)
+    better = found.mse < whole.mse
+    names = " and ".join(map(str, chosen))
+    why = f"Slot {names}: ridge error {found.mse:.3f} of the actions' variance {found.variance:.3f}, "
+    why += f"the whole frame's {whole.mse:.3f}"
+    why += ", chosen by hand" if select.method == "manual" else ", the lowest among the slots"
+    why += "." if better else "; so no slot tells the actions better than the whole frame does."
+    return chosen, {
+        "chosen": list(chosen), "method": select.method, "combine": select.combine, "why": why,
+        "better_than_whole_frame": bool(better), "whole_frame": _row(whole), "chosen_probe": _row(found),
+        "slots": [{"slot": k, **_row(probes[(k,)])} for k in range(vectors[0].shape[1])]}
+
+
+def _row(found):
+    return {"probe_mse": found.mse, "probe_r2": found.r2}
+
+
+def write_selection(path, slots, chosen, how, size):
+    """The chosen slots side by side (or their mean) and their masks' sum (or mean) at image size, every frame."""
+    episodes, steps, _, dim = slots["slots"].shape
+    width = dim * (1 if how == "mean" else len(chosen))
+    with atomic(path) as temporary, Progress(episodes * steps, "writing the selection", " frames") as bar:
+        group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": how})
+        vectors = group.create_array("slots", shape=(episodes, steps, width), chunks=(EPISODES, steps, width),
+                                     dtype="float16")
+        image = group.create_array("mask", shape=(episodes, steps, size, size), chunks=(EPISODES, 100, size, size),
+                                   shards=(EPISODES, 100 * -(-steps // 100), size, size), dtype="uint8")
+        for e in range(0, episodes, EPISODES):
+            part = slice(e, min(e + EPISODES, episodes))
+            vectors[part] = combine(slots["slots"][part], chosen, how)
+            mask = slots["masks"].oindex[part, :, chosen].astype(np.float32)
+            image[part] = upsample(mask.mean(2) if how == "mean" else mask.sum(2), size)
+            bar.update((part.stop - e) * steps)
+
+
+def upsample(mask, size):
+    """Masks on the patch grid (E, T, G, G), 0..255, bilinearly to uint8 (E, T, size, size)."""
+    large = F.interpolate(torch.from_numpy(mask), (size, size), mode="bilinear")
+    return large.round().clamp(0, 255).byte().numpy()
+
+
+def write_preview(path, dataset, masks, held_out, chosen):
+    """Frames, the agent and every slot's mask: some moments over the held-out episodes, and a stretch of the first."""
+    places = [(i % len(held_out), t) for i, t in
+              enumerate(np.linspace(0, dataset.steps - 1, PICTURES).round().astype(int).tolist())]
+    stretch = [(0, t) for t in range(min(ANIMATION, dataset.steps))]
+
+    def frames(at):
+        return torch.from_numpy(np.stack([dataset.pixels[held_out[e], t] for e, t in at]))
+
+    def slots_at(at):
+        return torch.from_numpy(np.stack([masks[e, t] for e, t in at]))
+
+    save_tensors(path, {
+        "frames": frames(places), "masks": slots_at(places),
+        "segmentation": torch.from_numpy(np.stack([dataset.group["segmentation"][e, t] for e, t in places])),
+        "animation_frames": frames(stretch), "animation_masks": slots_at(stretch)},
+        chosen=list(chosen), episodes=[held_out[e] for e, _ in places], steps=[t for _, t in places])
+
+
+if __name__ == "__main__":
+    run(main)
