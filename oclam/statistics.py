@@ -1,0 +1,41 @@
+"""Statistics of a few noisy runs, as arXiv 2108.13264 asks for them: interquartile mean and bootstrap intervals."""
+
+import math
+
+import numpy as np
+from scipy import stats
+
+__all__ = ["interquartile_mean", "summary"]
+
+
+def interquartile_mean(values, axis=-1):
+    """The mean of the middle half along `axis`: a quarter of the values, rounded down, is left out at either end."""
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def summary(returns):
+    """What is said about a policy's returns (S, E): S seeds, E episodes each.
+
+    Returns a dict: mean and its standard error, interquartile mean of all episodes (iqm) and its 95% percentile
+    bootstrap interval (low, high). The unit of chance, for the error and the bootstrap, is the seed where there are
+    several, with all its episodes; with one seed it is the episode, and says nothing about other seeds. The three are
+    NaN for a single episode.
+    """
+    returns = np.asarray(returns, np.float64)
+    units = returns if len(returns) > 1 else returns.T  # (units, values of each)
+    count, means = len(units), units.mean(1)
+    stderr = low = high = math.nan
+    if count > 1:
+        stderr = stats.sem(means)
+        interval = stats.bootstrap((np.arange(count),), lambda drawn, axis: _iqm_of_units(units, drawn, axis),
+                                   vectorized=True, method="percentile", n_resamples=2000,
+                                   random_state=np.random.default_rng(0)).confidence_interval
+        low, high = interval
+    values = {"mean": returns.mean(), "stderr": stderr, "iqm": interquartile_mean(returns.ravel()),
+              "low": low, "high": high}
+    return {key: float(value) for key, value in values.items()}
+
+
+def _iqm_of_units(units, drawn, axis):
+    values = units[np.moveaxis(drawn, axis, -1)]  # (..., drawn units, values of each)
+    return interquartile_mean(values.reshape(*values.shape[:-2], -1))
