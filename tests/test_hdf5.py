@@ -1,0 +1,113 @@
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from oclam.datasets import open_dataset
+from oclam.errors import UserError
+from oclam.hdf5 import import_hdf5
+
+STEPS, EPISODES = 4, 12
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A file of 12 episodes of 4 steps, named 0..11; the first pixel and action tell the episode."""
+    path = tmp_path / "published.hdf5"
+    with h5py.File(path, "w") as file:
+        file.attrs.update(domain_name="cheetah", task_name="run", difficulty="hard", dynamic=True, img_hw=64,
+                          split="train")
+        for episode in range(EPISODES):
+            group = file.create_group(str(episode))
+            group["obs"] = np.full((STEPS, 64, 64, 3), episode, np.uint8)
+            group["actions"] = np.full((STEPS, 6), episode, np.float64)
+            group["states"] = np.full((STEPS, 17), -episode, np.float32)
+    return path
+
+
+def test_what_is_imported_is_a_dataset_in_the_file_s_own_order(published, tmp_path):
+    import_hdf5(published, tmp_path / "out.zarr", test_episodes=2)
+    dataset = open_dataset(tmp_path / "out.zarr")
+    assert (dataset.episodes, dataset.test_episodes, dataset.steps) == (EPISODES - 2, 2, STEPS)
+    assert dataset.attrs["task"] == "cheetah-run" and dataset.attrs["view"] == "distracted"
+    assert dataset.attrs["source"]["dynamic"] is True and dataset.attrs["source"]["img_hw"] == 64
+    assert dataset.pixels.dtype == np.uint8 and dataset.actions.dtype == dataset.states.dtype == np.float32
+    expected = np.arange(EPISODES)  # 0, 1, 2, ... 10, 11, where the alphabet says 0, 1, 10, 11, 2
+    assert (dataset.pixels[:].reshape(EPISODES, -1) == expected[:, None]).all()
+    assert (dataset.actions.reshape(EPISODES, -1) == expected[:, None]).all()
+    assert (dataset.states.reshape(EPISODES, -1) == -expected[:, None]).all()
+    assert np.isnan(dataset.rewards).all() and dataset.rewards.shape == (EPISODES, STEPS)
+
+
+def test_no_distraction_is_the_clean_view(published, tmp_path):
+    with h5py.File(published, "a") as file:
+        file.attrs["difficulty"] = "vanilla"
+    import_hdf5(published, tmp_path / "out.zarr", test_episodes=2)
+    assert open_dataset(tmp_path / "out.zarr").attrs["view"] == "clean"
+
+
+def without_states(file):
+    del file["3"]["states"]
+
+
+def without_task(file):
+    del file.attrs["task_name"]
+
+
+def without_episodes(file):
+    file.clear()
+
+
+def with_float_pixels(file):
+    del file["3"]["obs"]
+    file["3"]["obs"] = np.zeros((STEPS, 64, 64, 3))
+
+
+def with_small_pixels(file):
+    del file["3"]["obs"]
+    file["3"]["obs"] = np.zeros((STEPS, 32, 32, 3), np.uint8)
+
+
+def with_short_actions(file):
+    del file["3"]["actions"]
+    file["3"]["actions"] = np.zeros((STEPS - 1, 6))
+
+
+def with_an_array_for_an_episode(file):
+    del file["3"]
+    file["3"] = np.zeros(3)
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (without_states, "3 is no episode"), (without_task, "no attribute task_name"), (without_episodes, "no episodes"),
+    (with_float_pixels, "type float64, expected uint8"), (with_small_pixels, "episode 3 has"),
+    (with_short_actions, "episode 3 has"), (with_an_array_for_an_episode, "3 is no episode"),
+])
+def test_a_bad_file_is_refused_in_one_line_and_leaves_nothing(published, tmp_path, spoil, message):
+    with h5py.File(published, "a") as file:
+        spoil(file)
+    with pytest.raises(UserError, match=message) as error:
+        import_hdf5(published, tmp_path / "out.zarr", test_episodes=2)
+    assert "\n" not in str(error.value) and "published.hdf5" in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["published.hdf5"]
+
+
+@pytest.mark.parametrize("test_episodes", [0, EPISODES, 99])
+def test_some_episodes_must_remain_on_either_side(published, tmp_path, test_episodes):
+    with pytest.raises(UserError, match=rf"--test-episodes: {test_episodes} given, .* allows 1..11"):
+        import_hdf5(published, tmp_path / "out.zarr", test_episodes)
+
+
+def test_an_existing_store_is_not_overwritten(published, tmp_path):
+    (tmp_path / "out.zarr").mkdir()
+    with pytest.raises(UserError, match="already there"):
+        import_hdf5(published, tmp_path / "out.zarr", 2)
+
+
+def test_the_command_says_one_line_about_what_is_no_hdf5(tmp_path):
+    (tmp_path / "text.hdf5").write_text("no HDF5")
+    command = [sys.executable, "-m", "oclam.hdf5", tmp_path / "text.hdf5", tmp_path / "out.zarr"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
