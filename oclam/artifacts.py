@@ -10,7 +10,6 @@ from pathlib import Path
 
 import zarr
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from oclam.errors import UserError
 
@@ -37,6 +36,8 @@ def atomic(path):
 
 def save_tensors(path, tensors, **metadata):
     """Write named tensors as safetensors with JSON-able metadata."""
+    from safetensors.torch import save_file  # brings torch, which workers that only simulate do without
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
         # One entry only: safetensors writes several in an order that changes from run to run.

@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-import torch
 
 __all__ = ["numpy_rng", "seed_of", "torch_rng"]
 
@@ -15,6 +14,8 @@ def seed_of(*purpose):
 
 def torch_rng(*purpose, device="cpu"):
     """A fresh torch generator for this purpose."""
+    import torch  # not at the top: workers that only simulate do without
+
     return torch.Generator(device).manual_seed(seed_of(*purpose))
 
 

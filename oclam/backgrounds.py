@@ -1,0 +1,130 @@
+"""Background videos: dead leaves made here, DAVIS 2017 downloaded and verified, or the user's own.
+
+Whatever the source, a video is uint8 (frames, S, S, 3), S the edge of the texture that it becomes.
+"""
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+import zarr
+
+from oclam.artifacts import atomic, open_zarr
+
+__all__ = ["FULL_TEXTURE", "GeneratedVideos", "StoredVideos", "dead_leaves", "texture_edge",
+           "videos_from", "write_store"]
+
+FULL_TEXTURE = 800  # edge of the suite's own sky texture
+SUPERSAMPLING = 2
+
+
+def texture_edge(renderer, texture_size):
+    """Edge of a background frame: `texture_size` for the fast renderer, the suite's own for the reference."""
+    return texture_size if renderer == "fast" else FULL_TEXTURE
+
+
+def dead_leaves(rng, frames, size, leaves=400):
+    """A video of the dead leaves model (Lee, Mumford & Huang 2001) whose leaves move under a drifting camera.
+
+    Leaves with power-law sizes cover each other; colours cluster, each leaf carries its own grating, and each moves
+    along its own path, the nearer (the later drawn) the faster. The same `rng` gives the same scene at every size.
+    Returns uint8 (frames, size, size, 3).
+    """
+    edge = size * SUPERSAMPLING
+    radius = np.clip(0.02 * (1 - rng.random(leaves)) ** -0.6, 0.02, 0.3)  # in pictures
+    radius[:40] = rng.uniform(0.25, 0.45, 40)  # the backdrop, so that no gap shows
+    corners = rng.choice([3, 4, 5, 24], leaves)[:, None]  # vertices of the outline; 24 make an ellipse
+    vertices = _unit(2 * np.pi * (np.arange(24) * corners // 24) / corners) * radius[:, None, None]
+    vertices[..., 1] *= rng.uniform(0.5, 1, leaves)[:, None]
+    tilt, turn = rng.uniform(0, 2 * np.pi, leaves), 0.02 * rng.standard_normal(leaves)
+    nearness = np.linspace(0.3, 1, leaves)[:, None]
+    start, velocity = rng.uniform(0, 2, (leaves, 2)), 0.006 * nearness * rng.standard_normal((leaves, 2))
+    camera = np.cumsum(rng.uniform(0.002, 0.007) * _unit(rng.uniform(0, 2 * np.pi)) +
+                       0.002 * rng.standard_normal((frames, 2)), axis=0)
+    grey, hue = rng.uniform(30, 225, (6, 1)), 35 * rng.standard_normal((6, 3))
+    colour = (grey + hue)[rng.integers(6, size=leaves)] + 20 * rng.standard_normal((leaves, 3))
+    wave = rng.uniform(10, 60, leaves)[:, None] * _unit(rng.uniform(0, 2 * np.pi, leaves))
+    phase, contrast = rng.uniform(0, 2 * np.pi, leaves), rng.uniform(0, 30, leaves)
+
+    video = np.empty((frames, size, size, 3), np.uint8)
+    ruler = (np.arange(edge, dtype=np.float32) + 0.5) / edge
+    colour, contrast, wave = (array.astype(np.float32) for array in (colour, contrast, wave))
+    for t in range(frames):
+        centre = (start + velocity * t - nearness * camera[t]) % 2 - 0.5  # a torus of 2 x 2 pictures
+        rotation = np.exp(1j * (tilt + turn * t))[:, None]
+        outline = (vertices[..., 0] + 1j * vertices[..., 1]) * rotation + centre[:, :1] + 1j * centre[:, 1:]
+        outline = np.round(np.stack([outline.real, outline.imag], -1) * edge * 256).astype(np.int32)
+        owner = np.zeros((edge, edge), np.int32)
+        for leaf in range(leaves):
+            cv2.fillPoly(owner, outline[leaf:leaf + 1], leaf, shift=8)
+        shift = (phase - (wave * centre).sum(-1)).astype(np.float32)
+        grating = np.sin(wave[:, 0][owner] * ruler + wave[:, 1][owner] * ruler[:, None] + shift[owner])
+        picture = colour[owner] + (grating * contrast[owner])[..., None]
+        video[t] = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA).round().clip(0, 255)
+    return video
+
+
+def _unit(angle):
+    return np.stack([np.cos(angle), np.sin(angle)], -1)
+
+
+class GeneratedVideos:
+    """Dead leaves, a sequence of `count` videos, each made when it is first asked for and then remembered.
+
+    Args: split, "train" or "test"; seed, of the whole sequence: video k is the same whatever was asked before.
+    """
+
+    def __init__(self, split, count, frames, size, seed):
+        self._count = count
+        split = ("train", "test").index(split)
+        self._make = lru_cache(maxsize=None)(
+            lambda k: dead_leaves(np.random.default_rng([seed, split, k]), frames, size))
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, k):
+        if not 0 <= k < self._count:
+            raise IndexError(k)
+        return self._make(k)
+
+
+class StoredVideos:
+    """One split of the backgrounds' store, a sequence of videos read when asked for."""
+
+    def __init__(self, path, split):
+        group = open_zarr(path)[split]
+        self._videos = [group[str(k)] for k in range(len(list(group.array_keys())))]
+
+    def __len__(self):
+        return len(self._videos)
+
+    def __getitem__(self, k):
+        return self._videos[k][:]
+
+
+def videos_from(params, size):
+    """The videos that `oclam.params.Backgrounds` asks for, by split, each an iterable of (name, video)."""
+    counts = {"train": params.videos, "test": -(-params.videos // 2)}
+    if params.source == "generated":
+        return {split: _named(GeneratedVideos(split, count, params.frames, size, params.seed))
+                for split, count in counts.items()}
+    raise NotImplementedError
+
+
+def _named(videos):
+    return ((f"dead leaves {k}", videos[k]) for k in range(len(videos)))
+
+
+def write_store(path, videos, source):
+    """Write the backgrounds' store: videos, split -> iterable of (name, uint8 (frames, S, S, 3)), one file a video."""
+    with atomic(path) as temporary:
+        group = zarr.create_group(temporary)
+        for split, named in videos.items():
+            names = []
+            for k, (name, video) in enumerate(named):
+                group.create_array(f"{split}/{k}", data=video, chunks=video.shape, compressors=None)
+                names.append(name)
+            group[split].attrs["names"] = names
+        group.attrs["source"] = source

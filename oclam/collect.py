@@ -1,0 +1,208 @@
+"""Demonstrations into one Zarr store: whole episodes, a shard at a time, each written by one worker.
+
+A worker's shard is a pure function of its episodes' seeds, so the store is the same for any number of workers. Each
+finished shard leaves a record with its files' SHA-256, by which a killed collection knows what it need not redo.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from oclam.artifacts import atomic, write_json
+from oclam.errors import UserError
+from oclam.progress import Progress
+from oclam.seeding import seed_of
+
+__all__ = ["Plan", "collect", "damaged"]
+
+ARRAYS = ("pixels", "actions", "states", "rewards", "segmentation")
+BLOCK = 125  # frames of a chunk of pixels, the least that is read
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to collect. params: `oclam.params.Collect`; env: `oclam.params.Env`; policy: (S,) float32 -> (A,) float32,
+    picklable; backgrounds: the store's path, or None.
+    """
+
+    task: str
+    view: str
+    params: object
+    env: object
+    policy: object
+    backgrounds: Path | None
+
+    @property
+    def episodes(self):
+        """All of them, the held-out ones last."""
+        return self.params.episodes + self.params.test_episodes
+
+    @property
+    def shards(self):
+        return -(-self.episodes // self.params.shard_episodes)
+
+    def members(self, shard):
+        """The episodes of a shard."""
+        return range(shard * self.params.shard_episodes,
+                     min((shard + 1) * self.params.shard_episodes, self.episodes))
+
+    def seed(self, episode):
+        """The seed that makes an episode, in both views."""
+        return seed_of("collect", self.task, self.params.seed, episode)
+
+    def split(self, episode):
+        """Which background videos an episode may see."""
+        return "train" if episode < self.params.episodes else "test"
+
+    def segmented(self, episode):
+        """An episode's row in the segmentation array, None for most."""
+        row = episode - self.params.episodes
+        return row if 0 <= row < self.params.segmented_episodes else None
+
+
+def collect(plan, folder, path, workers=None):
+    """Collect what the plan says into the Zarr store `path`.
+
+    Args: folder, for work in progress: a later call with the same plan goes on from its finished shards; workers,
+    processes, by default one a core. Returns the episodes' returns. Raises UserError for what does not fit together.
+    """
+    store, records = Path(folder) / "store.zarr", Path(folder) / "shards"
+    if not (records / "created").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # no OpenGL in this process
+            pool.apply(_create, (plan, store))
+        records.mkdir()
+        (records / "created").touch()
+    for shard, reason in damaged(store, records).items():
+        print(f"{path.name}: {reason}, shard {shard} is made anew", flush=True)
+        (records / f"{shard}.json").unlink()
+    todo = [shard for shard in range(plan.shards) if not (records / f"{shard}.json").exists()]
+    frames = plan.params.steps
+    done = sum(len(plan.members(shard)) for shard in range(plan.shards) if shard not in todo)
+    with Progress(plan.episodes * frames, f"collect {plan.task} {plan.view}", " frames", initial=done * frames) as bar:
+        workers = min(workers or len(os.sched_getaffinity(0)), len(todo))
+        if workers:
+            with multiprocessing.get_context("spawn").Pool(workers, _start, (plan, store, records)) as pool:
+                for shard in pool.imap_unordered(_make_shard, todo):
+                    bar.update(len(plan.members(shard)) * frames)
+    return _finish(plan, store, records, path)
+
+
+def damaged(store, records):
+    """Compare every recorded shard's files with their checksums. Returns {shard: which file and what is wrong}."""
+    found = {}
+    for record in records.glob("*.json"):
+        for name, checksum in json.loads(record.read_text())["files"].items():
+            file = store / name
+            if not file.exists():
+                found[int(record.stem)] = f"{name} is gone"
+            elif _checksum(file) != checksum:
+                found[int(record.stem)] = f"{name} is truncated or altered"
+    return dict(sorted(found.items()))
+
+
+def _checksum(file):
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _create(plan, store):
+    env = _environment(plan, "train")
+    n, t, size = plan.episodes, plan.params.steps, plan.env.image_size
+    of_shard, block = plan.params.shard_episodes, min(BLOCK, plan.params.steps)
+    if env.spec_steps < t:
+        raise UserError(f"collect.steps: {t} given, an episode of {plan.task} has {env.spec_steps}")
+    group = zarr.create_group(store)
+    zstd = zarr.codecs.ZstdCodec(level=1)
+    blocks = -(-t // block) * block
+    group.create_array("pixels", shape=(n, t, size, size, 3), chunks=(1, block, size, size, 3),
+                       shards=(of_shard, blocks, size, size, 3), dtype="uint8", compressors=zstd)
+    for name, width in (("actions", env.action_space.shape), ("states", (env.state_size,)), ("rewards", ())):
+        group.create_array(name, shape=(n, t, *width), chunks=(of_shard, t, *width), dtype="float32", compressors=zstd)
+    group.create_array("segmentation", shape=(plan.params.segmented_episodes, t, size, size),
+                       chunks=(1, t, size, size), dtype="uint8", compressors=zstd)
+    env.close()
+
+
+def _environment(plan, split):
+    from oclam.envs import make  # OpenGL starts here, in a worker
+
+    return make(plan.task, plan.view, plan.env, plan.backgrounds, split)
+
+
+def _start(plan, store, records):
+    global _worker
+    _worker = _Worker(plan, store, records)
+
+
+def _make_shard(shard):
+    return _worker.make_shard(shard)
+
+
+class _Worker:
+    """One process's environments, one a split, and the arrays of the shard in the making."""
+
+    def __init__(self, plan, store, records):
+        self.plan, self.store, self.records = plan, store, records
+        self.group, self.environments = zarr.open_group(store, mode="r+"), {}
+
+    def make_shard(self, shard):
+        """Run a shard's episodes, write them, and only then the record that they are written."""
+        plan, group, members = self.plan, self.group, self.plan.members(shard)
+        arrays = {name: np.zeros((len(members), *group[name].shape[1:]), group[name].dtype) for name in ARRAYS[:-1]}
+        files = [f"{name}/c/{'/'.join(['0' if i else str(shard) for i in range(group[name].ndim)])}"
+                 for name in ARRAYS[:-1]]
+        for row, episode in enumerate(members):
+            if not multiprocessing.parent_process().is_alive():
+                raise SystemExit
+            masks = self.run(episode, {name: array[row] for name, array in arrays.items()})
+            if masks is not None:
+                group["segmentation"][plan.segmented(episode)] = masks
+                files.append(f"segmentation/c/{plan.segmented(episode)}/0/0/0")
+        for name, array in arrays.items():
+            group[name][members.start:members.stop] = array
+        write_json(self.records / f"{shard}.json", {
+            "files": {name: _checksum(self.store / name) for name in files if (self.store / name).exists()},
+            "returns": arrays["rewards"].sum(1, dtype=np.float64).tolist()})
+        return shard
+
+    def run(self, episode, out):
+        """Run one episode into the views `out` on the shard's arrays. Returns the agent's masks where they are asked."""
+        plan, split = self.plan, self.plan.split(episode)
+        if split not in self.environments:
+            self.environments[split] = _environment(plan, split)
+        env, segmented = self.environments[split], plan.segmented(episode) is not None
+        masks = np.empty((plan.params.steps, *out["pixels"].shape[1:3]), np.uint8) if segmented else None
+        pixels, info = env.reset(seed=plan.seed(episode), options={"segmentation": segmented})
+        for t in range(plan.params.steps):
+            out["pixels"][t], out["states"][t] = pixels, info["state"]
+            if segmented:
+                masks[t] = info["segmentation"]
+            out["actions"][t] = plan.policy(info["state"])
+            pixels, out["rewards"][t], _, _, info = env.step(out["actions"][t])
+        return masks
+
+
+def _finish(plan, store, records, path):
+    written = [json.loads((records / f"{shard}.json").read_text()) for shard in range(plan.shards)]
+    known = {name for record in written for name in record["files"]}
+    for file in store.rglob("*"):
+        if file.is_file() and file.name != "zarr.json" and file.relative_to(store).as_posix() not in known:
+            file.unlink()  # half-written by a killed worker
+    returns = [value for record in written for value in record["returns"]]
+    zarr.open_group(store, mode="r+").attrs.update(
+        task=plan.task, view=plan.view, episodes=plan.params.episodes, test_episodes=plan.params.test_episodes,
+        segmented_episodes=plan.params.segmented_episodes, seeds=[plan.seed(e) for e in range(plan.episodes)],
+        renderer=plan.env.renderer, texture_size=plan.env.texture_size, env=plan.env.model_dump(), returns=returns,
+        versions={name: version(name) for name in ("mujoco", "dm-control", "distracting-control", "numpy", "zarr")})
+    with atomic(path) as temporary:
+        shutil.move(store, temporary)
+    return returns
