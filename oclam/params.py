@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from oclam.errors import UserError
 
-__all__ = ["LAPO_VARIANTS", "FULL_VARIANTS", "VARIANTS", "Params", "load", "read"]
+__all__ = ["LAPO_VARIANTS", "FULL_VARIANTS", "VARIANTS", "Params", "load", "read", "view_of"]
 
 LAPO_VARIANTS = ("lapo", "lapo-slots", "lapo-masks", "lapo-no-distractors", "lapo-focus")
 FULL_VARIANTS = ("bc", "bc-no-distractors")  # behaviour cloning on all true actions: the paper's normaliser
@@ -269,6 +269,11 @@ class Params(Section):
             require(self.backgrounds.path, "backgrounds.path", self.backgrounds.path,
                     "source folder needs the folder with your videos")
         return self
+
+
+def view_of(variant):
+    """The observations that a variant learns from and is evaluated on: `clean` or `distracted`."""
+    return "clean" if variant.endswith("no-distractors") else "distracted"
 
 
 def read(path="params.yaml"):
