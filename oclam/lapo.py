@@ -4,9 +4,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from oclam.artifacts import load_tensors
 from oclam.cnn import ImageDecoder, ImageEncoder, orthogonal
 
-__all__ = ["ImageForward", "ImageInverse", "ImageLatentActionModel", "SlotLatentActionModel", "weighted_error"]
+__all__ = ["ImageForward", "ImageInverse", "ImageLatentActionModel", "MlpHead", "SlotLatentActionModel", "load_model",
+           "reconstruction_error"]
 
 
 class ImageInverse(nn.Module):
@@ -46,6 +48,8 @@ class ImageLatentActionModel(nn.Module):
 
     def __init__(self, channels, size, latent_dim, scale, residual_blocks):
         super().__init__()
+        self.sizes = {"channels": channels, "size": size, "latent_dim": latent_dim, "scale": scale,
+                      "residual_blocks": residual_blocks}
         self.idm = ImageInverse(channels, size, latent_dim, scale, residual_blocks)
         self.fdm = ImageForward(channels, size, latent_dim, scale, residual_blocks)
         orthogonal(self)
@@ -93,6 +97,7 @@ class SlotLatentActionModel(nn.Module):
 
     def __init__(self, slot_dim, latent_dim, hidden_dim, expansion):
         super().__init__()
+        self.sizes = {"slot_dim": slot_dim, "latent_dim": latent_dim, "hidden_dim": hidden_dim, "expansion": expansion}
         self.inverse = MlpHead(2 * slot_dim, 2 * slot_dim, latent_dim, hidden_dim, expansion)
         self.forward_head = MlpHead(slot_dim + latent_dim, latent_dim, slot_dim, hidden_dim, expansion)
         orthogonal(self)
@@ -112,9 +117,20 @@ class SlotLatentActionModel(nn.Module):
         return latent, self.fdm(now, latent)
 
 
-def weighted_error(prediction, target, weight):
-    """Mean of weight x squared error over weight's mean: the plain mean squared error when weight is constant.
+def reconstruction_error(prediction, target, weight=None):
+    """Mean squared error, or weight x squared error over the weights' mean (after MaskLAM, arXiv 2602.02259).
 
-    Args: prediction and target (B, C, H, W); weight (B, C, H, W) >= 0 (MaskLAM, arXiv 2602.02259).
+    All (B, ...); a constant weight changes nothing.
     """
-    return (weight * (prediction - target).square()).mean() / weight.mean()
+    error = (prediction - target).square()
+    return error.mean() if weight is None else (weight * error).mean() / weight.mean()
+
+
+def load_model(path):
+    """The latent action model in a file written by stage lapo or lapo-slots, on the CPU. Raises UserError."""
+    tensors, metadata = load_tensors(path)
+    kind = SlotLatentActionModel if "slot_dim" in metadata["sizes"] else ImageLatentActionModel
+    with torch.device("meta"):
+        model = kind(**metadata["sizes"])
+    model.load_state_dict(tensors, assign=True)
+    return model

@@ -1,0 +1,47 @@
+"""The label store: the latent action IDM(t, t+1) of every transition, worked out once."""
+
+import torch
+import zarr
+
+from oclam.artifacts import read_json, write_json
+from oclam.errors import UserError
+from oclam.progress import Progress
+from oclam.training import autocast
+
+__all__ = ["label"]
+
+SHARD_BYTES = 1 << 27
+
+
+@torch.no_grad()
+def label(idm, observe, path, *, episodes, steps, latent_dim, batch_size, device, precision):
+    """Write `latents` float16 (E, T-1, L) to a Zarr store at `path`, going on where an earlier call was killed.
+
+    Args: idm, two observations (B, ...) -> latents (B, L); observe, flat frame indices (B,) -> observations (B, ...).
+    How far the store is stands in a file beside it. Raises UserError for a latent that float16 cannot hold.
+    """
+    size = 2 * (steps - 1) * latent_dim  # bytes of an episode
+    shard = min(max(SHARD_BYTES // size, 1), episodes)
+    position = path.with_suffix(".json")
+    done = read_json(position)["episodes"] if position.exists() and path.exists() else 0
+    if done:
+        array = zarr.open_group(path, mode="r+")["latents"]
+    else:
+        array = zarr.create_group(path, overwrite=True).create_array(
+            "latents", shape=(episodes, steps - 1, latent_dim), dtype="float16", chunks=(1, steps - 1, latent_dim),
+            shards=(shard, steps - 1, latent_dim), compressors=None, dimension_names=("episode", "step", "latent"))
+    with Progress(episodes * (steps - 1), "labels", " transitions", initial=done * (steps - 1)) as bar:
+        for first in range(done, episodes, shard):
+            last = min(first + shard, episodes)
+            rows = []
+            for episode in range(first, last):
+                observations = observe(torch.arange(episode * steps, (episode + 1) * steps))
+                pairs = zip(observations[:-1].split(batch_size), observations[1:].split(batch_size), strict=True)
+                with autocast(device, precision):
+                    rows.append(torch.cat([idm(now, after) for now, after in pairs]).to(torch.float16).cpu())
+                bar.update(steps - 1)
+            rows = torch.stack(rows)
+            if not rows.isfinite().all():
+                raise UserError(f"{path}: a latent is beyond float16 or not a number; lower the learning rate")
+            array[first:last] = rows.numpy()
+            write_json(position, {"episodes": last})

@@ -1,0 +1,33 @@
+"""Train the slot latent action model on the chosen slots; then label every transition and probe the labels."""
+
+import torch
+
+from oclam import paths
+from oclam.artifacts import open_zarr
+from oclam.checkpoint import Checkpoint
+from oclam.cli import arguments, run
+from oclam.datasets import Frames, open_dataset
+from oclam.lapo import SlotLatentActionModel
+from oclam.lapo_training import Slots, learn
+from oclam.params import load
+from oclam.seeding import seed_of
+from oclam.training import best_device
+
+
+def main():
+    task, seed = arguments("task", "seed")
+    params = load("compute", "lapo.latent_dim", "lapo.future_offset", "lapo_slots")
+    dataset, device = open_dataset(paths.dataset(task, "distracted")), best_device()
+    slots = open_zarr(paths.selection(task, seed))["slots"]  # (E, T, D)
+    observe = Slots(Frames.load(slots, range(slots.shape[0]), device))
+    torch.manual_seed(seed_of("lapo", task, seed))
+    with device:
+        model = SlotLatentActionModel(slots.shape[-1], params.lapo.latent_dim, params.lapo_slots.hidden_dim,
+                                      params.lapo_slots.expansion)
+    checkpoint = Checkpoint(f"lapo-slots-{task}-{seed}", params, [dataset.path, paths.selection(task, seed)])
+    learn(task, seed, "lapo-slots", model, observe, dataset, params.lapo_slots, params.lapo.future_offset,
+          params.compute, checkpoint)
+
+
+if __name__ == "__main__":
+    run(main)
