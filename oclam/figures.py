@@ -1,0 +1,230 @@
+"""The report's figures: drawn from tables and arrays alone, the same bytes for the same input."""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+from PIL import Image
+
+from oclam.artifacts import atomic
+
+__all__ = ["COLORS", "animation", "latent_map", "loss_curves", "overlay", "probe_bars", "reconstructions",
+           "return_curves", "save", "save_gif", "slot_grid", "upsample"]
+
+# Okabe and Ito's palette, which people with colour blindness can tell apart; one colour a variant everywhere.
+COLORS = {
+    "lapo": "#D55E00", "lapo-masks": "#56B4E9", "lapo-slots": "#0072B2", "lapo-focus": "#009E73",
+    "lapo-no-distractors": "#8A6D00", "bc": "#222222", "bc-no-distractors": "#777777", "scratch": "#CC79A7",
+    "ocp": "#222222",
+}
+MARKERS = {"lapo": "o", "lapo-masks": "s", "lapo-slots": "D", "lapo-focus": "^", "lapo-no-distractors": "v",
+           "scratch": "X"}
+SLOT_COLORS = np.array([(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+                        (204, 121, 167), (90, 90, 90)], float)
+STYLE = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#333333", "axes.titlesize": 10,
+    "axes.grid": False, "grid.color": "#e4e4e4", "legend.frameon": False, "legend.fontsize": 9,
+    "svg.hashsalt": "oclam", "figure.dpi": 100, "lines.linewidth": 1.8,
+}
+ACCENT, FAINT = "#D55E00", "#bbbbbb"
+
+
+@matplotlib.rc_context(STYLE)
+def save(figure, path):
+    """Write a Figure as SVG or PNG, without dates or versions in it."""
+    metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=160, metadata=metadata)
+
+
+def save_gif(frames, path, fps=15):
+    """Write uint8 frames (N, H, W, 3) as a looping GIF with one palette of 128 colours, taken from all of them."""
+    strip = Image.fromarray(np.concatenate(frames[:: max(len(frames) // 16, 1)]))
+    palette = strip.quantize(128, method=Image.Quantize.MEDIANCUT)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    with atomic(path) as temporary:
+        images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], loop=0,
+                       duration=round(100 / fps) * 10)  # the format counts in hundredths of a second
+
+
+@matplotlib.rc_context(STYLE)
+def probe_bars(rows, stamp):
+    """Figure 2: probe error by variant. Rows of one task, one a seed and variant; bars are means, dots are seeds."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    figure, axes = _figure(5.4, 1.4 + 0.55 * len(variants), stamp)
+    for y, variant in enumerate(variants):
+        table = [row for row in rows if row["variant"] == variant]
+        for offset, key, alpha in ((-0.19, "ridge_mse", 1.0), (0.19, "online_mse", 0.35)):
+            values = [row[key] for row in table]
+            axes.barh(y + offset, np.mean(values), 0.34, color=COLORS[variant], alpha=alpha, linewidth=0)
+            axes.plot(values, np.full(len(values), y + offset), "o", color="#222222", markersize=2.5)
+        shuffled = np.mean([row["shuffled_mse"] for row in table])
+        axes.plot([shuffled] * 2, [y - 0.4, y + 0.4], color="#222222", linewidth=1.6,
+                  label="shuffled latents" if y == 0 else None)
+    axes.barh(0, 0, color="#555555", label="ridge probe")
+    axes.barh(0, 0, color="#555555", alpha=0.35, label="online probe")
+    for key, style, label in (("action_variance", ":", "variance of the actions"),
+                              ("frame_difference_mse", "--", "ridge on frame differences")):
+        axes.axvline(np.mean([row[key] for row in rows]), color="#888888", linewidth=1.2, linestyle=style, label=label)
+    axes.set_yticks(range(len(variants)), variants)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("mean squared error of predicted actions (lower is better)")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def return_curves(rows, stamp):
+    """Figure 3: normalised return against the number of labelled trajectories. Rows of one task, budgets above 0.
+
+    Lines are interquartile means, bands their 95% bootstrap intervals; the dashed line is cloning of all labels.
+    """
+    figure, axes = _figure(5.4, 4.0, stamp)
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        table = [row for row in rows if row["variant"] == variant]
+        budgets, middle, low, high = (np.array([row[key] for row in table], float) for key in
+                                      ("budget", "normalised_iqm", "normalised_low", "normalised_high"))
+        axes.fill_between(budgets, low, high, color=COLORS[variant], alpha=0.13, linewidth=0)
+        axes.plot(budgets, middle, color=COLORS[variant], marker=MARKERS[variant], markersize=5,
+                  linestyle="--" if variant == "scratch" else "-", label=variant)
+    axes.axhline(100, color="#222222", linewidth=1.2, linestyle=(0, (5, 3)), label="bc, all labels")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({row["budget"] for row in rows}))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.grid(axis="y")
+    axes.set_xlabel("labelled trajectories")
+    axes.set_ylabel("return, % of bc with all labels")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def loss_curves(rows, stamp):
+    """Training loss against step. Rows of one task and stage: one line a seed, one colour a variant."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    figure, axes = _figure(5.4, 3.2, stamp)
+    for variant in variants:
+        for number, seed in enumerate(dict.fromkeys(row["seed"] for row in rows)):
+            line = [row for row in rows if (row["variant"], row["seed"]) == (variant, seed)]
+            axes.plot([row["step"] for row in line], [row["loss"] for row in line], color=COLORS[variant],
+                      linewidth=1.3, label=variant if number == 0 and len(variants) > 1 else None)
+    if all(row["loss"] > 0 for row in rows):
+        axes.set_yscale("log")
+    axes.grid(axis="y", which="both")
+    axes.set_xlabel("update")
+    axes.set_ylabel("training loss")
+    if len(variants) > 1:
+        figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def latent_map(latents, actions, stamp):
+    """First two principal components (N, 2) of latent actions, coloured by the first two true actions of (N, A)."""
+    panels = min(actions.shape[1], 2)
+    figure = Figure(figsize=(5.4, 2.8), layout="constrained")
+    grid = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
+    for number, axes in enumerate(grid):
+        points = axes.scatter(*latents.T, c=actions[:, number], s=6, linewidths=0, cmap="viridis", vmin=-1, vmax=1)
+        axes.set(xticks=[], yticks=[], title=f"true action {number + 1}", xlabel="component 1")
+    grid[0].set_ylabel("component 2")
+    figure.colorbar(points, ax=list(grid), shrink=0.85)
+    _stamp(figure, stamp)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def reconstructions(current, target, prediction, swapped, stamp):
+    """What the forward model says of t+1, and what changes under another pair's latent. All uint8 (N, H, W, 3)."""
+    error, effect = _difference(prediction, target), _difference(swapped, prediction)
+    columns = [("frame t", current), ("truth t+1", target), ("prediction", prediction), ("|error|", error),
+               ("other latent", swapped), ("|its effect|", effect)]
+    figure, grid = _image_grid(len(current), [title for title, _ in columns], stamp)
+    for column, (_, images) in enumerate(columns):
+        for axes, image in zip(grid[:, column], images, strict=True):
+            gray = {"cmap": "magma", "vmin": 0, "vmax": max(images.max(), 1)} if images.ndim == 3 else {}
+            axes.imshow(image, interpolation="nearest", **gray)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def slot_grid(frames, masks, chosen, stamp, segmentation=None):
+    """Frame, the agent's true segmentation, all masks over the frame, and what each slot sees; chosen ones framed.
+
+    Args: frames uint8 (N, H, W, 3); masks uint8 (N, K, G, G); chosen, slot indices; segmentation (N, H, W) of 0 and 1.
+    """
+    slots = masks.shape[1]
+    soft = upsample(masks, frames.shape[1])
+    columns = [("frame", frames)]
+    if segmentation is not None:
+        columns.append(("agent (truth)", _fade(frames, segmentation.astype(float))))
+    columns.append(("all slots", overlay(frames, soft)))
+    columns += [(f"slot {k}" + (" chosen" if k in chosen else ""), _fade(frames, soft[:, k])) for k in range(slots)]
+    figure, grid = _image_grid(len(frames), [title for title, _ in columns], stamp)
+    for column, (title, images) in enumerate(columns):
+        for axes, image in zip(grid[:, column], images, strict=True):
+            axes.imshow(image, interpolation="nearest")
+        if title.endswith("chosen"):
+            grid[0, column].title.set(color=ACCENT, weight="bold")
+            for axes in grid[:, column]:
+                axes.spines[:].set(visible=True, color=ACCENT, linewidth=2)
+    return figure
+
+
+def animation(frames, masks, chosen):
+    """Frames (M, H, W, 3) beside all slots and what the chosen ones see: uint8 (M, H, 3 W + 4, 3)."""
+    soft = upsample(masks, frames.shape[1])
+    gap = np.full((*frames.shape[:2], 2, 3), 255, np.uint8)
+    seen = _fade(frames, soft[:, list(chosen)].sum(1).clip(0, 1))
+    return np.concatenate([frames, gap, overlay(frames, soft), gap, seen], 2)
+
+
+def upsample(masks, size):
+    """Bilinear: uint8 masks (N, K, G, G) in 0..255 -> float (N, K, size, size) in 0..1."""
+    images = [np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.BILINEAR))
+              for mask in masks.reshape(-1, *masks.shape[2:])]
+    return np.stack(images).reshape(*masks.shape[:2], size, size) / 255
+
+
+def overlay(frames, soft):
+    """Every pixel tinted with the colours of the slots that hold it. (N, H, W, 3), (N, K, H, W) -> uint8 frames."""
+    colors = SLOT_COLORS[np.arange(soft.shape[1]) % len(SLOT_COLORS)]
+    tint = np.einsum("nkhw,kc->nhwc", soft / soft.sum(1, keepdims=True).clip(1e-6), colors)
+    return (0.5 * frames + 0.5 * tint).astype(np.uint8)
+
+
+def _fade(frames, soft):
+    """Frames where `soft` (N, H, W) is 1, near white where it is 0."""
+    return (frames * soft[..., None] + 245 * (1 - soft[..., None])).astype(np.uint8)
+
+
+def _difference(one, other):
+    return np.abs(one.astype(float) - other).mean(-1)
+
+
+def _figure(width, height, stamp):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    _stamp(figure, stamp)
+    return figure, figure.subplots()
+
+
+def _image_grid(rows, titles, stamp):
+    figure = Figure(figsize=(1.05 * len(titles), 1.05 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, len(titles), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=8)
+    _stamp(figure, stamp)
+    return figure, grid
+
+
+def _stamp(figure, stamp):
+    """The scale on the picture itself, so that it stays with it wherever it is copied."""
+    figure.supxlabel(stamp, x=0.995, ha="right", fontsize=7, color="#777777")
