@@ -6,7 +6,7 @@ keys that it declares to DVC and receives nothing else.
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -276,20 +276,30 @@ def view_of(variant):
     return "clean" if variant.endswith("no-distractors") else "distracted"
 
 
-def read(path="params.yaml"):
+def read(path="params.yaml", changes=()):
     """Read and check a whole parameter file.
 
-    Returns Params. Raises UserError with one line: the key's full name, what was given, what is allowed.
+    changes, words such as `lapo.latent_dim=1024`, replace what the file says. Returns Params.
+    Raises UserError with one line: the key's full name, what was given, what is allowed.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such parameter file; run from the project's root or name one")
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        changes = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in changes)}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: {type(content).__name__} given, expected sections such as lapo: and ocp:")
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = content
+        for part in sections:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise UserError(f"{path}: {key}: unknown parameter; {part} is {section!r}, not a section")
+        section[name] = value
     try:
         return Params.model_validate(content)
     except ValidationError as error:
@@ -297,18 +307,32 @@ def read(path="params.yaml"):
 
 
 def _one_line(error):
-    key = ".".join(str(part) for part in error["loc"])
+    kind, given, place = Params, error["input"], []
+    for part in error["loc"]:  # as far as the parameter's own name; behind it pydantic tells a union's members apart
+        if isinstance(kind, type) and issubclass(kind, Section):
+            fields = kind.model_fields
+            kind = fields[part].annotation if part in fields else None
+        elif get_origin(kind) in (dict, list):
+            fields, kind = None, get_args(kind)[-1]
+        else:
+            break
+        place.append(str(part))
+    key = ".".join(place)
     match error["type"]:
         case "extra_forbidden":
-            section = Params
-            for part in error["loc"][:-1]:
-                section = section.model_fields[part].annotation
-            return f"{key}: unknown parameter; allowed here are {', '.join(section.model_fields)}"
+            return f"{key}: unknown parameter; allowed here are {', '.join(fields)}"
         case "missing":
             return f"{key}: missing"
+        case "model_type":
+            return f"{key}: {given!r} given, should be a section with {', '.join(kind.model_fields)}"
         case "value_error":  # from _check_combinations, which names the key itself
             return str(error["ctx"]["error"])
-    return f"{key}: {error['input']!r} given, {error['msg'].lower().replace('input ', '')}"
+    if len(place) < len(error["loc"]):
+        return f"{key}: {given!r} given, should be one of {kind}"
+    message = error["msg"].removeprefix("Input ")
+    if error["type"] == "float_type" and isinstance(given, str) and "e" in given:
+        message += " (YAML takes 1e-4 for text; write 1.0e-4)"
+    return f"{key}: {given!r} given, {message[0].lower()}{message[1:]}"
 
 
 def load(*names, path="params.yaml"):

@@ -1,0 +1,166 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from oclam.errors import UserError
+from oclam.params import load, read
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([ROOT / "params.yaml", *(ROOT / "params").glob("*.yaml")])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_parameter_file_loads(path):
+    read(path)
+
+
+def test_every_parameter_file_names_every_parameter_of_the_default():
+    def keys(values, prefix=""):
+        sections = [keys(value, f"{prefix}{key}.") for key, value in values.items() if isinstance(value, dict)]
+        return {prefix + key for key in values}.union(*sections)
+
+    small, *others = (keys(yaml.safe_load(path.read_text())) for path in FILES)
+    assert all(other == small for other in others)
+
+
+PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
+    "tasks": ["cheetah-run", "walker-run", "hopper-hop", "humanoid-walk"], "seeds": [0, 1, 2],
+    "compute.precision": "bfloat16",
+    "env.image_size": 64, "env.background": True, "env.background_dynamic": True,
+    "env.color_scale": 0.1, "env.color_dynamic": True, "env.camera_scale": 0.1, "env.camera_dynamic": True,
+    "backgrounds.source": "davis", "backgrounds.videos": 60, "collect.episodes": 5000, "collect.steps": 1000,
+    "encoder.source": "hub", "encoder.name": "vit_base_patch8_224.dino", "encoder.image_size": 224,
+    "ocp.model": "videosaur", "ocp.slots": 4, "ocp.slot_dim": 128, "ocp.feature_hidden": 1536, "ocp.clip_length": 3,
+    "ocp.decoder_hidden": 1024, "ocp.decoder_layers": 4, "ocp.batch_size": 128, "ocp.steps": 100000,
+    "ocp.learning_rate": 3e-4, "ocp.warmup_steps": 2500, "ocp.decay_steps": 100000, "ocp.clip_norm": 0.05,
+    "ocp.similarity_weight": 0.1, "ocp.similarity_temperature": 0.075, "ocp.reconstruction_weight": 0,
+    "ocp.kept_clips": None,
+    "lapo_slots.batch_size": 8192, "lapo_slots.hidden_dim": 1024, "lapo_slots.epochs": 30, "lapo_slots.expansion": 4,
+    "lapo_slots.learning_rate": 5e-5, "lapo_slots.warmup_epochs": 3, "lapo.future_offset": 10,
+    "lapo.latent_dim": 8192, "lapo.batch_size": 512, "lapo.epochs": 10, "lapo.frame_stack": 3, "lapo.encoder_scale": 6,
+    "lapo.residual_blocks": 2, "lapo.learning_rate": 5e-5, "lapo.warmup_epochs": 3,
+    "bc.batch_size": 512, "bc.epochs": 10, "bc.frame_stack": 3, "bc.encoder_scale": 32, "bc.residual_blocks": 2,
+    "bc.learning_rate": 1e-4, "bc.warmup_epochs": 0,
+    "finetune.budgets": [2, 4, 8, 16, 32, 64, 128], "finetune.batch_size": 512, "finetune.hidden_dim": 256,
+    "finetune.learning_rate": 3e-4, "finetune.updates": 2500, "finetune.unfreeze": False,
+    "eval.episodes": 25, "eval.seed": 0,
+}
+
+
+def value_of(values, key):
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+@pytest.mark.parametrize("key", PAPER)
+def test_paper_yaml_holds_the_paper_s_value(key):
+    assert value_of(read(ROOT / "params/paper.yaml").model_dump(), key) == PAPER[key]
+
+
+WRONG = {  # key to change: what is given, what the line must say
+    "lapo.latent_dimension": (1024, "unknown parameter; allowed here are latent_dim,"),
+    "lappo": ({"latent_dim": 3}, "unknown parameter; allowed here are scale, tasks,"),
+    "expert.training.cheetah-run.step": (3, "unknown parameter; allowed here are algorithm, steps,"),
+    "lapo": (3, "3 given, should be a section with latent_dim,"),
+    "lapo.frame_stack": (0, "0 given, should be greater than or equal to 1"),
+    "bc.frame_stack": (True, "True given, should be a valid integer"),
+    "lapo.batch_size": (128.0, "128.0 given, should be a valid integer"),
+    "bc.learning_rate": ("1e-4", "'1e-4' given, should be a valid number (YAML takes 1e-4 for text; write 1.0e-4)"),
+    "finetune.learning_rate": (0, "0 given, should be greater than 0"),
+    "ocp.clip_norm": (float("inf"), "inf given, should be a finite number"),
+    "ocp.slot_dim": (63, "63 given, should be a multiple of 4"),
+    "env.image_size": (60, "60 given, should be a multiple of 8"),
+    "env.color_scale": (1.5, "1.5 given, should be less than or equal to 1"),
+    "env.renderer": ("Fast", "'Fast' given, should be 'fast' or 'reference'"),
+    "expert.training.hopper-hop.algorithm": ("ppo", "'ppo' given, should be 'PPO', 'SAC', 'TQC' or 'CrossQ'"),
+    "expert.training.hopper-hop.hyperparameters.n_steps": ({}, "{} given, should be one of int | float |"),
+    "tasks": ("cheetah-run", "'cheetah-run' given, should be a valid list"),
+    "seeds": ([], "[] given, list should have at least 1 item"),
+    "compute.compile": ("yes", "'yes' given, should be a valid boolean"),
+    "lapo_focus.background_weight": (None, "None given, should be a valid number"),
+}
+
+# The default's own numbers may change; the lines of IMPOSSIBLE were written against these.
+STANDARD = {"collect.episodes": 20, "collect.test_episodes": 4, "collect.segmented_episodes": 2, "collect.steps": 1000,
+            "ocp.slots": 6, "bc.epochs": 2, "finetune.budgets": [2, 8, 16], "slot_select.labelled_episodes": 4}
+
+IMPOSSIBLE = {  # several changes that do not go together: the key at fault, what the line must say
+    "tasks": ({"tasks": ["cheetah"]}, "'cheetah' given, a task is domain-task"),
+    "seeds": ({"seeds": [0, 0]}, "[0, 0] given, each may stand there once"),
+    "finetune.budgets": ({"finetune.budgets": [2, 64]}, "[2, 64] given, at most collect.episodes = 20"),
+    "slot_select.manual.cheetah-run": ({"slot_select.manual": {"cheetah-run": [0, 6]}}, "[0, 6] given, allowed are "
+                                       "distinct indices 0..5"),
+    "slot_select.max_slots": ({"slot_select.max_slots": 7}, "7 given, ocp.slots is 6"),
+    "slot_select.labelled_episodes": ({"slot_select.labelled_episodes": 21}, "21 given, collect.episodes is 20"),
+    "collect.segmented_episodes": ({"collect.segmented_episodes": 5}, "5 given, collect.test_episodes is 4"),
+    "lapo.future_offset": ({"lapo.future_offset": 1000}, "1000 given, an episode has collect.steps = 1000"),
+    "bc.warmup_epochs": ({"bc.warmup_epochs": 5}, "5.0 given, bc.epochs is 2.0"),
+    "backgrounds.path": ({"backgrounds.source": "folder"}, "None given, source folder needs the folder"),
+    "ocp.similarity_weight": ({"ocp.similarity_weight": 0, "ocp.reconstruction_weight": 0}, "0.0 given, it and"),
+}
+
+
+def refused(tmp_path, changes):
+    """The one line that a stage would end with."""
+    content = json.loads(json.dumps(yaml.safe_load((ROOT / "params.yaml").read_text())))  # its anchors undone
+    for key, value in (STANDARD | changes).items():
+        *sections, name = key.split(".")
+        section = value_of(content, ".".join(sections)) if sections else content
+        section[name] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.dump(content))
+    with pytest.raises(UserError) as error:
+        load("compute", path=path)
+    return str(error.value).removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_wrong_value_gives_one_line(tmp_path, key):
+    given, line = WRONG[key]
+    found = refused(tmp_path, {key: given})
+    assert found.startswith(f"{key}: {line}") and "\n" not in found
+
+
+@pytest.mark.parametrize("key", IMPOSSIBLE)
+def test_an_impossible_combination_gives_one_line(tmp_path, key):
+    changes, line = IMPOSSIBLE[key]
+    found = refused(tmp_path, changes)
+    assert found.startswith(f"{key}: {line}") and "\n" not in found
+
+
+def test_a_missing_parameter_gives_one_line(tmp_path):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    del content["lapo"]["latent_dim"]
+    (tmp_path / "params.yaml").write_text(yaml.dump(content))
+    with pytest.raises(UserError, match="params.yaml: lapo.latent_dim: missing$"):
+        read(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", ["lapo: [", "- 1\n- 2\n", "", "\x00"])
+def test_a_file_that_is_no_mapping_gives_one_line(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match="params.yaml: ") as error:
+        read(tmp_path / "params.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_gives_one_line():
+    with pytest.raises(UserError, match="none.yaml: no such parameter file"):
+        read("none.yaml")
+
+
+def test_a_stage_receives_what_it_named_and_nothing_else():
+    params = load("compute", "lapo.latent_dim", "lapo.frame_stack", path=ROOT / "params.yaml")
+    assert set(vars(params)) == {"compute", "lapo"} and isinstance(params.lapo, SimpleNamespace)
+    assert set(vars(params.lapo)) == {"latent_dim", "frame_stack"}
+
+
+def test_changes_replace_values_and_are_checked_too():
+    assert read(ROOT / "params.yaml", ["lapo.latent_dim=7", "seeds=[3, 4]"]).lapo.latent_dim == 7
+    for change in ("lapo.latent=7", "lapo.latent_dim.x=7", "x.y=7", "lapo.latent_dim"):
+        with pytest.raises(UserError):
+            read(ROOT / "params.yaml", [change])
