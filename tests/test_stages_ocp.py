@@ -1,0 +1,97 @@
+"""Stages ocp and slot-select on a tiny dataset in which one moving square obeys the actions."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+import zarr
+
+from oclam import paths
+from oclam.artifacts import load_tensors, open_zarr, read_csv, read_json
+from oclam.encoders import FrozenEncoder
+
+ROOT = Path(__file__).parent.parent
+EPISODES, STEPS, SIZE = 6, 24, 32
+
+
+def square_moves(rng):
+    """A red square on noise that moves by the action; pixels, actions, segmentation."""
+    actions = rng.uniform(-1, 1, (EPISODES, STEPS, 2)).astype(np.float32)
+    pixels = rng.integers(100, size=(EPISODES, STEPS, SIZE, SIZE, 3), dtype=np.uint8)
+    agent = np.zeros((EPISODES, STEPS, SIZE, SIZE), np.uint8)
+    for e in range(EPISODES):
+        place = np.array([12.0, 12.0])
+        for t in range(STEPS):
+            row, column = place.astype(int)
+            agent[e, t, row:row + 8, column:column + 8] = 1
+            place = np.clip(place + 4 * actions[e, t], 0, SIZE - 8)
+    pixels[agent == 1] = [255, 0, 0]
+    return pixels, actions, agent
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["ocp"] |= {"slots": 3, "slot_dim": 8, "feature_hidden": 16, "decoder_hidden": 16, "decoder_layers": 1,
+                      "kept_clips": 16, "batch_size": 4, "steps": 6, "warmup_steps": 1, "decay_steps": 6}
+    params["slot_select"] |= {"labelled_episodes": 3, "max_slots": 2}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    pixels, actions, agent = square_moves(np.random.default_rng(0))
+    path = folder / paths.dataset("cheetah-run", "distracted")
+    group = zarr.open_group(path, mode="w", attributes={
+        "task": "cheetah-run", "view": "distracted", "episodes": 4, "test_episodes": 2, "segmented_episodes": 1})
+    for name, value in {"pixels": pixels, "actions": actions, "states": actions, "rewards": actions[..., 0],
+                        "segmentation": agent[4:5]}.items():
+        group.create_array(name, data=value)
+    torch.manual_seed(0)
+    kwargs = {"img_size": SIZE, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **kwargs)
+    FrozenEncoder(vit, name="vit_tiny_patch16_224", kwargs=kwargs, image_size=SIZE, mean=[0.5] * 3, std=[0.5] * 3,
+                  source="random").save(folder / paths.encoder)
+    return folder
+
+
+def run(project, stage):
+    return subprocess.run([sys.executable, ROOT / "stages" / f"{stage}.py", "cheetah-run", "0"], cwd=project, text=True,
+                          capture_output=True, check=True, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+
+def content(path):
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [hashlib.sha256(p.read_bytes()).hexdigest() for p in files]
+
+
+def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
+    run(project, "ocp")
+    monkeypatch.chdir(project)
+    outs = [paths.ocp("cheetah-run", 0), paths.log(paths.ocp("cheetah-run", 0)), paths.slots("cheetah-run", 0)]
+    first = [content(out) for out in outs]
+    run(project, "ocp")
+    assert [content(out) for out in outs] == first and not (project / ".resume").exists()
+
+    weights, about = load_tensors(outs[0])
+    assert about["slots"] == 3 and weights["slots.init.mean"].shape == (3, 8)
+    assert [row["step"] for row in read_csv(outs[1])] == list(range(1, 7))
+    slots = open_zarr(outs[2])
+    assert slots["slots"].shape == (EPISODES, STEPS, 3, 8) and slots["masks"].shape == (EPISODES, STEPS, 3, 4, 4)
+    assert abs(slots["masks"][:].astype(int).sum(2) - 255).max() <= 2
+
+    done = run(project, "slot_select")
+    table, selection = read_json(paths.slot_table("cheetah-run", 0)), open_zarr(paths.selection("cheetah-run", 0))
+    assert ("WARNING" in done.stderr) != table["better_than_whole_frame"]
+    chosen = table["chosen"]
+    np.testing.assert_array_equal(selection["slots"][:], slots["slots"][:][:, :, chosen].reshape(EPISODES, STEPS, -1))
+    mask = slots["masks"][:][:, :, chosen].sum(2, dtype=int)
+    assert selection["mask"].shape == (EPISODES, STEPS, SIZE, SIZE)
+    np.testing.assert_allclose(selection["mask"][:].mean((2, 3)), mask.mean((2, 3)), atol=1)
+    assert [row["slot"] for row in table["slots"]] == [0, 1, 2]
+    preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
+    assert preview["frames"].shape == (6, SIZE, SIZE, 3) and preview["masks"].shape == (6, 3, 4, 4)
+    assert about["chosen"] == chosen and set(about["episodes"]) == {4}
