@@ -1,0 +1,45 @@
+"""An episode as a video file: mp4, or a GIF that any page can show."""
+
+import imageio.v3 as imageio
+import numpy as np
+from PIL import Image, ImageDraw
+
+from oclam.artifacts import atomic
+from oclam.errors import UserError
+
+__all__ = ["caption", "check_name", "write_video"]
+
+
+def check_name(path):
+    """Raise UserError unless the name ends in .mp4 or .gif."""
+    if path.suffix not in (".mp4", ".gif"):
+        raise UserError(f"{path}: a video is .mp4 or .gif")
+
+
+def caption(frames, rewards, title, scale=4):
+    """Enlarge frames uint8 (N, H, W, 3) and write the return so far under each: uint8 (N, H', W', 3), both even.
+
+    Args: rewards (N,), what the action at each frame gained; title, stands before the return.
+    """
+    height, width = (scale * edge for edge in frames.shape[1:3])
+    pictures = []
+    for frame, so_far in zip(frames, np.cumsum([0.0, *rewards]), strict=False):
+        picture = Image.new("RGB", (width, height + 20))
+        picture.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST))
+        ImageDraw.Draw(picture).text((4, height + 4), f"{title}   return {so_far:.0f}", fill="white")
+        pictures.append(np.asarray(picture))
+    return np.stack(pictures)
+
+
+def write_video(path, frames, fps):
+    """Write frames uint8 (N, H, W, 3), of even edges for mp4."""
+    check_name(path)
+    with atomic(path) as temporary:
+        if path.suffix == ".gif":
+            strip = Image.fromarray(np.concatenate(frames[::max(len(frames) // 16, 1)]))
+            palette = strip.quantize(96, method=Image.Quantize.MEDIANCUT)  # one for all frames keeps the file small
+            images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+            images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], loop=0,
+                           duration=round(100 / fps) * 10)  # the format counts in hundredths of a second
+        else:
+            imageio.imwrite(temporary, frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps)

@@ -1,0 +1,49 @@
+"""Behaviour cloning of all true actions, what returns are divided by: reads a dataset, writes the policy of all labels.
+
+The actor is that of the latent variants; its linear head gives the action itself, so there is no decoder.
+"""
+
+import torch
+
+from oclam import paths
+from oclam.artifacts import atomic, write_csv
+from oclam.bc import Policy
+from oclam.checkpoint import Checkpoint
+from oclam.cli import arguments, run
+from oclam.cloning import Images, fit
+from oclam.datasets import Frames, FrameSampler, open_dataset
+from oclam.params import load, view_of
+from oclam.policies import Card, save_policy
+from oclam.seeding import seed_of
+from oclam.training import best_device
+
+
+def main():
+    task, seed, variant = arguments("task", "seed", "variant")
+    params = load("compute", "bc")
+    bc, device, view = params.bc, best_device(), view_of(variant)
+    inputs = [paths.dataset(task, view)]
+    dataset = open_dataset(inputs[0])
+    episodes, steps = range(dataset.episodes), dataset.steps
+
+    card = Card(task, view, variant, seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
+                encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=None,
+                action_dim=dataset.actions.shape[2], budget=0)
+    torch.manual_seed(seed_of("bc", task, seed))
+    policy = Policy(card.actor()).to(device)
+    images = Images(Frames.load(dataset.pixels, episodes, device), bc.frame_stack, steps)
+    targets = Frames(torch.from_numpy(dataset.actions[:dataset.episodes]).flatten(0, 1).to(device), device)
+    sampler = FrameSampler(dataset.episodes, steps, bc.batch_size, f"bc {task} {seed}")
+    checkpoint = Checkpoint(f"bc-full-{task}-{seed}-{variant}", params, inputs)
+    rows = fit(policy, images, targets.gather, sampler, steps=max(round(bc.epochs * sampler.steps_per_epoch), 1),
+               learning_rate=bc.learning_rate, warmup=bc.warmup_epochs * sampler.steps_per_epoch,
+               checkpoint=checkpoint, compute=params.compute)
+
+    with atomic(paths.policies(task, seed, variant)) as folder:
+        save_policy(folder, policy, card)
+    write_csv(paths.log(paths.actor(task, seed, variant)), rows)
+    checkpoint.remove()
+
+
+if __name__ == "__main__":
+    run(main)

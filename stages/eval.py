@@ -1,0 +1,34 @@
+"""Returns in the environment, in the view that the policies were trained for: reads a folder of policies, writes every
+episode's return and a film of the first episode at the largest budget."""
+
+from functools import partial
+
+from oclam import envs, paths
+from oclam.artifacts import write_csv
+from oclam.cli import arguments, run
+from oclam.evaluation import episode_seeds, evaluate
+from oclam.params import load, view_of
+from oclam.policies import load_policies
+from oclam.video import write_video
+
+FILM, EVERY, FPS = 300, 3, 15  # of the first 300 steps every third frame
+
+
+def main():
+    task, seed, variant = arguments("task", "seed", "variant")
+    params = load("env", "eval", "collect.steps")
+    seeds = episode_seeds(params.eval.seed, params.eval.episodes)
+    policies, cards = load_policies(paths.policies(task, seed, variant), task=task, view=view_of(variant), seed=seed,
+                                    variant=variant, image_size=params.env.image_size)
+    make = partial(envs.make, task, view_of(variant), params.env, paths.backgrounds, "test")
+    returns, frames, _ = evaluate(policies, cards[0].frame_stack, make, seeds, params.collect.steps,
+                                  f"eval-{task}-{seed}-{variant}", film=FILM)
+
+    write_csv(paths.evaluation(task, seed, variant),
+              [{"budget": card.budget, "episode": episode, "return": value}
+               for card, row in zip(cards, returns, strict=True) for episode, value in enumerate(row)])
+    write_video(paths.episode_video(task, seed, variant), frames[::EVERY], FPS)
+
+
+if __name__ == "__main__":
+    run(main)

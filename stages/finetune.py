@@ -1,0 +1,46 @@
+"""The action decoder from few labelled trajectories: reads a dataset and an actor, writes one policy a label budget."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+from oclam import paths
+from oclam.artifacts import atomic, write_csv
+from oclam.bc import Policy
+from oclam.checkpoint import Checkpoint
+from oclam.cli import arguments, run
+from oclam.cloning import fine_tune
+from oclam.datasets import open_dataset
+from oclam.params import load, view_of
+from oclam.policies import load_actor, save_actor, save_policy
+from oclam.training import best_device
+
+
+def main():
+    task, seed, variant = arguments("task", "seed", "variant")
+    params = load("compute", "finetune")
+    settings, frozen, view = params.finetune, not params.finetune.unfreeze, view_of(variant)
+    inputs = [paths.dataset(task, view), paths.actor(task, seed, variant)]
+    dataset = open_dataset(inputs[0])
+    actor, actor_card = load_actor(inputs[1], task=task, view=view, variant=variant, seed=seed)
+    card = replace(actor_card, hidden_dim=settings.hidden_dim, action_dim=dataset.actions.shape[2])
+    checkpoints = {budget: Checkpoint(f"finetune-{task}-{seed}-{variant}-{budget}", params, inputs)
+                   for budget in settings.budgets}
+
+    def start():
+        return Policy(actor if frozen else deepcopy(actor), card.decoder())
+
+    losses = []
+    with atomic(paths.policies(task, seed, variant)) as folder:
+        if frozen:
+            save_actor(folder / "actor.safetensors", actor, actor_card)
+        for policy, its_card, rows in fine_tune(start, card, dataset, settings, params.compute, checkpoints, frozen,
+                                                best_device()):
+            save_policy(folder, policy, its_card, frozen)
+            losses += [{"budget": its_card.budget, **row} for row in rows]
+        write_csv(folder / "losses.csv", losses)
+    for checkpoint in checkpoints.values():
+        checkpoint.remove()
+
+
+if __name__ == "__main__":
+    run(main)

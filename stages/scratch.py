@@ -1,0 +1,44 @@
+"""The control for fine-tuning: the same labels and updates without latent pretraining. Reads a dataset, writes one
+policy a label budget."""
+
+from oclam import paths
+from oclam.artifacts import atomic, write_csv
+from oclam.bc import Policy
+from oclam.checkpoint import Checkpoint
+from oclam.cli import arguments, run
+from oclam.cloning import fine_tune
+from oclam.datasets import open_dataset
+from oclam.params import load, view_of
+from oclam.policies import Card, save_policy
+from oclam.training import best_device
+
+
+def main():
+    task, seed = arguments("task", "seed")
+    params = load("compute", "bc", "finetune")
+    bc, settings, view = params.bc, params.finetune, view_of("scratch")
+    inputs = [paths.dataset(task, view)]
+    dataset = open_dataset(inputs[0])
+    # Actor and decoder meet in two linear layers, so a latent wider than the decoder could express nothing more.
+    card = Card(task, view, "scratch", seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
+                encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=settings.hidden_dim,
+                hidden_dim=settings.hidden_dim, action_dim=dataset.actions.shape[2])
+    checkpoints = {budget: Checkpoint(f"scratch-{task}-{seed}-{budget}", params, inputs)
+                   for budget in settings.budgets}
+
+    def start():
+        return Policy(card.actor(), card.decoder())
+
+    losses = []
+    with atomic(paths.policies(task, seed, "scratch")) as folder:
+        for policy, its_card, rows in fine_tune(start, card, dataset, settings, params.compute, checkpoints, False,
+                                                best_device()):
+            save_policy(folder, policy, its_card)
+            losses += [{"budget": its_card.budget, **row} for row in rows]
+        write_csv(folder / "losses.csv", losses)
+    for checkpoint in checkpoints.values():
+        checkpoint.remove()
+
+
+if __name__ == "__main__":
+    run(main)
