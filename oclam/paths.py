@@ -6,9 +6,9 @@ Under `data/results` are the small files that the report reads; all else under `
 from pathlib import Path
 
 __all__ = [
-    "actor", "backgrounds", "dataset", "duration", "embedded_encoder", "encoder", "episode_video", "evaluation",
-    "expert", "expert_curve", "latents", "lapo", "log", "ocp", "policies", "probe", "reports", "samples", "selection",
-    "slot_preview", "slot_table", "slots",
+    "actor", "backgrounds", "dataset", "demonstrations", "duration", "embedded_encoder", "encoder",
+    "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "log", "ocp", "policies", "probe",
+    "reports", "samples", "selection", "slot_preview", "slot_table", "slots",
 ]
 
 DATA, RESULTS = Path("data"), Path("data/results")
@@ -29,6 +29,11 @@ def expert_curve(task):
 def dataset(task, view):
     """view: `distracted` or `clean`."""
     return DATA / task / f"{view}.zarr"
+
+
+def demonstrations(task, view):
+    """Every demonstration's return."""
+    return RESULTS / task / f"{view}.csv"
 
 
 def ocp(task, seed):
