@@ -14,6 +14,7 @@ from oclam.checkpoint import Checkpoint
 from oclam.datasets import Frames, Prefetch, TripleSampler, open_dataset, stack_index, to_image
 from oclam.labels import label
 from oclam.lapo import ImageLatentActionModel, reconstruction_error
+from oclam.params import view_of
 from oclam.probes import probe_frames, probe_latents
 from oclam.seeding import seed_of
 from oclam.training import autocast, best_device, linear_decay, train
@@ -171,9 +172,8 @@ def learn_from_images(task, seed, variant, params, background_weight=None):
 
     background_weight is lapo-focus's alone.
     """
-    view = "clean" if variant == "lapo-no-distractors" else "distracted"
-    dataset, device, inputs = open_dataset(paths.dataset(task, view)), best_device(), [paths.dataset(task, view)]
-    episodes, masks = range(dataset.episodes + dataset.test_episodes), None
+    dataset, device = open_dataset(paths.dataset(task, view_of(variant))), best_device()
+    episodes, inputs, masks = range(dataset.episodes + dataset.test_episodes), [dataset.path], None
     if variant in ("lapo-masks", "lapo-focus"):
         inputs.append(paths.selection(task, seed))
         masks = Frames.load(open_zarr(inputs[-1])["mask"], episodes, device)
