@@ -1,6 +1,6 @@
 """An episode as a video file: mp4, or a GIF that any page can show."""
 
-import imageio.v3 as imageio
+import av
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -19,14 +19,14 @@ def check_name(path):
 def caption(frames, rewards, title, scale=4):
     """Enlarge frames uint8 (N, H, W, 3) and write the return so far under each: uint8 (N, H', W', 3), both even.
 
-    Args: rewards (N,), what the action at each frame gained; title, stands before the return.
+    Args: rewards (N,), what the action at each frame gained; title, stands beside it.
     """
     height, width = (scale * edge for edge in frames.shape[1:3])
     pictures = []
     for frame, so_far in zip(frames, np.cumsum([0.0, *rewards]), strict=False):
         picture = Image.new("RGB", (width, height + 20))
         picture.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST))
-        ImageDraw.Draw(picture).text((4, height + 4), f"{title}   return {so_far:.0f}", fill="white")
+        ImageDraw.Draw(picture).text((4, height + 4), f"return {so_far:.0f}   {title}", fill="white")
         pictures.append(np.asarray(picture))
     return np.stack(pictures)
 
@@ -42,4 +42,9 @@ def write_video(path, frames, fps):
             images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], loop=0,
                            duration=round(100 / fps) * 10)  # the format counts in hundredths of a second
         else:
-            imageio.imwrite(temporary, frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps)
+            with av.open(str(temporary), "w", format="mp4") as file:
+                stream = file.add_stream("libx264", rate=fps)
+                stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+                for frame in frames:
+                    file.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+                file.mux(stream.encode())

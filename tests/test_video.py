@@ -1,0 +1,43 @@
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from oclam.errors import UserError
+from oclam.video import caption, write_video
+
+FRAMES = np.zeros((12, 16, 16, 3), np.uint8)
+FRAMES[..., 0] = 20 * np.arange(12)[:, None, None]
+
+
+def read_video(path):
+    if path.suffix == ".gif":
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(path))])
+    with av.open(str(path)) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_written_frames_come_back(tmp_path, suffix):
+    write_video(tmp_path / f"episode{suffix}", FRAMES, fps=10)
+    read = read_video(tmp_path / f"episode{suffix}")
+    assert read.shape == FRAMES.shape
+    assert np.abs(read.astype(int) - FRAMES).mean() < 6
+
+
+def test_gif_is_the_same_every_time(tmp_path):
+    for name in ("a.gif", "b.gif"):
+        write_video(tmp_path / name, FRAMES, fps=10)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+
+
+def test_caption_enlarges_and_writes_the_return_so_far():
+    shown = caption(FRAMES, np.full(12, 10.0), "cheetah-run", scale=4)
+    assert shown.shape == (12, 84, 64, 3)
+    assert np.array_equal(shown[:, :64:4, ::4], FRAMES)
+    assert not np.array_equal(shown[0, 64:], shown[1, 64:])  # 0, then 10
+
+
+def test_other_formats_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="a video is .mp4 or .gif"):
+        write_video(tmp_path / "episode.avi", FRAMES, fps=10)
