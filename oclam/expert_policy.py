@@ -1,6 +1,7 @@
 """An expert as a file that needs no framework: network and observation normaliser, run by NumPy."""
 
-from dataclasses import dataclass, field
+import argparse
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from oclam.artifacts import load_tensors, save_tensors
 from oclam.errors import UserError
 from oclam.seeding import seed_of
 
-__all__ = ["Policy", "flatten", "load", "make", "measure", "save"]
+__all__ = ["Policy", "flatten", "load", "make", "measure", "remeasured", "save"]
 
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 BOUNDS = {"clip": lambda x: np.clip(x, -1, 1), "tanh": np.tanh}  # how an action is kept in [-1, 1]: PPO's, SAC's
@@ -66,7 +67,7 @@ def load(path, task):
                         tensors["observation.std"], metadata["clip"], metadata["activation"], metadata["bound"],
                         metadata["facts"])
     except KeyError as error:
-        raise UserError(f"{path}: not an expert, it has no {error}; docs of oclam.expert_policy give the layout") from None
+        raise UserError(f"{path}: not an expert, it has no {error}; write it with oclam.expert_policy.save") from None
     if policy.task != task:
         raise UserError(f"{path}: an expert for {policy.task}, {task} wanted; give that task's own file")
     if policy.activation not in ACTIVATIONS or policy.bound not in BOUNDS:
@@ -74,11 +75,11 @@ def load(path, task):
                         f"{', '.join(ACTIVATIONS)} and {', '.join(BOUNDS)}")
     environment = make(task, 0)
     sizes = [len(flatten(environment.reset().observation)), *(len(bias) for _, bias in layers)]
-    shapes = [(after, before) for before, after in zip(sizes, sizes[1:], strict=False)]
-    if (not layers or [weight.shape for weight, _ in layers] != shapes or sizes[-1:] != [*environment.action_spec().shape]
-            or not policy.mean.shape == policy.std.shape == (sizes[0],)):
-        raise UserError(f"{path}: layers {[weight.shape for weight, _ in layers]} and normaliser {policy.mean.shape} given; "
-                        f"{task} has observations of {sizes[0]} and actions of {environment.action_spec().shape[0]}")
+    expected = [(size,) for size in sizes[:1] * 2 + sizes[1:]] + list(zip(sizes[1:], sizes[:-1], strict=True))
+    given = [part.shape for part in (policy.mean, policy.std, *(bias for _, bias in layers), *(w for w, _ in layers))]
+    if given != expected or not layers or (sizes[-1],) != environment.action_spec().shape:
+        raise UserError(f"{path}: layers of {[weight.shape for weight, _ in layers]} given; {task} has observations of "
+                        f"{sizes[0]} and actions of {environment.action_spec().shape[0]}")
     return policy
 
 
@@ -108,3 +109,21 @@ def measure(policy, episodes, *purpose):
             step = environment.step(policy(flatten(step.observation)))
             returns[k] += step.reward
     return returns
+
+
+def remeasured(policy, episodes):
+    """The policy with the returns of fresh episodes among its facts."""
+    returns = measure(policy, episodes, "claim")
+    return replace(policy, facts=policy.facts | {"return_mean": round(float(returns.mean()), 1), "episodes": episodes,
+                                                 "return_std": round(float(returns.std()), 1)})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure an expert anew, beside what its file claims.")
+    parser.add_argument("path")
+    parser.add_argument("task")
+    parser.add_argument("--episodes", type=int, default=20)
+    given = parser.parse_args()
+    expert = load(given.path, given.task)
+    for name, facts in (("claimed", expert.facts), ("measured", remeasured(expert, given.episodes).facts)):
+        print(f"{name}: {facts['return_mean']} ± {facts['return_std']} over {facts['episodes']} episodes")
