@@ -37,16 +37,19 @@ class SlotMixer(nn.Module):
         self.query, self.key = (nn.Linear(dim, dim, bias=False) for _ in range(2))
         self.renderer = mlp(dim, *[hidden] * layers, outputs)
 
-    def masks(self, slots):
+    def masks(self, slots, patches=slice(None)):
         """Share of every patch that each slot explains: (B, K, D) -> (B, P, K), summing to 1 over slots."""
-        query = self.allocator(self.position[None], self.norm_memory(slots))
+        query = self.allocator(self.position[None, patches], self.norm_memory(slots))
         score = self.query(self.norm_query(query)) @ self.key(self.norm_key(slots)).mT
         return (score * slots.shape[-1] ** -0.5).softmax(-1)
 
-    def forward(self, slots):
-        """Slots (B, K, D) -> outputs (B, P, outputs) and masks (B, P, K)."""
-        masks = self.masks(slots)
-        return self.renderer(masks.to(slots.dtype) @ slots + self.position), masks
+    def forward(self, slots, patches=slice(None)):
+        """Slots (B, K, D) -> outputs (B, P, outputs) and masks (B, P, K).
+
+        patches, indices of those to decode: positions see the slots only, never each other, so each may be left out.
+        """
+        masks = self.masks(slots, patches)
+        return self.renderer(masks.to(slots.dtype) @ slots + self.position[patches]), masks
 
 
 class VideoSaur(nn.Module):
@@ -74,10 +77,11 @@ class VideoSaur(nn.Module):
         """Soft masks on the patch grid, without the renderer: slots (B, K, D) -> (B, K, P)."""
         return self.decoder.masks(slots).mT
 
-    def forward(self, features, keys, noise):
+    def forward(self, features, keys, noise, decoded=slice(None)):
         """The losses on a clip.
 
-        Args: features (B, T, P, F) and keys (B, T, P, F') of the frozen ViT; noise (B, K, D), standard normal.
+        Args: features (B, T, P, F) and keys (B, T, P, F') of the frozen ViT; noise (B, K, D), standard normal;
+        decoded, indices of the patches on which the losses are taken, all by default: their mean is the full loss.
         Returns a dict of scalars: loss, and similarity and reconstruction before weighting.
         """
         to_similarity, to_reconstruction = self.weights
@@ -85,13 +89,13 @@ class VideoSaur(nn.Module):
         if not to_reconstruction:  # the last frame has no next one, so nothing would be asked of its slots
             features = features[:, :-1]
         slots = self.slots(self.project(features), noise=noise)
-        outputs = self.decoder(slots.flatten(0, 1))[0].unflatten(0, slots.shape[:2])  # (B, T, P, outputs)
+        outputs = self.decoder(slots.flatten(0, 1), decoded)[0].unflatten(0, slots.shape[:2])  # (B, T, P, outputs)
         losses = {"loss": 0.0}
         if to_similarity:
-            target = similarity_target(keys[:, :-1], keys[:, 1:], self.temperature)
+            target = similarity_target(keys[:, :-1, decoded], keys[:, 1:], self.temperature)
             losses["similarity"] = similarity_loss(outputs[:, :target.shape[1], :, :patches], target)
             losses["loss"] += to_similarity * losses["similarity"]
         if to_reconstruction:
-            losses["reconstruction"] = F.mse_loss(outputs[..., patches:].float(), features)
+            losses["reconstruction"] = F.mse_loss(outputs[..., patches:].float(), features[:, :, decoded])
             losses["loss"] += to_reconstruction * losses["reconstruction"]
         return losses

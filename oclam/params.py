@@ -68,7 +68,7 @@ class Backgrounds(Section):
 class Training(Section):
     """What sbx needs to train one task's expert."""
 
-    algorithm: Literal["PPO", "SAC", "TQC", "CrossQ"]
+    algorithm: Literal["PPO", "SAC"]
     steps: Count
     environments: Count
     evaluate_every: Count
@@ -120,6 +120,7 @@ class Ocp(Section):
     decoder_layers: Count
     clip_length: Annotated[int, Field(ge=2)]
     kept_clips: Count | None  # draw and encode this many clips once; null encodes fresh ones at every step
+    decoded_patches: Count | None  # random patches of a step on which the loss is taken; null takes all
     batch_size: Count
     steps: Count
     learning_rate: Positive

@@ -43,8 +43,10 @@ def main():
     def step(i):
         clips_of_step = clips(i)
         noise = torch.randn(ocp.batch_size, ocp.slots, ocp.slot_dim, generator=torch_rng("slot noise", seed, i))
+        order = torch.randperm(encoder.grid**2, generator=torch_rng("decoded patches", seed, i))
+        decoded = order[:ocp.decoded_patches].sort().values  # all in order when null
         with forward():
-            losses = losses_of(*clips_of_step, noise.to(device))
+            losses = losses_of(*clips_of_step, noise.to(device), decoded.to(device))
         optimizer.zero_grad()
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), ocp.clip_norm)

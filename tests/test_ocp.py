@@ -82,6 +82,14 @@ def test_the_last_frame_is_a_target_only():
     assert not torch.equal(model(features, keys, noise)["loss"], model(features, changed, noise)["loss"])
 
 
+def test_losses_on_parts_of_the_patches_average_to_the_full_loss():
+    features, keys, noise = clip()
+    model = small(reconstruction_weight=1.0)
+    parts = [model(features, keys, noise, decoded) for decoded in torch.randperm(16).split(4)]
+    for name, value in model(features, keys, noise).items():
+        torch.testing.assert_close(sum(part[name] for part in parts) / 4, value)
+
+
 def test_every_parameter_learns():
     model = small(reconstruction_weight=1.0)
     model(*clip())["loss"].backward()
