@@ -32,8 +32,8 @@ class Learner:
     """An sbx algorithm on copies of a task, advanced in rounds.
 
     A round begins with new episodes and random streams that depend on its number alone, so the state between rounds is
-    what was learned and nothing else. PPO's learning rate decays linearly to a fiftieth. Args: task; training, an
-    `oclam.params.Training`.
+    what was learned and nothing else. PPO's learning rate decays linearly to a fiftieth, or follows `target_kl` where
+    that is given. Args: task; training, an `oclam.params.Training`.
     """
 
     def __init__(self, task, training):
@@ -83,6 +83,8 @@ class Learner:
         state = {"learned": [[_tensor(leaf) for leaf in leaves] for leaves in learned], "steps": self.steps,
                  "updates": self.model._n_updates,
                  "moments": [(_tensor(one.mean), _tensor(one.var), float(one.count)) for one in self._moments()]}
+        if adaptive := getattr(self.model, "adaptive_lr", None):
+            state["rate"] = float(adaptive.current_adaptive_lr)
         if buffer := getattr(self.model, "replay_buffer", None):
             filled = slice(None) if buffer.full else slice(buffer.pos)
             state["replay"] = {name: _tensor(getattr(buffer, name)[filled]) for name in self._replay(buffer)}
@@ -98,6 +100,8 @@ class Learner:
         self.steps, self.model._n_updates = state["steps"], state["updates"]
         for one, (mean, var, count) in zip(self._moments(), state["moments"], strict=True):
             one.mean, one.var, one.count = mean.numpy(), var.numpy(), count
+        if "rate" in state:
+            self.model.adaptive_lr.current_adaptive_lr = state["rate"]
         if "replay" in state:
             buffer = self.model.replay_buffer
             for name, tensor in state["replay"].items():

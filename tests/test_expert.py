@@ -14,7 +14,8 @@ from oclam.expert_policy import Policy, flatten, make  # noqa: E402
 from oclam.params import Training  # noqa: E402
 
 HYPERPARAMETERS = {
-    "PPO": {"n_steps": 8, "batch_size": 8, "n_epochs": 2, "net_arch": [8], "log_std_init": -0.5, "learning_rate": 0.01},
+    "PPO": {"n_steps": 8, "batch_size": 8, "n_epochs": 2, "net_arch": [8], "log_std_init": -0.5, "learning_rate": 0.01,
+            "target_kl": 0.02},
     "SAC": {"buffer_size": 64, "learning_starts": 8, "batch_size": 4, "net_arch": [8, 8], "gradient_steps": 2},
 }
 
