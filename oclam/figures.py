@@ -52,7 +52,7 @@ def save_gif(frames, path, fps=15):
 def probe_bars(rows, stamp):
     """Figure 2: probe error by variant. Rows of one task, one a seed and variant; bars are means, dots are seeds."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure, axes = _figure(5.4, 1.4 + 0.55 * len(variants), stamp)
+    figure, axes = _figure(4.7, 1.5 + 0.5 * len(variants), stamp)
     for y, variant in enumerate(variants):
         table = [row for row in rows if row["variant"] == variant]
         for offset, key, alpha in ((-0.19, "ridge_mse", 1.0), (0.19, "online_mse", 0.35)):
@@ -71,7 +71,7 @@ def probe_bars(rows, stamp):
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel("mean squared error of predicted actions (lower is better)")
+    axes.set_xlabel("mean squared error (lower is better)")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 
@@ -82,7 +82,7 @@ def return_curves(rows, stamp):
 
     Lines are interquartile means, bands their 95% bootstrap intervals; the dashed line is cloning of all labels.
     """
-    figure, axes = _figure(5.4, 4.0, stamp)
+    figure, axes = _figure(4.7, 3.9, stamp)
     for variant in dict.fromkeys(row["variant"] for row in rows):
         table = [row for row in rows if row["variant"] == variant]
         budgets, middle, low, high = (np.array([row[key] for row in table], float) for key in
@@ -107,7 +107,7 @@ def return_curves(rows, stamp):
 def loss_curves(rows, stamp):
     """Training loss against step. Rows of one task and stage: one line a seed, one colour a variant."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure, axes = _figure(5.4, 3.2, stamp)
+    figure, axes = _figure(4.7, 3.2, stamp)
     for variant in variants:
         for number, seed in enumerate(dict.fromkeys(row["seed"] for row in rows)):
             line = [row for row in rows if (row["variant"], row["seed"]) == (variant, seed)]
@@ -127,7 +127,7 @@ def loss_curves(rows, stamp):
 def latent_map(latents, actions, stamp):
     """First two principal components (N, 2) of latent actions, coloured by the first two true actions of (N, A)."""
     panels = min(actions.shape[1], 2)
-    figure = Figure(figsize=(5.4, 2.8), layout="constrained")
+    figure = Figure(figsize=(4.7, 2.6), layout="constrained")
     grid = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
     for number, axes in enumerate(grid):
         points = axes.scatter(*latents.T, c=actions[:, number], s=6, linewidths=0, cmap="viridis", vmin=-1, vmax=1)

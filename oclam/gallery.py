@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oclam import figures, paths
-from oclam.artifacts import load_tensors
+from oclam.artifacts import load_tensors, read_csv
 from oclam.params import VARIANTS
-from oclam.results import LATENT_VARIANTS
+from oclam.results import LATENT_VARIANTS, select
 
 __all__ = ["Picture", "draw"]
 
@@ -68,7 +68,7 @@ def _latents(results, task, folder):
                                              results.stamp)
             yield _saved(figure, folder / f"reconstructions-{task}-{variant}.png", "reconstructions",
                          f"{task}, {variant}: the forward model's t+1 beside the truth; then the same frame with "
-                         "another pair's latent action, and what that changes.", wide=True)
+                         "another pair's latent action, and what that changes.")
         yield _saved(figures.latent_map(arrays["latents"], arrays["actions"], results.stamp),
                      folder / f"latents-{task}-{variant}.png", "latents",
                      f"{task}, {variant}: held-out latent actions on their first two principal components, coloured by "
@@ -78,7 +78,9 @@ def _latents(results, task, folder):
 def _policies(results, task):
     for variant in VARIANTS:
         video = paths.episode_video(task, results.seeds[0], variant)
-        yield Picture("policies", f"{task}, {variant}", video, pixels=True)
+        rows = read_csv(paths.evaluation(task, results.seeds[0], variant))
+        shown = select(rows, budget=max(row["budget"] for row in rows), episode=0)[0]["return"]
+        yield Picture("policies", f"{task}, {variant}: the episode returned {shown:.0f}.", video, pixels=True)
 
 
 def _saved(figure, path, section, caption, wide=False):

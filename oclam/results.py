@@ -10,7 +10,7 @@ import numpy as np
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv, read_json
-from oclam.params import FULL_VARIANTS, VARIANTS
+from oclam.params import FULL_VARIANTS, VARIANTS, view_of
 from oclam.statistics import summary
 
 __all__ = ["LATENT_VARIANTS", "PAPER_DURATIONS", "PAPER_FULL", "PAPER_PARAMETERS", "PAPER_PROBES", "PAPER_RETURNS",
@@ -66,7 +66,7 @@ class Results:
     slots: list  # task, seed, slot; its measures
     selections: list  # task, seed; what was chosen and why
     durations: list  # stage, variant, runs; seconds and hardware, or None where a stage was not run here
-    experts: dict  # task -> mean return of the policy that acts in the data
+    experts: dict  # task -> mean return of the demonstrations
     encoder: dict  # metadata of the frozen encoder
     parameters: dict  # model -> count, as in the paper's Table 4
 
@@ -94,7 +94,7 @@ def gather(scale, tasks, seeds, parameters):
                for task, seed, table in tables for row in table["slots"]],
         selections=[{"task": task, "seed": seed, **table} for task, seed, table in tables],
         durations=_durations(tasks, seeds),
-        experts={task: read_csv(paths.expert_curve(task))[-1]["return"] for task in tasks},
+        experts={task: _mean(read_csv(paths.demonstrations(task, "distracted")), "return") for task in tasks},
         encoder=load_tensors(paths.encoder)[1],
         parameters=parameters,
     )
@@ -102,7 +102,7 @@ def gather(scale, tasks, seeds, parameters):
 
 def normaliser(variant):
     """Behaviour cloning on all true actions in the view that `variant` sees: 100 in every normalised return."""
-    return "bc-no-distractors" if variant.endswith("no-distractors") else "bc"
+    return "bc" if view_of(variant) == "distracted" else "bc-no-distractors"
 
 
 def metrics(results):
@@ -175,8 +175,8 @@ def _durations(tasks, seeds):
     stages = [("backgrounds", None, [""]), ("encoder", None, [""]), ("expert", None, tasks)]
     stages += [("collect", view, [f"{task}-{view}" for task in tasks]) for view in ("distracted", "clean")]
     stages += [("ocp", None, each), ("slot-select", None, each)]
-    stages += [("lapo-slots", None, each), ("scratch", None, each)]
-    for stage, variants in (("lapo", [v for v in LATENT_VARIANTS if v != "lapo-slots"]), ("bc", LATENT_VARIANTS),
+    stages += [(stage, None, each) for stage in ("lapo-slots", "lapo-focus", "scratch")]
+    for stage, variants in (("lapo", ("lapo", "lapo-masks", "lapo-no-distractors")), ("bc", LATENT_VARIANTS),
                             ("bc-full", FULL_VARIANTS), ("finetune", LATENT_VARIANTS), ("eval", VARIANTS)):
         stages += [(stage, variant, [f"{run}-{variant}" for run in each]) for variant in variants]
     rows = []

@@ -1,5 +1,6 @@
 """The report's tables as text: this run's numbers, their ratio to lapo, and the paper's beside them."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A captioned table of a section; `rows` are (heading, cells), as many cells as `columns`."""
+    """A captioned table of a section; `rows` are (heading, cells), as many cells as `columns` or none at all."""
 
     section: str
     title: str
@@ -67,27 +68,28 @@ def warnings(results):
 
 
 def number(value, spread=None):
-    """Three significant digits (integers whole), a dash for None; `spread` follows a ±."""
+    """Three significant digits (integers whole), a dash for None; `spread` follows a ± to as many decimals."""
     if value is None:
         return "–"
     if isinstance(value, int):
         return f"{value:,}"
-    text = np.format_float_positional(float(f"{value:.3g}"), trim="-")
-    return text if spread is None else f"{text} ± {number(spread)}"
+    decimals = max(2 - math.floor(math.log10(abs(value))), 0) if value else 0
+    return f"{value:,.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")
 
 
 def _probes(results):
     rows = []
     for task in results.tasks:
+        rows.append((task, []))
         for key, heading in (("online_mse", "online probe"), ("ridge_mse", "ridge probe")):
             values = {variant: [row[key] for row in select(results.probes, task=task, variant=variant)]
                       for variant in LATENT_VARIANTS}
             paper = PAPER_PROBES.get(task, {}) if key == "online_mse" else {}
-            rows.append((f"{task}, {heading}", _beside(values, {}, paper, lower=True)))
+            rows.append((heading, _beside(values, {}, paper, lower=True)))
         for key, heading in (("ridge_r2", "ridge, R²"), ("shuffled_mse", "shuffled latents")):
             means = [np.mean([row[key] for row in select(results.probes, task=task, variant=variant)])
                      for variant in LATENT_VARIANTS]
-            rows.append((f"{task}, {heading}", [Cell(number(mean)) for mean in means]))
+            rows.append((heading, [Cell(number(mean)) for mean in means]))
     variance, frames = (number(np.mean([row[key] for row in results.probes]))
                         for key in ("action_variance", "frame_difference_mse"))
     note = ("Mean squared error of true actions predicted linearly from latent actions, on held-out trajectories; "
@@ -114,12 +116,13 @@ def _returns(results):
     variants, budgets = (*LATENT_VARIANTS, "scratch"), sorted({row["budget"] for row in results.returns} - {0})
     rows = []
     for task in results.tasks:
+        rows.append((task, []))
         for budget in budgets:
             found = {row["variant"]: row for row in select(results.returns, task=task, budget=budget)}
             values = {variant: [found[variant]["normalised"]] for variant in variants}
             spreads = {variant: found[variant]["normalised_stderr"] for variant in variants}
             paper = PAPER_RETURNS.get(task, {}) if budget == budgets[-1] else {}
-            rows.append((f"{task}, {budget} labelled", _beside(values, spreads, paper, lower=False)))
+            rows.append((f"{budget} labelled", _beside(values, spreads, paper, lower=False)))
     note = ("100 × return / return of bc with all labels in the same view; higher is better, × is the ratio to "
             "lapo, ± the standard error. The paper fine-tunes on 32 to 128 trajectories and prints one number, put "
             "here beside the largest budget. scratch is the control: the same labels without latent pretraining.")
@@ -128,12 +131,14 @@ def _returns(results):
 
 def _statistics(results):
     rows = []
-    for row in results.returns:
-        labels = f"{row['budget']} labelled" if row["budget"] else "all labels"
-        rows.append((f"{row['task']}, {row['variant']}, {labels}", [
-            Cell(number(row["mean"], row["stderr"])), Cell(number(row["iqm"])),
-            Cell(f"{number(row['low'])} to {number(row['high'])}"), Cell(number(row["normalised"])),
-            Cell(f"{row['seeds']} × {row['episodes']}")]))
+    for task in results.tasks:
+        rows.append((task, []))
+        for row in select(results.returns, task=task):
+            labels = f"{row['budget']} labelled" if row["budget"] else "all labels"
+            rows.append((f"{row['variant']}, {labels}", [
+                Cell(number(row["mean"], row["stderr"])), Cell(number(row["iqm"])),
+                Cell(f"{number(row['low'])} to {number(row['high'])}"), Cell(number(row["normalised"])),
+                Cell(f"{row['seeds']} × {row['episodes']}")]))
     note = ("Undiscounted return of an episode: mean and standard error, interquartile mean with its 95% bootstrap "
             "interval (arXiv 2108.13264).")
     columns = ("mean", "IQM", "95% interval", "normalised", "seeds × episodes")
@@ -150,7 +155,7 @@ def _full(results):
             cells.append(Cell(number(row["mean"], row["stderr"]), f"{row['mean'] / expert:.0%} of expert",
                               _paper(paper.get(name))))
         rows.append((task, cells))
-    note = "Return of an episode: what Table 2 divides by. The expert is the policy that acts in the videos."
+    note = "Return of an episode: what Table 2 divides by. The expert acts in the videos."
     return Table("returns", "Table 3. Behaviour cloning on all true actions", note, ("expert", *names), rows)
 
 
@@ -225,11 +230,13 @@ def _standard_error(values):
 
 def _ratio(value, lapo, lower):
     over, under = (lapo, value) if lower else (value, lapo)
-    return f"×{number(over / under)}" if over is not None and under else ""
+    return f"×{float(f'{over / under:.2g}'):g}" if over is not None and under else ""
 
 
 def _paper(value, spread=None, ratio=""):
-    return "" if value is None else f"paper {number(value, spread)} {ratio}".rstrip()
+    if value is None:
+        return ""
+    return f"paper {value:g}" + ("" if spread is None else f" ± {spread:g}") + f" {ratio}".rstrip()
 
 
 def _time(seconds):

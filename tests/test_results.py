@@ -1,6 +1,7 @@
 """Numbers that go into the tree come out as their closed forms."""
 
 import json
+from contextlib import chdir
 
 import numpy as np
 import pytest
@@ -21,11 +22,19 @@ from oclam.results import (
 from tests import report_tree as tree
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    with chdir(tmp_path_factory.mktemp("tree")):
+        tree.write()
+        return read()
+
+
 @pytest.fixture
-def results(tmp_path, monkeypatch):
+def written(tmp_path, monkeypatch):
+    """The working folder, with a tree of its own to damage."""
     monkeypatch.chdir(tmp_path)
     tree.write()
-    return read()
+    return tmp_path
 
 
 def read():
@@ -45,8 +54,7 @@ def test_normalised_return_is_a_share_of_cloning_in_the_same_view(results):
         assert (row["mean"], row["normalised"]) == pytest.approx((mean, 100))
 
 
-def test_a_policy_that_earns_nothing_normalises_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_policy_that_earns_nothing_normalises_nothing(written, monkeypatch):
     monkeypatch.setitem(tree.FULL_RETURN, "bc", 0.0)
     tree.write()
     table = read().returns
@@ -70,14 +78,14 @@ def test_metrics_are_means_over_seeds(results):
     assert len(json.dumps(table, indent=2).splitlines()) < 50  # one screenful
 
 
-def test_stray_files_are_not_read(results):
+def test_stray_files_are_not_read(written, results):
     stray = paths.probe("walker-run", 7, "lapo")
     stray.parent.mkdir(parents=True)
     stray.write_text("not JSON")
     assert read() == results
 
 
-def test_missing_durations_are_none_and_missing_results_an_error(results):
+def test_missing_durations_are_none_and_missing_results_an_error(written, results):
     ocp, = select(results.durations, stage="ocp")
     assert (ocp["seconds"], ocp["mean"], ocp["runs"], ocp["of"]) == (61.0, 61.0, 1, 2)
     assert all(row["mean"] is None for row in results.durations if row["stage"] != "ocp")
@@ -86,9 +94,10 @@ def test_missing_durations_are_none_and_missing_results_an_error(results):
         read()
 
 
-def test_durations_are_looked_up_under_the_names_that_stages_write(results):
+def test_durations_are_looked_up_under_the_names_that_stages_write(written):
     names = ["backgrounds", "collect-cheetah-run-clean", "slot-select-cheetah-run-1", "lapo-slots-cheetah-run-0",
-             "lapo-cheetah-run-0-lapo-focus", "bc-full-cheetah-run-1-bc", "eval-cheetah-run-0-scratch"]
+             "lapo-cheetah-run-0-lapo-masks", "lapo-focus-cheetah-run-1", "bc-full-cheetah-run-1-bc",
+             "eval-cheetah-run-0-scratch"]
     for name in names:
         paths.duration(name).write_text(json.dumps({"stage": name, "seconds": 1.0, "hardware": "here"}))
     assert sum(row["runs"] for row in read().durations) == 1 + len(names)

@@ -1,0 +1,89 @@
+"""Figures: masks where they belong, and the same bytes every time."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oclam import figures
+from oclam.params import VARIANTS
+from tests import report_tree as tree
+
+
+def test_upsampling_keeps_a_constant_mask_and_the_sum_over_slots():
+    constant = np.full((1, 1, 4, 4), 51, np.uint8)
+    assert (figures.upsample(constant, 32) == 0.2).all()
+    masks = tree.scene(3)[1]
+    np.testing.assert_allclose(figures.upsample(masks, 32).sum(1), 1, atol=tree.SLOTS / 255)
+
+
+def test_overlay_tints_every_pixel_with_its_own_slot():
+    frames = np.zeros((1, 2, 2, 3), np.uint8)
+    soft = np.zeros((1, 2, 2, 2))
+    soft[0, 0, 0], soft[0, 1, 1] = 1, 1  # slot 0 holds the upper row, slot 1 the lower
+    tinted = figures.overlay(frames, soft)[0]
+    np.testing.assert_array_equal(tinted[0, 0], figures.SLOT_COLORS[0] // 2)
+    np.testing.assert_array_equal(tinted[1, 1], figures.SLOT_COLORS[1] // 2)
+
+
+def test_animation_shows_the_chosen_slot_and_nothing_else():
+    frames, masks, _ = tree.scene(1)
+    size = tree.SIZE
+    shown = figures.animation(frames, masks, [tree.CHOSEN])
+    np.testing.assert_array_equal(shown[:, :, :size], frames)
+    seen = shown[0, :, 2 * size + 4 :]
+    whole = figures.animation(frames, np.full_like(masks, 255), [tree.CHOSEN])[0, :, 2 * size + 4 :]
+    np.testing.assert_array_equal(whole, frames[0])
+    np.testing.assert_array_equal(seen[0, 0], [245] * 3)  # another slot's pixel
+    middle = tree.SIZE // 2, tree.SIZE // tree.GRID
+    np.testing.assert_allclose(seen[middle], frames[0][middle], atol=2)
+
+
+def test_every_variant_has_its_own_color():
+    assert len({figures.COLORS[variant] for variant in VARIANTS}) == len(VARIANTS)
+
+
+def draw(kind):
+    frames, masks, truth = tree.scene(2)
+    random = np.random.default_rng(0)
+    losses = [{"variant": "lapo", "seed": 0, "step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    returns = [{"variant": "lapo", "budget": budget, **dict.fromkeys(("normalised_iqm", "normalised_low",
+                                                                     "normalised_high"), budget)} for budget in (2, 8)]
+    match kind:
+        case "losses":
+            return figures.loss_curves(losses, "stamp")
+        case "returns":
+            return figures.return_curves(returns, "stamp")
+        case "slots":
+            return figures.slot_grid(frames, masks, [tree.CHOSEN], "stamp", truth)
+        case "latents":
+            return figures.latent_map(random.normal(size=(9, 2)), random.uniform(-1, 1, (9, 1)), "stamp")
+        case "reconstructions":
+            return figures.reconstructions(frames, frames, frames, frames, "stamp")
+
+
+@pytest.mark.parametrize("kind", ["losses", "returns", "slots", "latents", "reconstructions"])
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_same_input_same_bytes(tmp_path, kind, suffix):
+    first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
+    for path in (first, second):
+        figures.save(draw(kind), path)
+    assert first.read_bytes() == second.read_bytes()
+    assert b"stamp" in first.read_bytes() or suffix == "png"
+
+
+def test_a_normaliser_of_nothing_leaves_an_empty_plot_and_no_error(tmp_path):
+    rows = [{"variant": "lapo", "budget": 2, "normalised_iqm": None, "normalised_low": None, "normalised_high": None}]
+    figures.save(figures.return_curves(rows, "stamp"), tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 0
+
+
+def test_gif_has_every_frame_at_its_size_and_speed(tmp_path):
+    frames = tree.scene(5)[0]
+    for name in ("first.gif", "second.gif"):
+        figures.save_gif(frames, tmp_path / name, fps=15)
+    with Image.open(tmp_path / "first.gif") as film:
+        assert (film.n_frames, film.size) == (5, (tree.SIZE, tree.SIZE))
+        assert film.info["duration"] == 70
+        error = np.abs(np.asarray(film.convert("RGB"), float) - frames[0])
+    assert error.mean() < 10
+    assert (tmp_path / "first.gif").read_bytes() == (tmp_path / "second.gif").read_bytes()
