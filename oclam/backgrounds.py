@@ -1,19 +1,17 @@
-"""Background videos: dead leaves made here, DAVIS 2017 downloaded and verified, or the user's own.
+"""Background videos: dead leaves made here, and the store that holds these or real footage.
 
-Whatever the source, a video is uint8 (frames, S, S, 3), S the edge of the texture that it becomes.
+Wherever it comes from, a video is uint8 (frames, S, S, 3), S the edge of the texture that it becomes.
 """
 
 from functools import lru_cache
 
 import cv2
 import numpy as np
-
 import zarr
 
 from oclam.artifacts import atomic, open_zarr
 
-__all__ = ["FULL_TEXTURE", "GeneratedVideos", "StoredVideos", "dead_leaves", "texture_edge",
-           "videos_from", "write_store"]
+__all__ = ["FULL_TEXTURE", "GeneratedVideos", "StoredVideos", "dead_leaves", "texture_edge", "write_store"]
 
 FULL_TEXTURE = 800  # edge of the suite's own sky texture
 SUPERSAMPLING = 2
@@ -104,21 +102,11 @@ class StoredVideos:
         return self._videos[k][:]
 
 
-def videos_from(params, size):
-    """The videos that `oclam.params.Backgrounds` asks for, by split, each an iterable of (name, video)."""
-    counts = {"train": params.videos, "test": -(-params.videos // 2)}
-    if params.source == "generated":
-        return {split: _named(GeneratedVideos(split, count, params.frames, size, params.seed))
-                for split, count in counts.items()}
-    raise NotImplementedError
-
-
-def _named(videos):
-    return ((f"dead leaves {k}", videos[k]) for k in range(len(videos)))
-
-
 def write_store(path, videos, source):
-    """Write the backgrounds' store: videos, split -> iterable of (name, uint8 (frames, S, S, 3)), one file a video."""
+    """Write the backgrounds' store, one file a video.
+
+    Args: videos, split -> iterable of (name, uint8 (frames, S, S, 3)); source, noted in the attributes.
+    """
     with atomic(path) as temporary:
         group = zarr.create_group(temporary)
         for split, named in videos.items():

@@ -49,6 +49,11 @@ class Plan:
     def shards(self):
         return -(-self.episodes // self.params.shard_episodes)
 
+    @property
+    def settings(self):
+        """The parameters of the environment that this view depends on."""
+        return self.env.model_dump(include=None if self.view == "distracted" else {"image_size", "renderer"})
+
     def members(self, shard):
         """The episodes of a shard."""
         return range(shard * self.params.shard_episodes,
@@ -133,7 +138,7 @@ def _create(plan, store):
 
 
 def _environment(plan, split):
-    from oclam.envs import make  # OpenGL starts here, in a worker
+    from oclam.envs import make  # only workers need it
 
     return make(plan.task, plan.view, plan.env, plan.backgrounds, split)
 
@@ -175,7 +180,7 @@ class _Worker:
         return shard
 
     def run(self, episode, out):
-        """Run one episode into the views `out` on the shard's arrays. Returns the agent's masks where they are asked."""
+        """Run one episode into `out`, views on the shard's arrays. Returns the agent's masks where they are kept."""
         plan, split = self.plan, self.plan.split(episode)
         if split not in self.environments:
             self.environments[split] = _environment(plan, split)
@@ -201,7 +206,7 @@ def _finish(plan, store, records, path):
     zarr.open_group(store, mode="r+").attrs.update(
         task=plan.task, view=plan.view, episodes=plan.params.episodes, test_episodes=plan.params.test_episodes,
         segmented_episodes=plan.params.segmented_episodes, seeds=[plan.seed(e) for e in range(plan.episodes)],
-        renderer=plan.env.renderer, texture_size=plan.env.texture_size, env=plan.env.model_dump(), returns=returns,
+        renderer=plan.env.renderer, env=plan.settings, returns=returns,
         versions={name: version(name) for name in ("mujoco", "dm-control", "distracting-control", "numpy", "zarr")})
     with atomic(path) as temporary:
         shutil.move(store, temporary)

@@ -8,21 +8,16 @@ import gymnasium
 import numpy as np
 
 from oclam import render
-
-render.choose()  # before dm_control is imported, which else binds to whatever it finds
-
-from dm_control import suite  # noqa: E402
-
-from oclam.backgrounds import GeneratedVideos, StoredVideos, texture_edge  # noqa: E402
-from oclam.distractors import Background, distract, reseed  # noqa: E402
-from oclam.errors import UserError  # noqa: E402
-from oclam.params import Env  # noqa: E402
+from oclam.backgrounds import GeneratedVideos, StoredVideos, texture_edge
+from oclam.distractors import Background, distract, reseed
+from oclam.errors import UserError
+from oclam.params import Env
 
 __all__ = ["PAPER", "DistractingEnv", "make"]
 
 PAPER = Env(image_size=64, renderer="fast", texture_size=128, background=True, background_dynamic=True, color=True,
             color_scale=0.1, color_dynamic=True, camera=True, camera_scale=0.1, camera_dynamic=True)
-TASKS = {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
+TASKS = {f"{domain}-{task}": (domain, task) for domain, task in render.suite.ALL_TASKS}
 
 
 class DistractingEnv(gymnasium.Env):
@@ -47,7 +42,7 @@ class DistractingEnv(gymnasium.Env):
         self.task, self.render_mode = task, render_mode
         domain, name = TASKS[task]
         camera = 2 if domain == "quadruped" else 0  # as the package does
-        self._env = suite.load(domain, name, task_kwargs={"random": 0})
+        self._env = render.suite.load(domain, name, task_kwargs={"random": 0})
         self._task, self._physics = self._env.task, self._env.physics
         self._wrappers, self._background = {}, None
         if view == "distracted":
@@ -116,3 +111,4 @@ def make(task, view, params, backgrounds=None, split="train"):
 
 for _task in TASKS:
     gymnasium.register(f"oclam/{_task}-v0", "oclam.envs:DistractingEnv", kwargs={"task": _task})
+render.choose()  # here, so that environments in child processes need not search again

@@ -60,7 +60,7 @@ class Backgrounds(Section):
 
     source: Literal["generated", "davis", "folder"]
     path: str | None  # davis: a local archive or folder, or null to download; folder: videos or folders of frames
-    videos: Count  # how many training videos; the same share again is kept for evaluation when source is generated
+    videos: Count  # how many training videos at most; half as many others are kept for evaluation
     frames: Annotated[int, Field(ge=2)]  # frames kept of each video at most
     seed: Natural
 

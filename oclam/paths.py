@@ -6,14 +6,15 @@ Under `data/results` are the small files that the report reads; all else under `
 from pathlib import Path
 
 __all__ = [
-    "actor", "backgrounds", "dataset", "demonstrations", "duration", "embedded_encoder", "encoder",
-    "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "log", "ocp", "policies", "probe",
+    "actor", "backgrounds", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder",
+    "encoder", "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "log", "ocp", "policies", "probe",
     "reports", "samples", "selection", "slot_preview", "slot_table", "slots",
 ]
 
 DATA, RESULTS = Path("data"), Path("data/results")
 reports = Path("reports")
 backgrounds = DATA / "backgrounds.zarr"
+downloads = DATA / "downloads"
 encoder = DATA / "encoder.safetensors"
 embedded_encoder = DATA / "encoders" / "embedded.safetensors"
 

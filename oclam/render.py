@@ -1,20 +1,41 @@
 """OpenGL without a screen: which backend this machine has, and MuJoCo models as 64x64 pictures.
 
-A GPU renders through EGL, a machine without one through OSMesa or Mesa's EGL.
+A GPU renders through EGL, a machine without one through OSMesa or Mesa's EGL. OpenGL is loaded by the first `Renderer`
+of a process, never by an import, so a process that has only imported this may still fork.
 """
 
-import importlib
+import ctypes
+import importlib.util
 import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from oclam.errors import UserError
 
-__all__ = ["Renderer", "choose"]
+__all__ = ["Renderer", "choose", "suite"]
+
+
+@contextmanager
+def _without_opengl():
+    """mujoco and dm_control load, initialise and warn about the OpenGL that MUJOCO_GL names when they are imported."""
+    given = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disabled"
+    try:
+        yield
+    finally:
+        del os.environ["MUJOCO_GL"]
+        if given:
+            os.environ["MUJOCO_GL"] = given
+
+
+with _without_opengl():
+    import mujoco
+    from dm_control import suite
 
 PROBE = """
 import sys
@@ -27,7 +48,7 @@ print(GL.glGetString(GL.GL_RENDERER).decode())
 
 
 def choose():
-    """Set MUJOCO_GL to a backend that works here, before dm_control is imported and binds to another.
+    """Set MUJOCO_GL to a backend that works here.
 
     A backend set by the user is kept; child processes inherit the choice. Returns its name, or None when none works.
     """
@@ -54,6 +75,18 @@ def _probe(backend):
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
+def _context(size):
+    backend = os.environ.get("MUJOCO_GL") or choose()
+    if not backend:
+        raise UserError("MUJOCO_GL: no OpenGL renderer works here; install Debian's libosmesa6, or libegl1 with "
+                        "libgl1-mesa-dri (a GPU's driver brings its own EGL)")
+    triton = importlib.util.find_spec("triton")
+    if triton and "OpenGL" not in sys.modules:  # its own LLVM crashes when loaded after Mesa's, as timm would do
+        for library in Path(triton.origin).parent.glob("_C/libtriton*.so"):
+            ctypes.CDLL(library)
+    return importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+
+
 class Renderer:
     """Square pictures of one camera of a MuJoCo model.
 
@@ -63,17 +96,11 @@ class Renderer:
     """
 
     def __init__(self, model, size, camera, mode):
-        import mujoco  # after `choose`
-
-        self._mujoco, self._model, self._size = mujoco, model, size
+        self._model = model
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         if mode == "fast":
             model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
-        backend = choose() if "MUJOCO_GL" not in os.environ else os.environ["MUJOCO_GL"]
-        if not backend:
-            raise UserError("no OpenGL renderer works here: install Debian's libosmesa6, or libegl1 and libgl1-mesa-dri "
-                            "(a GPU's driver brings its own EGL), or set MUJOCO_GL to the one you have")
-        self._gl = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+        self._gl = _context(size)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -90,32 +117,36 @@ class Renderer:
     def upload(self, texture):
         """Send texture number `texture` of the model to the renderer again."""
         self._gl.make_current()
-        self._mujoco.mjr_uploadTexture(self._model, self._context, texture)
+        mujoco.mjr_uploadTexture(self._model, self._context, texture)
 
     def pixels(self, data):
         """The camera's view of `data` (mujoco.MjData). Returns uint8 (size, size, 3)."""
         self._gl.make_current()
-        self._mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera,
-                                     self._mujoco.mjtCatBit.mjCAT_ALL, self._scene)
-        self._mujoco.mjr_render(self._rectangle, self._scene, self._context)
-        self._mujoco.mjr_readPixels(self._buffer, None, self._rectangle, self._context)
+        mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera,
+                                     mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        mujoco.mjr_render(self._rectangle, self._scene, self._context)
+        mujoco.mjr_readPixels(self._buffer, None, self._rectangle, self._context)
         return self._buffer[::-1].copy()
 
     def segment(self, data):
-        """Which bodies are seen. Returns uint8 (size, size): 1 where the geom belongs to a body other than the world."""
-        flags, segment, colour = self._scene.flags, *(getattr(self._mujoco.mjtRndFlag, f"mjRND_{name}")
+        """Where what can move is seen. Returns uint8 (size, size): 1 where the geom's body is not the world."""
+        flags, segment, colour = self._scene.flags, *(getattr(mujoco.mjtRndFlag, f"mjRND_{name}")
                                                       for name in ("SEGMENT", "IDCOLOR"))
         flags[segment] = flags[colour] = 1
         red, green, blue = np.moveaxis(self.pixels(data).astype(np.int64), -1, 0)
         flags[segment] = flags[colour] = 0
         moves = np.zeros(self._scene.ngeom + 1, np.uint8)  # by segment number; 0 is the sky
         for geom in self._scene.geoms[:self._scene.ngeom]:
-            if geom.objtype == self._mujoco.mjtObj.mjOBJ_GEOM:
+            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM:
                 moves[geom.segid + 1] = self._model.geom_bodyid[geom.objid] > 0
         return moves[red + (green << 8) + (blue << 16)]
 
     def close(self):
-        """Free the OpenGL context."""
-        self._gl.make_current()
-        self._context.free()
-        self._gl.free()
+        """Free the OpenGL context, and nothing of another that happens to be current."""
+        if self._gl:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._gl = None
+
+    __del__ = close

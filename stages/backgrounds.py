@@ -1,8 +1,9 @@
 """Reads nothing, an archive or the user's videos; writes the backgrounds' store."""
 
 from oclam import paths
-from oclam.backgrounds import texture_edge, videos_from, write_store
+from oclam.backgrounds import texture_edge, write_store
 from oclam.cli import arguments, run
+from oclam.footage import videos_from
 from oclam.params import load
 
 
@@ -10,7 +11,8 @@ def main():
     arguments()
     params = load("backgrounds", "env.renderer", "env.texture_size")
     edge = texture_edge(params.env.renderer, params.env.texture_size)
-    write_store(paths.backgrounds, videos_from(params.backgrounds, edge), params.backgrounds.source)
+    videos = videos_from(params.backgrounds, edge, paths.downloads)
+    write_store(paths.backgrounds, videos, params.backgrounds.source)
 
 
 if __name__ == "__main__":
