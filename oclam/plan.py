@@ -1,0 +1,289 @@
+"""What a pipeline will cost, before anyone spends a GPU-day: `python -m oclam.plan params/paper.yaml ocp.slots=8`.
+
+Models are built on PyTorch's meta device: they have shapes and no memory, so that parameters, FLOPs and activations are
+counted as the code has them, in seconds.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from oclam import paths
+from oclam.artifacts import load_tensors
+from oclam.bc import ActionDecoder, Actor
+from oclam.datasets import FrameSampler
+from oclam.errors import UserError
+from oclam.lapo import ImageLatentActionModel, SlotLatentActionModel
+from oclam.ocp import VideoSaur
+from oclam.params import FULL_VARIANTS, LAPO_VARIANTS, VARIANTS, read
+
+__all__ = ["Cost", "Plan"]
+
+VIEWS, SPLITS = 2, 2  # of datasets: distracted and clean; of background videos: for training and for evaluation
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run of a stage costs; `runs` are made.
+
+    trainable, total: parameters. samples: what training, collection or evaluation goes through, in `unit`. flops.
+    disk: bytes of the outputs before compression. memory: bytes of weights, gradients, Adam's moments and activations.
+    data: bytes of the rows that `oclam.datasets.Frames` holds, on the GPU, in host memory or mapped, by size.
+    rendered: frames.
+    """
+
+    stage: str
+    runs: int
+    unit: str = ""
+    trainable: int = 0
+    total: int = 0
+    samples: int = 0
+    flops: int = 0
+    disk: int = 0
+    memory: int = 0
+    data: int = 0
+    rendered: int = 0
+
+    def hours(self, flops_per_second, frames_per_second):
+        """Duration of one run at these throughputs."""
+        return (self.flops / flops_per_second + self.rendered / frames_per_second) / 3600
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's parameters; for one sample the FLOPs forward, and both ways, and bytes kept for the way back."""
+
+    size: int
+    forward: int
+    both: int
+    activations: int
+
+
+class Plan:
+    """The costs of every stage under some parameters (`oclam.params.Params`).
+
+    Raises UserError, naming the parameter, for a task or an encoder that does not exist.
+    """
+
+    def __init__(self, params):
+        self.params, collect, size = params, params.collect, params.env.image_size
+        self.runs = len(params.tasks) * len(params.seeds)
+        self.training_frames = collect.episodes * collect.steps
+        self.frames = (collect.episodes + collect.test_episodes) * collect.steps
+        self.pixels, self.mask = size * size * 3, size * size  # bytes of a frame
+        self.action_dim, self.state_dim = (max(dims) for dims in zip(*map(_widths, params.tasks), strict=True))
+        select = params.slot_select
+        chosen = select.max_slots if select.method == "auto" else max(map(len, select.manual.values()))
+        self.slot_width = params.ocp.slot_dim * (chosen if select.combine == "concatenate" else 1)
+
+    def costs(self):
+        """A list of Cost, one a stage, in the pipeline's order."""
+        with torch.device("meta"):
+            return [*self.assets(), self.ocp(), self.slot_select(), *map(self.lapo, LAPO_VARIANTS),
+                    *self.cloning(), *self.few_labels(), self.evaluation()]
+
+    def assets(self):
+        params, tasks = self.params, len(self.params.tasks)
+        films = SPLITS * params.backgrounds.videos * params.backgrounds.frames
+        experts = max(params.expert.training[task].steps for task in params.tasks) if params.expert.train else 0
+        encoder = _size(self.encoder)
+        row = self.pixels + 4 * (self.action_dim + self.state_dim + 1)
+        masks = params.collect.segmented_episodes * params.collect.steps * self.mask
+        return [Cost("backgrounds", 1, "frames", samples=films, disk=films * params.env.texture_size**2 * 3),
+                Cost("expert", tasks, "steps", samples=experts),
+                Cost("encoder", 1, total=encoder, disk=4 * encoder),
+                Cost("collect", tasks * VIEWS, "frames", samples=self.frames, disk=self.frames * row + masks,
+                     rendered=self.frames)]
+
+    @cached_property
+    def encoder(self):
+        """The frozen vision transformer, without final norm and head."""
+        name, options, settings = self.params.encoder.name, {}, self.params.encoder
+        if settings.source != "hub":
+            embedded = settings.source in ("embedded", "distill")  # what is distilled has the embedded one's shape
+            path = paths.embedded_encoder if embedded else Path(settings.source)
+            if not path.is_file():
+                raise UserError(f"encoder.source: {settings.source!r} given, {path} is not there")
+            _, about = load_tensors(path)
+            name, options = about.get("name", name), about.get("kwargs", {})
+        if not timm.is_model(name):
+            raise UserError(f"encoder.name: {name!r} given, which timm {timm.__version__} does not know")
+        vit = timm.create_model(name, num_classes=0, **options | {"img_size": settings.image_size})
+        vit.norm = nn.Identity()
+        return vit.requires_grad_(False)
+
+    def ocp(self):
+        ocp, vit = self.params.ocp, self.encoder
+        patches, size = vit.patch_embed.num_patches, self.params.encoder.image_size
+        model = VideoSaur(vit.embed_dim, patches, **ocp.model_dump(include={
+            "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "similarity_weight",
+            "similarity_temperature", "reconstruction_weight"}))
+        clip, frame = torch.empty(1, ocp.clip_length, patches, vit.embed_dim), torch.empty(1, 3, size, size)
+        frozen = self.measure(vit, lambda: vit.forward_features(frame))
+        slots = self.measure(model, lambda: model(clip, clip, torch.empty(1, ocp.slots, ocp.slot_dim))["loss"])
+        clips = ocp.steps * ocp.batch_size
+        seen = (ocp.kept_clips or clips) * ocp.clip_length + self.frames  # by the encoder, extraction included
+        kept = (ocp.kept_clips or 0) * ocp.clip_length * patches * vit.embed_dim * 2 * 2  # features and keys, float16
+        return Cost("ocp", self.runs, "frames", slots.size, slots.size + frozen.size, samples=clips * ocp.clip_length,
+                    flops=seen * frozen.forward + clips * slots.both + self.frames * slots.forward // ocp.clip_length,
+                    disk=4 * slots.size + self.frames * ocp.slots * (2 * ocp.slot_dim + patches),
+                    memory=4 * frozen.size + 16 * slots.size + ocp.batch_size * slots.activations,
+                    data=self.training_frames * self.pixels + kept)
+
+    def slot_select(self):
+        return Cost("slot-select", self.runs, "frames", samples=self.frames,
+                    disk=self.frames * (2 * self.slot_width + self.mask))
+
+    @cached_property
+    def latent_action_models(self):
+        """By kind of observation: the model, and its inverse half as it labels, measured."""
+        lapo, heads, size = self.params.lapo, self.params.lapo_slots, self.params.env.image_size
+        images = ImageLatentActionModel(3 * lapo.frame_stack, size, lapo.latent_dim, lapo.encoder_scale,
+                                        lapo.residual_blocks)
+        slots = SlotLatentActionModel(self.slot_width, lapo.latent_dim, heads.hidden_dim, heads.expansion)
+        return {kind: (self.measure(model, lambda model=model, x=x: model(x, x)[1]),
+                       self.measure(model, lambda model=model, x=x: model.idm(x, x).detach()))
+                for kind, model, x in (("images", images, torch.empty(1, 3 * lapo.frame_stack, size, size)),
+                                       ("slots", slots, torch.empty(1, self.slot_width)))}
+
+    def lapo(self, variant):
+        on_slots, latent_dim = variant == "lapo-slots", self.params.lapo.latent_dim
+        settings = self.params.lapo_slots if on_slots else self.params.lapo
+        model, label = self.latent_action_models["slots" if on_slots else "images"]
+        samples, masked = self.samples(settings), variant in ("lapo-masks", "lapo-focus")
+        return Cost(variant, self.runs, "triples", model.size, model.size, samples=samples,
+                    flops=samples * model.both + self.frames * label.forward,
+                    disk=4 * model.size + 2 * self.frames * latent_dim,
+                    memory=16 * model.size + settings.batch_size * model.activations,
+                    data=self.frames * (2 * self.slot_width if on_slots else self.pixels + masked * self.mask))
+
+    def actor(self, outputs):
+        bc, size = self.params.bc, self.params.env.image_size
+        actor = Actor(3 * bc.frame_stack, outputs, bc.encoder_scale, bc.residual_blocks)
+        return self.measure(actor, lambda: actor(torch.empty(1, 3 * bc.frame_stack, size, size)))
+
+    @cached_property
+    def latent_actor(self):
+        return self.actor(self.params.lapo.latent_dim)
+
+    def cloning(self):
+        bc, latent_dim, samples = self.params.bc, self.params.lapo.latent_dim, self.samples(self.params.bc)
+        for stage, variants, actor, label in (("bc", LAPO_VARIANTS, self.latent_actor, 2 * latent_dim),
+                                              ("bc-full", FULL_VARIANTS, self.actor(self.action_dim),
+                                               4 * self.action_dim)):
+            yield Cost(stage, self.runs * len(variants), "frames", actor.size, actor.size, samples=samples,
+                       flops=samples * actor.both, disk=4 * actor.size,
+                       memory=16 * actor.size + bc.batch_size * actor.activations,
+                       data=self.training_frames * (self.pixels + label))
+
+    def few_labels(self):
+        """One run trains all budgets, one after the other."""
+        tune, budgets = self.params.finetune, len(self.params.finetune.budgets)
+        labelled = max(tune.budgets) * self.params.collect.steps
+        for stage, variants, actor, latent_dim in (
+                ("finetune", LAPO_VARIANTS, self.latent_actor, self.params.lapo.latent_dim),
+                ("scratch", ["scratch"], self.actor(tune.hidden_dim), tune.hidden_dim)):
+            head = ActionDecoder(latent_dim, tune.hidden_dim, self.action_dim)
+            latent = torch.empty(1, latent_dim)
+            decoder = self.measure(head, lambda head=head, latent=latent: head(latent))
+            frozen = stage == "finetune" and not tune.unfreeze
+            trained, samples = [decoder] if frozen else [actor, decoder], tune.updates * tune.batch_size * budgets
+            size, once = sum(part.size for part in trained), actor.size if frozen else 0
+            yield Cost(stage, self.runs * len(variants), "frames", size, actor.size + decoder.size, samples=samples,
+                       flops=samples * sum(part.both for part in trained) + frozen * labelled * actor.forward,
+                       disk=4 * (budgets * size + once),
+                       memory=4 * once + 16 * size + tune.batch_size * sum(part.activations for part in trained),
+                       data=labelled * (self.pixels + frozen * 4 * latent_dim))
+
+    def evaluation(self):
+        """Policies of all budgets in one run, which is more than bc and bc-no-distractors have."""
+        frames = len(self.params.finetune.budgets) * self.params.eval.episodes * self.params.collect.steps
+        actor = self.latent_actor
+        return Cost("eval", self.runs * len(VARIANTS), "frames", total=actor.size, samples=frames,
+                    flops=frames * actor.forward, memory=4 * actor.size, rendered=frames)
+
+    def samples(self, settings):
+        """Samples of a whole training, as stages count its steps."""
+        collect = self.params.collect
+        sampler = FrameSampler(collect.episodes, collect.steps, settings.batch_size, seed=0)
+        return max(round(settings.epochs * sampler.steps_per_epoch), 1) * settings.batch_size
+
+    def measure(self, model, run):
+        """Count a run of the model on one sample, and its backward pass unless what it returns is detached."""
+        saved = {}
+
+        def remember(tensor):
+            if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+                saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(remember, lambda tensor: tensor):
+            output = run()
+            forward = counter.get_total_flops()
+            if output.requires_grad:
+                output.sum().backward()
+        width = 2 if self.params.compute.precision == "bfloat16" else 4  # saved here in float32
+        return Measured(_size(model), forward, counter.get_total_flops(), sum(saved.values()) * width // 4)
+
+
+def _size(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _widths(task):
+    """How many numbers the task's actions and its proprioceptive states have."""
+    os.environ.setdefault("MUJOCO_GL", "disable")  # before the import; nothing is rendered here
+    from dm_control import suite
+
+    try:
+        environment = suite.load(*task.split("-", 1))
+    except ValueError as error:
+        raise UserError(f"tasks: {task!r} given, which dm_control does not know ({error})") from None
+    states = environment.observation_spec().values()
+    return environment.action_spec().shape[0], sum(int(torch.Size(spec.shape).numel()) for spec in states)
+
+
+def _bytes(count):
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m oclam.plan", description=__doc__.splitlines()[0])
+    parser.add_argument("params", nargs="?", default="params.yaml")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="such as lapo.latent_dim=1024")
+    parser.add_argument("--tflops", type=float, default=200, help="of one GPU in practice; default 200, an H100's bf16")
+    parser.add_argument("--fps", type=float, default=3200, help="frames rendered a second; default 3200")
+    arguments = parser.parse_args()
+    costs = Plan(read(arguments.params, arguments.changes)).costs()
+    print(f"One run of each stage at {arguments.tflops:g} TFLOP/s and {arguments.fps:g} rendered frames/s; "
+          "bytes on disk before compression")
+    print(f"{'stage':20}{'runs':>5}{'trainable':>11}{'total':>11}{'samples':>18}{'FLOPs':>10}{'disk':>9}{'memory':>9}"
+          f"{'+ data':>9}{'hours':>8}")
+    hours = {cost: cost.hours(1e12 * arguments.tflops, arguments.fps) for cost in costs}
+    for cost in costs:
+        samples = f"{cost.samples:.3g} {cost.unit}" if cost.samples else "-"
+        print(f"{cost.stage:20}{cost.runs:5}{cost.trainable:11}{cost.total:11}{samples:>18}{cost.flops:10.2g}"
+              f"{_bytes(cost.disk):>9}{_bytes(cost.memory):>9}{_bytes(cost.data):>9}{hours[cost]:8.2f}")
+    print(f"All runs: {sum(cost.runs * hours[cost] for cost in costs):.3g} hours, "
+          f"{sum(cost.runs * cost.flops for cost in costs):.3g} FLOPs, "
+          f"{_bytes(sum(cost.runs * cost.disk for cost in costs))} on disk before compression")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

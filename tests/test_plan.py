@@ -1,0 +1,116 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from oclam.datasets import TripleSampler
+from oclam.errors import UserError
+from oclam.params import read
+from oclam.plan import Plan
+
+ROOT = Path(__file__).parents[1]
+
+
+def plan(path, *changes):
+    return Plan(read(ROOT / path, changes))
+
+
+def costs(plan):
+    return {cost.stage: cost for cost in plan.costs()}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return costs(plan("params/paper.yaml", "ocp.slots=8"))
+
+
+@pytest.mark.parametrize(("stage", "parameters"), [("lapo", 211_847_849), ("lapo-masks", 211_847_849),
+                                                   ("lapo-slots", 89_186_432), ("bc", 107_541_504),
+                                                   ("ocp", 92_149_776)])
+def test_paper_yaml_has_the_parameters_of_table_4(paper, stage, parameters):
+    assert paper[stage].total == parameters
+
+
+def test_the_encoder_is_frozen_and_all_else_is_trained(paper):
+    assert paper["ocp"].trainable == 6_343_440 and paper["encoder"].total == 92_149_776 - 6_343_440
+    assert paper["lapo"].trainable == paper["lapo"].total
+
+
+def test_the_paper_s_dataset_and_latents_have_their_known_sizes(paper):
+    assert paper["ocp"].data == 5000 * 1000 * 64 * 64 * 3  # the 61 GB of the paper's dataset
+    assert paper["lapo"].disk - 4 * paper["lapo"].total == 5050 * 1000 * 8192 * 2
+    assert paper["collect"].runs == 8 and paper["lapo"].runs == 12 and paper["bc"].runs == 60
+
+
+def test_samples_are_those_that_the_sampler_gives(paper):
+    sampler = TripleSampler(5000, 1000, 512, 3, 10, 0)
+    assert paper["lapo"].samples == 10 * sampler.steps_per_epoch * 512
+    assert paper["ocp"].samples == 100_000 * 128 * 3
+    assert paper["finetune"].samples == 7 * 2500 * 512
+
+
+@pytest.fixture
+def small():
+    return plan("params.yaml")
+
+
+def test_flops_and_activations_of_a_linear_layer_are_the_closed_form(small):
+    with torch.device("meta"):
+        layers = nn.Sequential(nn.Linear(8, 5), nn.GELU(), nn.Linear(5, 3))
+        found = small.measure(layers, lambda: layers(torch.empty(1, 8)))
+    assert (found.size, found.forward) == (8 * 5 + 5 + 5 * 3 + 3, 2 * (8 * 5 + 5 * 3))
+    assert found.both == 3 * found.forward - 2 * 8 * 5  # the input needs no gradient
+    assert found.activations == 4 * (8 + 5 + 5)  # what each layer saw, in float32
+
+
+def test_a_detached_run_counts_the_way_forward_alone(small):
+    with torch.device("meta"):
+        layer = nn.Linear(8, 5)
+        found = small.measure(layer, lambda: layer(torch.empty(1, 8)).detach())
+    assert found.forward == found.both == 2 * 8 * 5
+
+
+def test_no_weights_are_allocated(small):
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in small.encoder.parameters())
+
+
+def test_hours_add_arithmetic_and_rendering(paper):
+    collect, lapo = paper["collect"], paper["lapo"]
+    assert collect.hours(1e15, 1000) == pytest.approx(collect.rendered / 1000 / 3600)
+    assert lapo.hours(1e15, 1000) == pytest.approx(lapo.flops / 1e15 / 3600)
+
+
+def test_kept_clips_pass_the_encoder_once():
+    with torch.device("meta"):
+        few, many = (plan("params.yaml", f"ocp.kept_clips={kept}").ocp() for kept in (10, 20))
+    more = many.flops - few.flops
+    assert more > 0 and more % (10 * read(ROOT / "params.yaml").ocp.clip_length) == 0
+    assert few.samples == many.samples and many.data > few.data
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    ("tasks=[cheetah-fly]", "tasks: 'cheetah-fly' given"),
+    ("encoder.source=none.safetensors", "encoder.source: 'none.safetensors' given"),
+])
+def test_what_does_not_exist_is_named(change, line):
+    with pytest.raises(UserError, match=line):
+        plan("params.yaml", change).costs()
+
+
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(UserError, match="encoder.name: 'vit_none' given"):
+        plan("params/paper.yaml", "encoder.name=vit_none").costs()
+
+
+def test_the_command_prints_one_line_a_stage_or_one_line_of_error():
+    command = [sys.executable, "-m", "oclam.plan", "params.yaml"]
+    done = subprocess.run([*command, "lapo.latent_dim=16"], cwd=ROOT, capture_output=True, text=True, check=True)
+    stages = [line.split()[0] for line in done.stdout.splitlines()[2:-1]]
+    assert stages == ["backgrounds", "expert", "encoder", "collect", "ocp", "slot-select", "lapo", "lapo-slots",
+                      "lapo-masks", "lapo-no-distractors", "lapo-focus", "bc", "bc-full", "finetune", "scratch", "eval"]
+    wrong = subprocess.run([*command, "lapo.latent=16"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and "lapo.latent: unknown" in wrong.stderr
