@@ -62,6 +62,7 @@ class VideoSaur(nn.Module):
     def __init__(self, feature_dim, patches, *, slots, slot_dim, feature_hidden, decoder_hidden, decoder_layers,
                  similarity_weight=0.1, similarity_temperature=0.075, reconstruction_weight=0.0):
         super().__init__()
+        self.grid = round(patches**0.5)
         self.weights = (similarity_weight, reconstruction_weight)
         self.temperature = similarity_temperature
         self.features = nn.Sequential(nn.LayerNorm(feature_dim), *mlp(feature_dim, feature_hidden, slot_dim))

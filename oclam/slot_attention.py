@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "mlp"]
+__all__ = ["RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "TransformerBlock", "mlp"]
 
 
 def mlp(*sizes):
@@ -16,7 +16,7 @@ def mlp(*sizes):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and a 4x MLP. x (B or 1, N, D) attends to memory (B, M, D), or to itself."""
+    """Pre-norm attention and a 4x MLP: x (B or 1, N, D) attends to memory (B, M, D), or to itself; causal: its past."""
 
     def __init__(self, dim, heads):
         super().__init__()
@@ -25,13 +25,14 @@ class TransformerBlock(nn.Module):
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
         self.mlp = mlp(dim, 4 * dim, dim)
 
-    def forward(self, x, memory=None):
+    def forward(self, x, memory=None, causal=False):
         normed = self.norm1(x)
         memory = normed if memory is None else memory
         query, key, value = (layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, y in
                              ((self.query, normed), (self.key, memory), (self.value, memory)))
         query = query.expand(len(key), -1, -1, -1)  # queries shared by the batch are projected once
-        x = x + self.output(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        x = x + self.output(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 
 
@@ -85,9 +86,13 @@ class SlotAttention(nn.Module):
             slots = self.step(slots, key, value)
         return slots
 
-    def step(self, slots, key, value):
+    def share(self, slots, key):
+        """How every patch is shared out among the slots: (B, K, P), summing to 1 over slots."""
         query = self.query(self.norm_slots(slots))
-        share = (query @ key.mT * query.shape[-1] ** -0.5).softmax(1) + 1e-8  # (B, K, P): patches are shared out
+        return (query @ key.mT * query.shape[-1] ** -0.5).softmax(1)
+
+    def step(self, slots, key, value):
+        share = self.share(slots, key) + 1e-8
         update = (share / share.sum(2, keepdim=True)) @ value
         return self.gru(update.flatten(0, 1), slots.flatten(0, 1).to(update.dtype)).view_as(slots)
 

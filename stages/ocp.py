@@ -16,6 +16,7 @@ from oclam.ocp import VideoSaur
 from oclam.params import load
 from oclam.seeding import seed_of, torch_rng
 from oclam.slots import extract_slots
+from oclam.steve import Steve, to_unit
 from oclam.training import autocast, best_device, exponential_decay, train
 
 
@@ -29,21 +30,26 @@ def main():
     forward = partial(autocast, device, params.compute.precision)
 
     torch.manual_seed(seed_of("ocp", seed))
-    encoder = load_encoder(paths.encoder).to(device)
-    model = VideoSaur(encoder.dim, encoder.grid**2, **ocp.model_dump(include={
-        "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "similarity_weight",
-        "similarity_temperature", "reconstruction_weight"})).to(device)
+    sizes = ocp.model_dump(include={"slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers"})
+    if ocp.model == "videosaur":
+        observer = load_encoder(paths.encoder).to(device)
+        weights = ocp.model_dump(include={"similarity_weight", "similarity_temperature", "reconstruction_weight"})
+        model = VideoSaur(observer.dim, observer.grid**2, **sizes, **weights).to(device)
+    else:
+        observer = to_unit
+        model = Steve(dataset.pixels.shape[2], **sizes).to(device)
+    grid = model.grid
     optimizer = torch.optim.Adam(model.parameters(), lr=ocp.learning_rate)
     losses_of = torch.compile(model) if params.compute.compile else model
 
     def observe(images):
         with forward():
-            return encoder(images)
+            return observer(images)
 
     def step(i):
         clips_of_step = clips(i)
         noise = torch.randn(ocp.batch_size, ocp.slots, ocp.slot_dim, generator=torch_rng("slot noise", seed, i))
-        order = torch.randperm(encoder.grid**2, generator=torch_rng("decoded patches", seed, i))
+        order = torch.randperm(grid**2, generator=torch_rng("decoded patches", seed, i))
         decoded = order[:ocp.decoded_patches].sort().values  # all in order when null
         with forward():
             losses = losses_of(*clips_of_step, noise.to(device), decoded.to(device))
@@ -62,9 +68,9 @@ def main():
                  samples=ocp.batch_size * ocp.clip_length, unit="frames")
     checkpoint.save({"model": model, "optimizer": optimizer}, step=ocp.steps, rows=rows)
     extract_slots(model, observe, dataset.pixels, paths.slots(task, seed), checkpoint.folder, slots=ocp.slots,
-                  slot_dim=ocp.slot_dim, grid=encoder.grid, window=None if ocp.extraction == "recurrent" else
+                  slot_dim=ocp.slot_dim, grid=grid, window=None if ocp.extraction == "recurrent" else
                   ocp.clip_length, device=device, forward=forward,
-                  attrs={"model": ocp.model, "extraction": ocp.extraction, "grid": encoder.grid, "seed": seed})
+                  attrs={"model": ocp.model, "extraction": ocp.extraction, "grid": grid, "seed": seed})
     save_tensors(paths.ocp(task, seed), model.state_dict(), **ocp.model_dump())
     write_csv(paths.log(paths.ocp(task, seed)), rows)
     checkpoint.remove()
