@@ -1,0 +1,35 @@
+"""Tables, figures and the page: reads data/results, writes reports."""
+
+from oclam import paths
+from oclam.artifacts import atomic, write_csv, write_json
+from oclam.cli import run
+from oclam.gallery import draw
+from oclam.html import page
+from oclam.params import load
+from oclam.plan import Plan
+from oclam.results import gather, metrics
+
+
+def main():
+    params = load("scale", "tasks", "seeds", "compute", "env", "backgrounds", "expert", "collect", "encoder", "ocp",
+                  "slot_select", "lapo", "lapo_slots", "bc", "finetune", "eval")
+    results = gather(params.scale, params.tasks, params.seeds, parameters(params))
+    for name in ("probes", "returns", "losses", "slots"):
+        write_csv(paths.reports / f"{name}.csv", getattr(results, name))
+    write_json(paths.reports / "metrics.json", metrics(results))
+    with atomic(paths.reports / "figures") as folder:
+        folder.mkdir()
+        text = page(results, draw(results, folder))
+    with atomic(paths.reports / "index.html") as file:
+        file.write_text(text)
+
+
+def parameters(params):
+    """The paper's Table 4, as the plan counts it without weights."""
+    costs = {cost.stage: cost for cost in Plan(params).costs()}
+    return {"ocp (total)": costs["ocp"].total, "ocp (trainable)": costs["ocp"].trainable,
+            **{name: costs[name].total for name in ("lapo", "lapo-masks", "lapo-slots", "bc")}}
+
+
+if __name__ == "__main__":
+    run(main)
