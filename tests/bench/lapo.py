@@ -1,0 +1,204 @@
+"""Training steps of the latent action models: `python -m tests.bench.lapo` compares ways of doing the same step.
+
+The same model and batch, trained by a per-item dataset behind a DataLoader and an eager float32 model, and as the
+stages do it; the latter once more on one fixed batch, which shows how much of the step is data. On a GPU also the
+paper's sizes: time of a step, samples a second, share of the matrix peak, peak memory.
+"""
+
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import zarr
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from oclam.datasets import Frames, TripleSampler
+from oclam.lapo import ImageLatentActionModel, SlotLatentActionModel
+from oclam.lapo_training import Images, Slots, fit
+from oclam.memory import keep_freed_memory
+from oclam.params import read
+
+EPISODES, STEPS, ACTIONS = 4, 250, 6
+PAPER = SimpleNamespace(latent_dim=8192, frame_stack=3, future_offset=10, encoder_scale=6, residual_blocks=2,
+                        batch_size=512)
+
+
+class PerItem(Dataset):
+    """The usual way: one sample at a time, from an array in memory or a Zarr store."""
+
+    def __init__(self, pixels, actions, stack, offset):
+        self.pixels, self.actions, self.stack, self.offset = pixels, actions, stack, offset
+
+    def __len__(self):
+        return EPISODES * (STEPS - 1)
+
+    def observation(self, episode, t):
+        frames = [self.pixels[episode, max(t - back, 0)] for back in reversed(range(self.stack))]
+        return torch.from_numpy(np.concatenate(frames, -1)).permute(2, 0, 1).float() / 127.5 - 1
+
+    def __getitem__(self, item):
+        episode, t = divmod(item, STEPS - 1)
+        future = min(t + np.random.randint(1, self.offset + 1), STEPS - 1)
+        return (*(self.observation(episode, at) for at in (t, t + 1, future)), self.actions[episode, t])
+
+
+class Fixed:
+    """An observation that costs nothing to make."""
+
+    def __init__(self, observe, batch_size):
+        self.images = observe(torch.arange(batch_size))
+
+    def __call__(self, t):
+        return self.images
+
+    def weight(self, t):
+        return None
+
+
+class Unsaved:
+    """A checkpoint that keeps nothing."""
+
+    name = "bench"
+
+    def restore(self, parts):
+        return None
+
+    def due(self):
+        return False
+
+    def save(self, parts, **position):
+        pass
+
+
+def image_model(sizes, device):
+    with torch.device(device):
+        return ImageLatentActionModel(3 * sizes.frame_stack, 64, sizes.latent_dim, sizes.encoder_scale,
+                                      sizes.residual_blocks)
+
+
+def per_item(pixels, actions, sizes, device):
+    """A function that trains `count` steps the usual way."""
+    model, probe = image_model(sizes, device), torch.nn.Linear(sizes.latent_dim, ACTIONS, device=device)
+    optimiser, probe_optimiser = torch.optim.Adam(model.parameters()), torch.optim.Adam(probe.parameters())
+    items = PerItem(pixels, actions, sizes.frame_stack, sizes.future_offset)
+    loader = DataLoader(items, sizes.batch_size, shuffle=True, drop_last=True)
+
+    def steps(count):
+        batches = iter(loader)
+        for _ in range(count):
+            now, target, future, action = (part.to(device) for part in next(batches))
+            latent, prediction = model(now, future)
+            loss = F.mse_loss(prediction, target)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            probe_loss = F.mse_loss(probe(latent.detach()), action)
+            probe_optimiser.zero_grad()
+            probe_loss.backward()
+            probe_optimiser.step()
+            loss.item(), probe_loss.item()
+    return steps
+
+
+def staged(model, observe, actions, sizes, compute):
+    """A function that trains `count` steps as the stages do."""
+    sampler = TripleSampler(EPISODES, STEPS, sizes.batch_size, 1, sizes.future_offset, seed=0)
+
+    def steps(count):
+        settings = SimpleNamespace(epochs=count / sampler.steps_per_epoch, warmup_epochs=0, learning_rate=1e-4)
+        fit(model, observe, sampler, torch.from_numpy(actions).flatten(0, 1), settings, compute, Unsaved())
+    return steps
+
+
+def seconds_a_step(candidates, device, count, rounds=3):
+    """Medians of rounds in which all take turns, so that noise hits all alike; the first is not counted."""
+    seconds = {name: [] for name in candidates}
+    for _ in range(rounds + 1):
+        for name, steps in candidates.items():
+            start = time.perf_counter()
+            steps(count)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append((time.perf_counter() - start) / count)
+    return {name: median(values[1:]) for name, values in seconds.items()}
+
+
+def compare(pixels, actions, sizes, device, compute, count):
+    frames = Frames(torch.from_numpy(pixels).flatten(0, 1).to(device), device)
+    observe = Images(frames, STEPS, sizes.frame_stack)
+
+    def model():
+        return image_model(sizes, device).to(memory_format=torch.channels_last)
+
+    with TemporaryDirectory() as folder:
+        store = zarr.create_group(Path(folder)).create_array(
+            "pixels", shape=pixels.shape, dtype="uint8", chunks=(1, 50, *pixels.shape[2:]))
+        store[:] = pixels
+        found = seconds_a_step({
+            "per item, from Zarr": per_item(store, actions, sizes, device),
+            "per item, from memory": per_item(pixels, actions, sizes, device),
+            "oclam": staged(model(), observe, actions, sizes, compute),
+            "oclam, one fixed batch": staged(model(), Fixed(observe, sizes.batch_size), actions, sizes, compute),
+        }, device, count)
+    print(f"image model, scale {sizes.encoder_scale}, {sizes.residual_blocks} residual blocks, latent "
+          f"{sizes.latent_dim}, batch {sizes.batch_size}, {compute.precision}, {device.type}, "
+          f"{torch.get_num_threads()} threads")
+    ours = found["oclam"]
+    for name, seconds in found.items():
+        print(f"{name:24s} {1e3 * seconds:9.1f} ms/step {sizes.batch_size / seconds:10,.0f} samples/s "
+              f"{seconds / ours:6.2f} x oclam")
+    print(f"data takes {max(1 - found['oclam, one fixed batch'] / ours, 0):.0%} of oclam's step\n")
+
+
+def matrix_peak(device, edge=8192):
+    """FLOP/s of a large bfloat16 product on this device."""
+    a = torch.randn(edge, edge, device=device, dtype=torch.bfloat16)
+    seconds = seconds_a_step({"": lambda count: [a @ a for _ in range(count)]}, device, 20)[""]
+    return 2 * edge**3 / seconds
+
+
+def paper_sizes(device, pixels, actions):
+    """Both models at the paper's sizes and batches."""
+    peak = matrix_peak(device)
+    print(f"{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in a bfloat16 product")
+    frames = Frames(torch.from_numpy(pixels).flatten(0, 1).to(device), device)
+    slots = Frames(torch.randn(EPISODES * STEPS, 128, device=device).half(), device)
+    compute = SimpleNamespace(precision="bfloat16", compile=True)
+    for name, batch, observe, build in (
+            ("images", 512, Images(frames, STEPS, 3), lambda: image_model(PAPER, device)),
+            ("slots", 8192, Slots(slots), lambda: SlotLatentActionModel(128, 8192, 1024, 4).to(device))):
+        model = build().to(memory_format=torch.channels_last)
+        now = observe(torch.arange(batch) % (EPISODES * STEPS))
+        with FlopCounterMode(display=False) as counter, torch.autocast("cuda", torch.bfloat16):
+            latent, prediction = model(now, now)
+            prediction.sum().backward()
+        del now, latent, prediction
+        torch.cuda.reset_peak_memory_stats()
+        sizes = SimpleNamespace(batch_size=batch, future_offset=10)
+        seconds = seconds_a_step({name: staged(model, observe, actions, sizes, compute)}, device, 50)[name]
+        print(f"{name}, batch {batch}: {1e3 * seconds:.1f} ms/step, {batch / seconds:,.0f} samples/s, "
+              f"{counter.get_total_flops() / seconds / peak:.0%} of the matrix peak, "
+              f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+
+
+def main():
+    keep_freed_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (EPISODES, STEPS, 64, 64, 3), dtype=np.uint8)
+    actions = rng.normal(size=(EPISODES, STEPS, ACTIONS)).astype(np.float32)
+    params = read()
+    compare(pixels, actions, params.lapo, device, params.compute, count=8)
+    if device.type == "cuda":
+        compare(pixels, actions, PAPER, device, SimpleNamespace(precision="bfloat16", compile=True), count=50)
+        paper_sizes(device, pixels, actions)
+
+
+if __name__ == "__main__":
+    main()
