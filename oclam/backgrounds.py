@@ -15,6 +15,7 @@ __all__ = ["FULL_TEXTURE", "GeneratedVideos", "StoredVideos", "dead_leaves", "te
 
 FULL_TEXTURE = 800  # edge of the suite's own sky texture
 SUPERSAMPLING = 2
+LENS = 0.006  # standard deviation of the camera's blur, in pictures: no real video has edges sharper than its lens
 
 
 def texture_edge(renderer, texture_size):
@@ -22,7 +23,7 @@ def texture_edge(renderer, texture_size):
     return texture_size if renderer == "fast" else FULL_TEXTURE
 
 
-def dead_leaves(rng, frames, size, leaves=400):
+def dead_leaves(rng, frames, size, leaves=300):
     """A video of the dead leaves model (Lee, Mumford & Huang 2001) whose leaves move under a drifting camera.
 
     Leaves with power-law sizes cover each other; colours cluster, each leaf carries its own grating, and each moves
@@ -30,7 +31,7 @@ def dead_leaves(rng, frames, size, leaves=400):
     Returns uint8 (frames, size, size, 3).
     """
     edge = size * SUPERSAMPLING
-    radius = np.clip(0.02 * (1 - rng.random(leaves)) ** -0.6, 0.02, 0.3)  # in pictures
+    radius = np.clip(0.025 * (1 - rng.random(leaves)) ** -0.6, 0.025, 0.3)  # in pictures
     radius[:40] = rng.uniform(0.25, 0.45, 40)  # the backdrop, so that no gap shows
     corners = rng.choice([3, 4, 5, 24], leaves)[:, None]  # vertices of the outline; 24 make an ellipse
     vertices = _unit(2 * np.pi * (np.arange(24) * corners // 24) / corners) * radius[:, None, None]
@@ -40,7 +41,7 @@ def dead_leaves(rng, frames, size, leaves=400):
     start, velocity = rng.uniform(0, 2, (leaves, 2)), 0.006 * nearness * rng.standard_normal((leaves, 2))
     camera = np.cumsum(rng.uniform(0.002, 0.007) * _unit(rng.uniform(0, 2 * np.pi)) +
                        0.002 * rng.standard_normal((frames, 2)), axis=0)
-    grey, hue = rng.uniform(30, 225, (6, 1)), 35 * rng.standard_normal((6, 3))
+    grey, hue = rng.uniform(40, 215, (6, 1)), 30 * rng.standard_normal((6, 3))
     colour = (grey + hue)[rng.integers(6, size=leaves)] + 20 * rng.standard_normal((leaves, 3))
     wave = rng.uniform(10, 60, leaves)[:, None] * _unit(rng.uniform(0, 2 * np.pi, leaves))
     phase, contrast = rng.uniform(0, 2 * np.pi, leaves), rng.uniform(0, 30, leaves)
@@ -58,7 +59,7 @@ def dead_leaves(rng, frames, size, leaves=400):
             cv2.fillPoly(owner, outline[leaf:leaf + 1], leaf, shift=8)
         shift = (phase - (wave * centre).sum(-1)).astype(np.float32)
         grating = np.sin(wave[:, 0][owner] * ruler + wave[:, 1][owner] * ruler[:, None] + shift[owner])
-        picture = colour[owner] + (grating * contrast[owner])[..., None]
+        picture = cv2.GaussianBlur(colour[owner] + (grating * contrast[owner])[..., None], (0, 0), LENS * edge)
         video[t] = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA).round().clip(0, 255)
     return video
 

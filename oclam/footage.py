@@ -22,7 +22,7 @@ from oclam.progress import Progress
 with redirect_stderr(io.StringIO()):  # gym, which the package only registers with, announces its end on every import
     from distracting_control.background import DAVIS17_TRAINING_VIDEOS, DAVIS17_VALIDATION_VIDEOS
 
-__all__ = ["davis", "fetch", "folder", "videos_from"]
+__all__ = ["davis", "fetch", "folder", "square", "videos_from"]
 
 ARCHIVE = "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip"
 ARCHIVE_SIZE = 832766765  # this and the checksum as TensorFlow Datasets records them (video/davis/checksums.tsv)
@@ -56,10 +56,10 @@ def _generated(split, count, params, size):
 
 def _resized(sources, frames, size):
     for name, pictures in sources:
-        yield name, np.stack([_square(picture, size) for picture in islice(pictures(), frames)])
+        yield name, np.stack([square(picture, size) for picture in islice(pictures(), frames)])
 
 
-def _square(picture, size):
+def square(picture, size):
     """Squeeze a picture (H, W, 3) into a square, as the package does, without aliasing where it shrinks."""
     shrinks = min(picture.shape[:2]) > size
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -95,6 +95,8 @@ class Renderer:
     Raises UserError when no OpenGL works here.
     """
 
+    _gl = None
+
     def __init__(self, model, size, camera, mode):
         self._model = model
         model.vis.global_.offwidth = model.vis.global_.offheight = size

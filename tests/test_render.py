@@ -1,0 +1,94 @@
+"""The backend's choice, and pictures against the suite's own renderer."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from oclam import envs, render
+from oclam.errors import UserError
+
+SUITES_OWN = """
+import sys
+import numpy as np
+from dm_control import suite
+env = suite.load("walker", "run", task_kwargs={"random": 0})
+env.reset()
+view = lambda: env.physics.render(64, 64, camera_id=0)
+np.save(sys.argv[1], np.stack([env.step(np.full(6, a)) and view() for a in (1, -1, 1)]))
+"""
+
+
+def test_reference_is_the_suites_own_picture(tmp_path):
+    renderer_of = dict(os.environ, MUJOCO_GL=os.environ["MUJOCO_GL"])
+    subprocess.run([sys.executable, "-c", SUITES_OWN, tmp_path / "frames.npy"], check=True, env=renderer_of,
+                   capture_output=True)
+    env = render.suite.load("walker", "run", task_kwargs={"random": 0})
+    renderer = render.Renderer(env.physics.model.ptr, 64, 0, "reference")
+    env.reset()
+    ours = np.stack([env.step(np.full(6, a)) and renderer.pixels(env.physics.data.ptr) for a in (1, -1, 1)])
+    np.testing.assert_array_equal(ours, np.load(tmp_path / "frames.npy"))
+    renderer.close()
+
+
+def test_fast_differs_from_reference_by_light_alone():
+    pictures = {}
+    for mode in ("fast", "reference"):
+        env = envs.make("cheetah-run", "clean", envs.PAPER.model_copy(update={"renderer": mode}))
+        pictures[mode] = env.reset(seed=0)[0].astype(int)
+        env.close()
+    difference = np.abs(pictures["fast"] - pictures["reference"])
+    assert 0 < difference.mean() < 8
+    assert np.median(difference) <= 1
+
+
+def test_a_dropped_renderer_leaves_others_alone():
+    env = render.suite.load("hopper", "hop", task_kwargs={"random": 0})
+    env.reset()
+    model, data = env.physics.model.ptr, env.physics.data.ptr
+    old, kept = (render.Renderer(model, 32, 0, "fast") for _ in range(2))
+    before = kept.pixels(data)
+    del old
+    np.testing.assert_array_equal(kept.pixels(data), before)
+    kept.close()
+    kept.close()
+
+
+@pytest.mark.parametrize("works, gpu, chosen", [
+    ({"osmesa": "llvmpipe", "egl": "llvmpipe"}, False, "osmesa"),
+    ({"egl": "llvmpipe"}, False, "egl"),
+    ({"osmesa": "llvmpipe", "egl": "NVIDIA H100"}, True, "egl"),
+    ({"osmesa": "llvmpipe"}, True, "osmesa"),
+    ({}, False, None),
+])
+def test_chooses_the_gpu_then_what_works(monkeypatch, capsys, works, gpu, chosen):
+    monkeypatch.setattr(render, "_probe", works.get)
+    monkeypatch.setattr(render.Path, "exists", lambda path: gpu)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    assert render.choose() == chosen
+    if chosen:
+        assert os.environ["MUJOCO_GL"] == chosen
+        assert f"{chosen} on {works[chosen]}" in capsys.readouterr().err
+
+
+def test_keeps_the_users_choice(monkeypatch):
+    monkeypatch.setattr(render, "_probe", {"osmesa": "llvmpipe", "egl": "llvmpipe"}.get)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert render.choose() == "egl"
+
+
+def test_no_renderer_is_one_line_with_the_package(monkeypatch):
+    monkeypatch.setattr(render, "_probe", lambda backend: None)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    env = render.suite.load("hopper", "hop", task_kwargs={"random": 0})
+    with pytest.raises(UserError, match="libosmesa6"):
+        render.Renderer(env.physics.model.ptr, 32, 0, "fast")
+
+
+def test_importing_environments_loads_no_opengl():
+    code = "import sys, oclam.envs; print('OpenGL' in sys.modules, 'torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False False"
