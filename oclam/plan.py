@@ -25,6 +25,7 @@ from oclam.errors import UserError
 from oclam.lapo import ImageLatentActionModel, SlotLatentActionModel
 from oclam.ocp import VideoSaur
 from oclam.params import FULL_VARIANTS, LAPO_VARIANTS, VARIANTS, read
+from oclam.steve import Steve
 
 __all__ = ["Cost", "Plan"]
 
@@ -122,20 +123,29 @@ class Plan:
         return vit.requires_grad_(False)
 
     def ocp(self):
-        ocp, vit = self.params.ocp, self.encoder
-        patches, size = vit.patch_embed.num_patches, self.params.encoder.image_size
-        model = VideoSaur(vit.embed_dim, patches, **ocp.model_dump(include={
-            "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "similarity_weight",
-            "similarity_temperature", "reconstruction_weight"}))
-        clip, frame = torch.empty(1, ocp.clip_length, patches, vit.embed_dim), torch.empty(1, 3, size, size)
-        frozen = self.measure(vit, lambda: vit.forward_features(frame))
-        slots = self.measure(model, lambda: model(clip, clip, torch.empty(1, ocp.slots, ocp.slot_dim))["loss"])
-        clips = ocp.steps * ocp.batch_size
-        seen = (ocp.kept_clips or clips) * ocp.clip_length + self.frames  # by the encoder, extraction included
-        kept = (ocp.kept_clips or 0) * ocp.clip_length * patches * vit.embed_dim * 2 * 2  # features and keys, float16
+        ocp, size = self.params.ocp, self.params.env.image_size
+        sizes = ocp.model_dump(include={"slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers"})
+        if ocp.model == "videosaur":
+            vit, frame = self.encoder, torch.empty(1, 3, *2 * [self.params.encoder.image_size])
+            frozen, patches = self.measure(vit, lambda: vit.forward_features(frame)), vit.patch_embed.num_patches
+            model = VideoSaur(vit.embed_dim, patches, reconstruction_weight=ocp.reconstruction_weight, **sizes)
+            clip = 2 * [torch.empty(1, ocp.clip_length, patches, vit.embed_dim)]  # features and keys
+        else:
+            model, frozen = Steve(size, **sizes), Measured(0, 0, 0, 0)
+            clip, patches = [torch.empty(1, ocp.clip_length, 3, size, size)], model.grid**2
+        decoded = torch.arange(ocp.decoded_patches or patches)
+        slots = self.measure(model, lambda: model(*clip, torch.empty(1, ocp.slots, ocp.slot_dim), decoded)["loss"])
+
+        def extract():
+            projected = model.project(clip[0][:, :1])
+            return model.masks(model.slots(projected)[:, 0], projected[:, 0]).detach()
+
+        clips, extraction = ocp.steps * ocp.batch_size, self.measure(model, extract)
+        seen = (ocp.kept_clips or clips) * ocp.clip_length + self.frames  # by the frozen encoder
+        kept = 2 * (ocp.kept_clips or 0) * sum(part.numel() for part in clip)  # in float16
         return Cost("ocp", self.runs, "frames", slots.size, slots.size + frozen.size, samples=clips * ocp.clip_length,
-                    flops=seen * frozen.forward + clips * slots.both + self.frames * slots.forward // ocp.clip_length,
-                    disk=4 * slots.size + self.frames * ocp.slots * (2 * ocp.slot_dim + patches),
+                    flops=seen * frozen.forward + clips * slots.both + self.frames * extraction.forward,
+                    disk=4 * slots.size + self.frames * (ocp.slots * (2 * ocp.slot_dim + patches) + 2 * ocp.slot_dim),
                     memory=4 * frozen.size + 16 * slots.size + ocp.batch_size * slots.activations,
                     data=self.training_frames * self.pixels + kept)
 

@@ -9,7 +9,7 @@ from torch import nn
 from oclam.datasets import TripleSampler
 from oclam.errors import UserError
 from oclam.params import read
-from oclam.plan import Plan
+from oclam.plan import Plan, main
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +92,14 @@ def test_kept_clips_pass_the_encoder_once():
     assert few.samples == many.samples and many.data > few.data
 
 
+def test_a_loss_on_some_patches_costs_less_and_steve_needs_no_encoder():
+    with torch.device("meta"):
+        few, all_patches = (plan("params.yaml", f"ocp.decoded_patches={patches}").ocp() for patches in (16, "null"))
+        steve = plan("params.yaml", "ocp.model=steve", "encoder.source=none").ocp()
+    assert few.flops < all_patches.flops and few.memory < all_patches.memory and few.total == all_patches.total
+    assert steve.total == steve.trainable
+
+
 @pytest.mark.parametrize(("change", "line"), [
     ("tasks=[cheetah-fly]", "tasks: 'cheetah-fly' given"),
     ("encoder.source=none.safetensors", "encoder.source: 'none.safetensors' given"),
@@ -106,11 +114,17 @@ def test_an_unknown_architecture_is_named():
         plan("params/paper.yaml", "encoder.name=vit_none").costs()
 
 
-def test_the_command_prints_one_line_a_stage_or_one_line_of_error():
-    command = [sys.executable, "-m", "oclam.plan", "params.yaml"]
-    done = subprocess.run([*command, "lapo.latent_dim=16"], cwd=ROOT, capture_output=True, text=True, check=True)
-    stages = [line.split()[0] for line in done.stdout.splitlines()[2:-1]]
+def test_the_command_prints_one_line_a_stage(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plan", str(ROOT / "params.yaml"), "lapo.latent_dim=16", "--tflops", "1"])
+    monkeypatch.chdir(ROOT)
+    main()
+    stages = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:-1]]
     assert stages == ["backgrounds", "expert", "encoder", "collect", "ocp", "slot-select", "lapo", "lapo-slots",
                       "lapo-masks", "lapo-no-distractors", "lapo-focus", "bc", "bc-full", "finetune", "scratch", "eval"]
-    wrong = subprocess.run([*command, "lapo.latent=16"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and "lapo.latent: unknown" in wrong.stderr
+
+
+def test_the_command_says_one_line_about_a_wrong_parameter():
+    command = [sys.executable, "-m", "oclam.plan", "params.yaml", "lapo.latent=16"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "lapo.latent: unknown" in done.stderr
+    assert done.stderr.count("\n") == 1
