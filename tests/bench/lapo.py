@@ -194,7 +194,7 @@ def main():
     pixels = rng.integers(0, 256, (EPISODES, STEPS, 64, 64, 3), dtype=np.uint8)
     actions = rng.normal(size=(EPISODES, STEPS, ACTIONS)).astype(np.float32)
     params = read()
-    compare(pixels, actions, params.lapo, device, params.compute, count=8)
+    compare(pixels, actions, params.lapo, device, params.compute, count=3)
     if device.type == "cuda":
         compare(pixels, actions, PAPER, device, SimpleNamespace(precision="bfloat16", compile=True), count=50)
         paper_sizes(device, pixels, actions)
