@@ -92,7 +92,7 @@ class Frames:
 
     @classmethod
     def load(cls, array, episodes, device, allowance_bytes=None):
-        """Read the episodes `range(first, last)` of a Zarr array (E, T, ...), one after the other; row 0 is first's.
+        """Read episodes of a Zarr array (E, T, ...), a range or list; the first one's rows come first.
 
         They go to the GPU when they fit in 80% of what is free there, else to host memory when they fit in half of
         what is available, else to a file under `.resume` that is made once for this content and mapped; which one is
