@@ -32,9 +32,10 @@ def dead_leaves(rng, frames, size, leaves=300):
     """
     edge = size * SUPERSAMPLING
     radius = np.clip(0.025 * (1 - rng.random(leaves)) ** -0.6, 0.025, 0.3)  # in pictures
-    radius[:40] = rng.uniform(0.25, 0.45, 40)  # the backdrop, so that no gap shows
+    radius[:40] = rng.uniform(0.25, 0.45, 40)  # the backdrop; what it leaves open is leaf 0's
     corners = rng.choice([3, 4, 5, 24], leaves)[:, None]  # vertices of the outline; 24 make an ellipse
-    vertices = _unit(2 * np.pi * (np.arange(24) * corners // 24) / corners) * radius[:, None, None]
+    vertices = _unit(2 * np.pi * (np.arange(24) * corners // 24) / corners)
+    vertices *= (radius - 0.5 / edge)[:, None, None]  # OpenCV paints what an outline touches, half a pixel too far
     vertices[..., 1] *= rng.uniform(0.5, 1, leaves)[:, None]
     tilt, turn = rng.uniform(0, 2 * np.pi, leaves), 0.02 * rng.standard_normal(leaves)
     nearness = np.linspace(0.3, 1, leaves)[:, None]
@@ -53,7 +54,7 @@ def dead_leaves(rng, frames, size, leaves=300):
         centre = (start + velocity * t - nearness * camera[t]) % 2 - 0.5  # a torus of 2 x 2 pictures
         rotation = np.exp(1j * (tilt + turn * t))[:, None]
         outline = (vertices[..., 0] + 1j * vertices[..., 1]) * rotation + centre[:, :1] + 1j * centre[:, 1:]
-        outline = np.round(np.stack([outline.real, outline.imag], -1) * edge * 256).astype(np.int32)
+        outline = np.round((np.stack([outline.real, outline.imag], -1) * edge - 0.5) * 256).astype(np.int32)
         owner = np.zeros((edge, edge), np.int32)
         for leaf in range(leaves):
             cv2.fillPoly(owner, outline[leaf:leaf + 1], leaf, shift=8)
