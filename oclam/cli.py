@@ -11,6 +11,7 @@ from pathlib import Path
 from oclam import paths
 from oclam.artifacts import write_json
 from oclam.errors import UserError
+from oclam.memory import keep_freed_memory
 
 __all__ = ["arguments", "run"]
 
@@ -29,6 +30,7 @@ def arguments(*names):
 def run(main):
     """Run a stage's main: bad input and a full disk end it with one line, success leaves its duration in reports."""
     started = time.time()
+    keep_freed_memory()
     try:
         main()
     except UserError as error:
@@ -38,7 +40,7 @@ def run(main):
             raise
         sys.exit(f"error: the disk is full ({error.filename}); free some space, then `dvc repro` goes on from there")
     name = "-".join([Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
-    write_json(paths.reports / "durations" / f"{name}.json",
+    write_json(paths.duration(name),
                {"stage": name, "seconds": round(time.time() - started, 1), "hardware": _hardware()})
 
 

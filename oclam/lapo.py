@@ -120,10 +120,10 @@ class SlotLatentActionModel(nn.Module):
 def reconstruction_error(prediction, target, weight=None):
     """Mean squared error, or weight x squared error over the weights' mean (after MaskLAM, arXiv 2602.02259).
 
-    All (B, ...); a constant weight changes nothing.
+    All (B, ...); a constant weight changes nothing, and weights that are all 0 give 0.
     """
     error = (prediction - target).square()
-    return error.mean() if weight is None else (weight * error).mean() / weight.mean()
+    return error.mean() if weight is None else (weight * error).mean() / weight.mean().clamp_min(1e-8)
 
 
 def load_model(path):

@@ -12,7 +12,7 @@ from dvc.repo import Repo
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # What moves files and words about, and cannot change a result; a new progress bar need not retrain a model.
-INFRASTRUCTURE = {"checkpoint", "cli", "errors", "params", "paths", "progress"}
+INFRASTRUCTURE = {"checkpoint", "cli", "errors", "memory", "params", "paths", "progress"}
 
 
 def script_of(stage):
