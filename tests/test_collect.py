@@ -1,0 +1,167 @@
+"""Collection: the same bytes for any number of workers and however often killed; damage is found and mended."""
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from oclam import collect, envs
+from oclam.backgrounds import dead_leaves, write_store
+from oclam.collect import Plan, damaged
+from oclam.errors import UserError
+from oclam.params import Collect
+
+
+@dataclass(frozen=True)
+class Wave:
+    """A policy that needs no file: a wave of the state."""
+
+    size: int
+
+    def __call__(self, state):
+        return np.sin(3 * state[:self.size])
+
+
+def plan_of(backgrounds, view="distracted", **changes):
+    params = {"episodes": 3, "test_episodes": 2, "segmented_episodes": 1, "steps": 16, "shard_episodes": 2, "seed": 0}
+    env = envs.PAPER.model_copy(update={"image_size": 32, "texture_size": 32})
+    return Plan("cheetah-run", view, Collect(**params | changes), env, Wave(6), backgrounds)
+
+
+def contents(path):
+    return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def backgrounds(tmp_path_factory):
+    path = tmp_path_factory.mktemp("backgrounds") / "backgrounds.zarr"
+    write_store(path, {split: [(str(k), dead_leaves(np.random.default_rng([split == "test", k]), 4, 32, leaves=50))
+                               for k in range(2)] for split in ("train", "test")}, "test")
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(backgrounds, tmp_path_factory):
+    path = tmp_path_factory.mktemp("undisturbed") / "distracted.zarr"
+    collect.collect(plan_of(backgrounds), path.parent / "work", path, workers=2)
+    return path
+
+
+def test_records_what_the_environment_shows(backgrounds, undisturbed):
+    plan, group = plan_of(backgrounds), zarr.open_group(undisturbed, mode="r")
+    assert {name: array.shape for name, array in group.arrays()} == {
+        "pixels": (5, 16, 32, 32, 3), "actions": (5, 16, 6), "states": (5, 16, 17), "rewards": (5, 16),
+        "segmentation": (1, 16, 32, 32)}
+    env = envs.make(plan.task, plan.view, plan.env, backgrounds, "test")
+    pixels, info = env.reset(seed=group.attrs["seeds"][3], options={"segmentation": True})
+    for t in range(16):
+        np.testing.assert_array_equal(group["pixels"][3, t], pixels)
+        np.testing.assert_array_equal(group["states"][3, t], info["state"])
+        np.testing.assert_array_equal(group["segmentation"][0, t], info["segmentation"])
+        np.testing.assert_array_equal(group["actions"][3, t], Wave(6)(info["state"]))
+        pixels, reward, _, _, info = env.step(group["actions"][3, t])
+        assert group["rewards"][3, t] == np.float32(reward)
+    env.close()
+    np.testing.assert_allclose(group.attrs["returns"], group["rewards"][:].sum(1), rtol=1e-6)
+    assert len(set(group.attrs["seeds"])) == 5
+
+
+def test_one_worker_writes_the_same_bytes(backgrounds, undisturbed, tmp_path):
+    collect.collect(plan_of(backgrounds), tmp_path / "work", tmp_path / "one.zarr", workers=1)
+    assert contents(tmp_path / "one.zarr") == contents(undisturbed)
+
+
+KILLED = """
+import pickle, sys
+from pathlib import Path
+from oclam.collect import collect
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    collect(pickle.loads((folder / "plan").read_bytes()), folder / "work", folder / "killed.zarr", workers=2)
+"""
+
+
+def test_a_killed_collection_goes_on_to_the_same_bytes(backgrounds, undisturbed, tmp_path):
+    """kill -9 at two moments: as soon as a shard is on disk, and a random while after the next start."""
+    (tmp_path / "plan").write_bytes(pickle.dumps(plan_of(backgrounds)))
+    (tmp_path / "run.py").write_text(KILLED)
+    environment = dict(os.environ, PYTHONPATH=f"{Path.cwd()}")
+    records, kills = tmp_path / "work" / "shards", 0
+    end = time.monotonic() + np.random.default_rng().uniform(0, 15)
+    for patience in (lambda: any(records.glob("*.json")), lambda: time.monotonic() > end):
+        process = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path], env=environment,
+                                   start_new_session=True, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not patience():
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills
+    kept = {record.name: record.stat().st_mtime_ns for record in records.glob("*.json")}
+    assert kept or (tmp_path / "killed.zarr").exists()
+    (tmp_path / "work" / "store.zarr" / "pixels" / "half.0123.partial").write_bytes(b"half")
+    collect.collect(plan_of(backgrounds), tmp_path / "work", tmp_path / "killed.zarr", workers=1)
+    assert contents(tmp_path / "killed.zarr") == contents(undisturbed)
+    assert all((records / name).stat().st_mtime_ns == moment for name, moment in kept.items())
+
+
+@pytest.mark.parametrize("damage, word", [
+    (lambda file: file.write_bytes(file.read_bytes()[:-5]), "truncated or altered"),
+    (lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]), "truncated or altered"),
+    (lambda file: file.unlink(), "gone"),
+])
+def test_damage_to_a_shard_is_found_and_named(tmp_path, damage, word):
+    store, records = tmp_path / "store", tmp_path / "shards"
+    store.mkdir()
+    records.mkdir()
+    for shard in range(3):
+        (store / f"{shard}").write_bytes(bytes(range(100)))
+        checksum = hashlib.sha256(bytes(range(100))).hexdigest()
+        (records / f"{shard}.json").write_text(json.dumps({"files": {f"{shard}": checksum}}))
+    assert damaged(store, records) == {}
+    damage(store / "1")
+    assert list(damaged(store, records)) == [1] and word in damaged(store, records)[1]
+
+
+def test_a_damaged_shard_is_remade(backgrounds, undisturbed, tmp_path, monkeypatch, capsys):
+    """Stop just before the end, damage a shard, go on."""
+    plan = plan_of(backgrounds)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(collect, "_finish", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        collect.collect(plan, tmp_path / "work", tmp_path / "mended.zarr", workers=1)
+    file = tmp_path / "work" / "store.zarr" / "pixels/c/1/0/0/0/0"
+    file.write_bytes(file.read_bytes()[:1000])
+    collect.collect(plan, tmp_path / "work", tmp_path / "mended.zarr", workers=1)
+    assert "pixels/c/1/0/0/0/0 is truncated or altered, shard 1 is made anew" in capsys.readouterr().out
+    assert contents(tmp_path / "mended.zarr") == contents(undisturbed)
+
+
+def test_the_clean_view_depends_on_no_distractor(backgrounds):
+    plan = plan_of(backgrounds, "clean")
+    assert plan.settings == {"image_size": 32, "renderer": "fast"}
+    assert [plan.seed(e) for e in range(5)] == [plan_of(backgrounds).seed(e) for e in range(5)]
+
+
+@pytest.mark.parametrize("episodes, shard_episodes", [(3, 2), (4, 2), (1, 8)])
+def test_every_episode_is_in_one_shard(episodes, shard_episodes):
+    plan = plan_of(None, episodes=episodes, shard_episodes=shard_episodes)
+    assert [e for shard in range(plan.shards) for e in plan.members(shard)] == list(range(episodes + 2))
+    assert [plan.split(e) for e in range(episodes + 2)] == ["train"] * episodes + ["test"] * 2
+    assert [e for e in range(episodes + 2) if plan.segmented(e) is not None] == [episodes]
+
+
+def test_more_steps_than_an_episode_has_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="collect.steps: 1001"):
+        collect.collect(plan_of(None, "clean", steps=1001), tmp_path / "work", tmp_path / "long.zarr")
