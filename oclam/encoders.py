@@ -67,6 +67,16 @@ class FrozenEncoder(nn.Module):
             x = F.interpolate(x, (self.image_size, self.image_size), mode="bicubic", antialias=True).clamp(0, 1)
         return (x - self.mean) / self.std
 
+    def resize(self, image_size):
+        """Take frames at another size from now on, the position embeddings resampled to it. Returns the encoder."""
+        if image_size % self.patch_size:
+            raise UserError(f"encoder.image_size: {image_size} given, allowed are multiples of the encoder's patch, "
+                            f"{self.patch_size} pixels")
+        self.vit.set_input_size((image_size, image_size))
+        self.image_size, self.grid = image_size, image_size // self.patch_size
+        self.about |= {"image_size": image_size, "kwargs": self.about["kwargs"] | {"img_size": image_size}}
+        return self
+
     def train(self, mode=True):
         """Stay frozen: dropout and stochastic depth never come on."""
         return super().train(False)
@@ -79,35 +89,6 @@ class FrozenEncoder(nn.Module):
 
 def load_encoder(path):
     """Read what `FrozenEncoder.save` wrote. Raises UserError for a missing, damaged or foreign file."""
-    vit, about = _read(path)
-    return FrozenEncoder(vit, **about)
-
-
-def make_encoder(source, name, image_size):
-    """The encoder that the parameters ask for, its position embeddings resampled to `image_size`.
-
-    Args: source, `hub` or a safetensors file: with timm's names for the architecture `name`, or written by
-    `FrozenEncoder.save` and then saying itself what it is.
-    Raises UserError, naming the parameter, for what cannot be had.
-    """
-    if source == "hub":
-        vit, about = _pretrained(_hub_file(name), name, "hub")
-    elif not Path(source).is_file():
-        raise UserError(f"encoder.source: {source!r} given, which is no file; allowed are embedded, hub, distill or a "
-                        "safetensors file")
-    elif "kwargs" in load_tensors(source)[1]:
-        vit, about = _read(source)
-    else:
-        vit, about = _pretrained(source, name, Path(source).name)
-    patch_size = vit.patch_embed.patch_size[0]
-    if image_size % patch_size:
-        raise UserError(f"encoder.image_size: {image_size} given, allowed are multiples of the encoder's patches of "
-                        f"{patch_size} pixels")
-    vit.set_input_size((image_size, image_size))
-    return FrozenEncoder(vit, **about | {"image_size": image_size, "kwargs": about["kwargs"] | {"img_size": image_size}})
-
-
-def _read(path):
     tensors, about = load_tensors(path)
     if "kwargs" not in about:
         raise UserError(f"{path}: does not say what encoder it holds; give such a file as encoder.source, and the "
@@ -115,22 +96,36 @@ def _read(path):
     vit = timm.create_model(about["name"], num_classes=0, **about["kwargs"])
     vit.norm = nn.Identity()
     vit.load_state_dict({key: value.float() for key, value in tensors.items()})
-    return vit, {key: about[key] for key in ("name", "kwargs", "image_size", "mean", "std", "source")}
+    del about["patch_size"]  # which the architecture implies
+    return FrozenEncoder(vit, **about)
 
 
-def _pretrained(file, name, source):
-    tensors, _ = load_tensors(file)
+def make_encoder(source, name, parameter="encoder.source"):
+    """The encoder that the parameters ask for, at the size that it was trained with.
+
+    Args: source, `hub` or a safetensors file: with timm's names for the architecture `name`, or written by
+    `FrozenEncoder.save` and then saying itself what it is; parameter, which holds `source`.
+    Raises UserError, naming the parameter, for what cannot be had.
+    """
+    if source != "hub" and not Path(source).is_file():
+        raise UserError(f"{parameter}: {str(source)!r} given, which is no file; name safetensors with timm's names")
+    if source != "hub" and "kwargs" in load_tensors(source)[1]:
+        return load_encoder(source)
     _check_name(name)
+    file = _hub_file(name, parameter) if source == "hub" else Path(source)
+    tensors, _ = load_tensors(file)
     try:
         vit = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
         absent = [key for key in vit.state_dict() if key.startswith("blocks.") and key not in tensors]
+        if absent:  # timm leaves what a file lacks at random when the file has another number of classes
+            raise KeyError(f"{absent[0]} is missing")
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"encoder.source: {source} does not fit encoder.name {name} "
+        raise UserError(f"{parameter}: {source} does not fit the architecture {name} "
                         f"({' '.join(str(error).split())[:160]})") from None
-    if absent:
-        raise UserError(f"encoder.source: {source} does not hold {absent[0]}, which encoder.name {name} has")
     config = vit.pretrained_cfg
-    return vit, {"name": name, "kwargs": {}, "mean": config["mean"], "std": config["std"], "source": source}
+    size = vit.patch_embed.img_size[0]
+    return FrozenEncoder(vit, name=name, kwargs={"img_size": size}, image_size=size, mean=config["mean"],
+                         std=config["std"], source="hub" if source == "hub" else file.name)
 
 
 def _check_name(name):
@@ -142,25 +137,24 @@ def _check_name(name):
         raise UserError(f"encoder.name: {name!r} given, allowed are timm's vision transformers")
 
 
-def _hub_file(name):
-    """The weights' file in the hub's cache, downloaded when they are not there yet."""
-    _check_name(name)
+def _hub_file(name, parameter):
+    """The weights' file in the hub's cache, downloaded when it is not there yet."""
     repository = timm.get_pretrained_cfg(name).hf_hub_id
     if repository is None:
         raise UserError(f"encoder.name: {name!r} given, of which the hub has no weights")
     cached = try_to_load_from_cache(repository, WEIGHTS)
     if isinstance(cached, str):
-        return cached
-    _check_hub(name)
-    return hf_hub_download(repository, WEIGHTS)
+        return Path(cached)
+    _check_hub(repository, parameter)
+    return Path(hf_hub_download(repository, WEIGHTS))
 
 
-def _check_hub(name):
+def _check_hub(repository, parameter):
     # Asked first, because timm tries an absent hub again and again for more than 15 seconds.
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT)
     except urllib.error.HTTPError:
         return  # it answered
     except OSError as error:
-        raise UserError(f"encoder.source: 'hub' given, but {constants.ENDPOINT} is out of reach ({error}); name a local "
-                        f"file instead: {WEIGHTS} of {name} ({timm.get_pretrained_cfg(name).hf_hub_id})") from None
+        raise UserError(f"{parameter}: the hub at {constants.ENDPOINT} is out of reach ({error}); name "
+                        f"a local file instead, such as {WEIGHTS} of the repository {repository}") from None

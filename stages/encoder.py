@@ -1,16 +1,60 @@
-"""The frozen encoder: reads what encoder.source names, or distils it, and writes data/encoder.safetensors."""
+"""The frozen encoder: takes what encoder.source names, or distils it, and writes data/encoder.safetensors."""
 
-from oclam import paths
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from oclam import expert_policy, paths
+from oclam.artifacts import atomic
+from oclam.checkpoint import Checkpoint
 from oclam.cli import run
+from oclam.distill import EPISODE_FRAMES, TASKS, distill, new_student, render, teach
 from oclam.encoders import make_encoder
 from oclam.params import load
+from oclam.training import best_device
 
 
 def main():
-    params = load("encoder")
-    options = params.encoder
-    source = paths.embedded_encoder if options.source == "embedded" else options.source
-    make_encoder(source, options.name, options.image_size).save(paths.encoder)
+    params = load("encoder", "expert.folder")
+    settings = params.encoder
+    if settings.source == "distill":
+        distilled(params)
+        return
+    source = paths.embedded_encoder if settings.source == "embedded" else settings.source
+    make_encoder(source, settings.name).resize(settings.image_size).save(paths.encoder)
+
+
+def distilled(params):
+    settings = params.encoder
+    student = new_student(settings.image_size)
+    teacher = make_encoder(settings.teacher_weights or "hub", settings.teacher, "encoder.teacher_weights")
+    teacher.resize(student.grid * teacher.patch_size)  # as many patches as the student's
+    checkpoint = Checkpoint("encoder", params, [paths.backgrounds])
+    frames = rendered(settings.distill_frames, Path(params.expert.folder), checkpoint.folder / "frames.npy")
+    targets = teach(teacher.to(best_device()), frames, checkpoint.folder)
+    distill(student, frames, targets, checkpoint, steps=settings.distill_steps, batch_size=settings.distill_batch,
+            learning_rate=settings.distill_learning_rate)
+    student.about["source"] = f"distilled from {settings.teacher}"
+    student.save(paths.encoder, torch.float16)
+    checkpoint.remove()
+
+
+def rendered(count, experts, path):
+    """The frames to learn from, uint8 (N, H, W, 3), made once for an interrupted stage."""
+    if not path.exists():
+        from oclam import envs  # late: only distillation needs a renderer
+
+        policies = {task: expert_policy.load(experts / f"{task}.safetensors", task) for task in TASKS
+                    if (experts / f"{task}.safetensors").exists()}
+        print(f"encoder: experts of {', '.join(policies) or 'no task'}, random actions elsewhere", file=sys.stderr)
+        environments = [envs.make(task, "distracted", envs.PAPER, paths.backgrounds) for task in TASKS]
+        episodes = [pixels for pixels, _ in islice(render(environments, policies), -(-count // EPISODE_FRAMES))]
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate(episodes)[:count])
+    return np.load(path)
 
 
 if __name__ == "__main__":
