@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from oclam.datasets import Frames, FrameSampler, Prefetch, stack_index, to_image
 from oclam.errors import UserError
+from oclam.memory import keep_freed_memory
 from oclam.seeding import seed_of, torch_rng
 from oclam.training import autocast, linear_decay, train
 
@@ -43,6 +44,7 @@ def fit(network, inputs, targets, sampler, steps, learning_rate, checkpoint, com
     Args: inputs and targets, functions of flat indices (B,) that give what the network takes and gives; sampler, a
     FrameSampler; warmup, steps; compute, the parameters' section. Returns the loss rows of `oclam.training.train`.
     """
+    keep_freed_memory()
     network.to(memory_format=torch.channels_last).train()
     device = next(network.parameters()).device
     model = torch.compile(network) if compute.compile else network

@@ -22,7 +22,7 @@ def episode_seeds(seed, episodes):
     """The seeds of the evaluation's episodes, the same for every policy and apart from those of any dataset."""
     if episodes < 1:
         raise UserError(f"eval.episodes: {episodes} given, at least 1 is needed")
-    return [seed_of("evaluation", seed, episode) % 2**32 for episode in range(episodes)]
+    return [seed_of("evaluation", seed, episode) for episode in range(episodes)]
 
 
 def evaluate(policies, frame_stack, make, seeds, steps, name="evaluation", workers=None, film=0):

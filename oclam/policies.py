@@ -76,10 +76,11 @@ def load_policies(folder, budgets=None, **expected):
     """
     folder, frozen = Path(folder), None
     there = _budgets(folder)
-    missing = sorted(set(budgets or []) - set(there))
-    if missing or not there:
-        raise UserError(f"{folder}: no policy of budget {', '.join(map(str, missing)) or 'any size'}; "
-                        f"there are {', '.join(map(str, there)) or 'none'} (0 stands for all labels)")
+    if not there:
+        raise UserError(f"{folder}: no policies there; `dvc repro` makes the pipeline's own")
+    if missing := sorted(set(budgets or []) - set(there)):
+        raise UserError(f"{folder}: no policy of budget {', '.join(map(str, missing))}; "
+                        f"there are {', '.join(map(str, there))} (0 stands for all labels)")
     policies, cards = [], []
     for budget in sorted(budgets or there):
         path = _file(folder, budget)

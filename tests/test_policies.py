@@ -116,7 +116,7 @@ def test_damage_and_strangers_are_one_line(folder, tmp_path):
     (folder / "2.safetensors").write_bytes((folder / "2.safetensors").read_bytes()[:-8])
     with pytest.raises(UserError, match="damaged"):
         load_policies(folder)
-    with pytest.raises(UserError, match="no policy of budget any size; there are none"):
+    with pytest.raises(UserError, match="no policies there"):
         load_policies(tmp_path / "nowhere")
     save_tensors(tmp_path / "stranger.safetensors", {"weight": torch.zeros(1)}, kind="lapo")
     with pytest.raises(UserError, match="not a policy of this project"):

@@ -1,0 +1,74 @@
+"""Behaviour cloning: samples a second, the share that data takes, and what computing the frozen actor once saves.
+
+`python -m tests.bench.bc`
+"""
+
+import time
+
+import torch
+from torch.nn import functional as F
+
+from oclam.bc import Policy
+from oclam.cloning import Images
+from oclam.datasets import Frames, FrameSampler, Prefetch
+from oclam.memory import keep_freed_memory
+from oclam.params import read
+from oclam.policies import Card
+from oclam.training import best_device
+
+EPISODES, STEPS = 4, 250
+
+
+def seconds(step, count):
+    """Seconds of a call, the first one apart."""
+    step(0)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for i in range(1, count + 1):
+        step(i)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / count
+
+
+def main():
+    keep_freed_memory()
+    params, device = read(), best_device()
+    bc, size = params.bc, params.env.image_size
+    card = Card("cheetah-run", "distracted", "lapo", 0, size, bc.frame_stack, bc.encoder_scale, bc.residual_blocks,
+                params.lapo.latent_dim, params.finetune.hidden_dim, action_dim=6)
+    frames = Frames(torch.randint(0, 256, (EPISODES * STEPS, size, size, 3), dtype=torch.uint8), device)
+    images = Images(frames, bc.frame_stack, STEPS)
+    latents = torch.randn(EPISODES * STEPS, params.lapo.latent_dim, device=device)
+    actions = torch.rand(EPISODES * STEPS, 6, device=device)
+    sampler = FrameSampler(EPISODES, STEPS, bc.batch_size, "bench")
+    policy = Policy(card.actor(), card.decoder()).to(device, memory_format=torch.channels_last)
+
+    def learn(network, x, y, optimizer):
+        loss = F.mse_loss(network(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    adam = torch.optim.Adam(policy.parameters(), lr=bc.learning_rate)
+    load = Prefetch(lambda i: images(sampler.batch(i)))
+    fixed = images(sampler.batch(0))
+    whole = seconds(lambda i: learn(policy.actor, load(i), latents[:bc.batch_size], adam), 10)
+    model = seconds(lambda i: learn(policy.actor, fixed, latents[:bc.batch_size], adam), 10)
+    data = seconds(lambda i: images(sampler.batch(i)), 20)
+
+    decoder = torch.optim.Adam(policy.decoder.parameters(), lr=params.finetune.learning_rate)
+    policy.actor.requires_grad_(False)
+    naive = seconds(lambda i: learn(policy, images(t := sampler.batch(i)), actions[t.to(device)], decoder), 10)
+    once = seconds(lambda i: learn(policy.decoder, latents[t := sampler.batch(i).to(device)], actions[t], decoder), 100)
+
+    print(f"\nbatches of {bc.batch_size}, scale {bc.encoder_scale}, {bc.residual_blocks} residual blocks, {device}")
+    print(f"bc: {bc.batch_size / whole:.0f} samples/s, {max(1 - model / whole, 0):.0%} of the time waiting for data (a "
+          f"batch takes {data / model:.0%} of the model's step and is made beside it)")
+    print(f"finetune: {bc.batch_size / naive:.0f} samples/s through the frozen actor, {bc.batch_size / once:.0f} from "
+          f"its stored outputs: {naive / once:.0f} times as many")
+
+
+if __name__ == "__main__":
+    main()
