@@ -1,0 +1,86 @@
+"""Distracted frames a second and resets: the package distracting-control at its defaults against ours, and two workers.
+
+`python -m tests.bench.collect`; one core each, by CPU time, so that a busy machine changes the ratios little.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from oclam.backgrounds import dead_leaves, write_store
+from oclam.collect import Plan, collect
+from oclam.envs import PAPER, make
+from oclam.footage import square
+from oclam.params import Collect
+from tests.bench.package import FRAMES, RESETS, TASK, cpu_seconds
+
+VIDEOS = 2
+
+
+def ours(store, mode):
+    """CPU seconds of our step and reset."""
+    env = make("-".join(TASK), "distracted", PAPER.model_copy(update={"renderer": mode}), store)
+    action, seeds = np.zeros(env.action_space.shape), iter(range(10**6))
+    reset = cpu_seconds(lambda: env.reset(seed=next(seeds)), RESETS)
+    frames = FRAMES if mode == "fast" else FRAMES // 4
+    return cpu_seconds(lambda: env.step(action), frames), reset
+
+
+@dataclass(frozen=True)
+class Still:
+    """A policy that does nothing."""
+
+    def __call__(self, state):
+        return np.zeros(6, np.float32)
+
+
+def collected(store, workers, folder):
+    """Wall seconds of a collection, the same for any number of workers but for its length."""
+    seconds = []
+    for steps in (50, 550):  # the difference is free of starting processes
+        params = Collect(episodes=3, test_episodes=1, segmented_episodes=1, steps=steps, shard_episodes=1, seed=0)
+        plan = Plan("-".join(TASK), "distracted", params, PAPER, Still(), store)
+        started = time.perf_counter()
+        collect(plan, folder / "work", folder / "out.zarr", workers)
+        seconds.append(time.perf_counter() - started)
+        shutil.rmtree(folder / "work")
+    return seconds[1] - seconds[0]
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        videos = [dead_leaves(np.random.default_rng(k), 60, 256) for k in range(VIDEOS)]
+        for k, video in enumerate(videos):  # as DAVIS has it: JPEG, 480 x 854
+            (folder / "footage" / str(k)).mkdir(parents=True)
+            for t, frame in enumerate(video):
+                cv2.imwrite(str(folder / "footage" / str(k) / f"{t:05}.jpg"), cv2.resize(frame, (854, 480)))
+        stores = {"fast": folder / "128.zarr", "reference": folder / "800.zarr"}
+        for store, size in zip(stores.values(), (128, 800), strict=True):
+            resized = [(str(k), np.stack([square(frame, size) for frame in video])) for k, video in enumerate(videos)]
+            write_store(store, {"train": resized, "test": resized}, "bench")
+        answer = subprocess.run([sys.executable, "-m", "tests.bench.package", folder / "footage"], check=True,
+                                stdout=subprocess.PIPE)
+        step, reset, task_reset = json.loads(answer.stdout)
+        rows = [("package distracting-control", step, reset)]
+        rows += [(f"ours, {mode}", *ours(stores[mode], mode)) for mode in stores]
+        print(f"{'':30}{'frames/s':>10}{'ratio':>8}{'reset':>10}{'ratio':>8}   (the task's own reset "
+              f"{task_reset * 1e3:.1f} ms)")
+        for name, a_step, a_reset in rows:
+            print(f"{name:30}{1 / a_step:10.0f}{step / a_step:8.1f}{a_reset * 1e3:7.0f} ms{reset / a_reset:8.1f}")
+        one, two = (collected(stores["fast"], workers, folder) for workers in (1, 2))
+        print(f"collection, two workers against one: {one / two:.2f} times the frames/s ({os.cpu_count()} cores, "
+              f"load {os.getloadavg()[0]:.0f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""How fast the package distracting-control is, in a process whose dm_control is bound to its own OpenGL.
+
+`python -m tests.bench.package FOLDER` prints CPU seconds as JSON: its step, its reset, the task's own reset. One alias
+makes it run on today's MuJoCo. tests.bench.collect compares.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+TASK, FRAMES, RESETS = ("cheetah", "run"), 100, 5
+
+
+def cpu_seconds(call, count):
+    """CPU seconds of a call, the first one apart."""
+    call()
+    started = time.process_time()
+    for _ in range(count):
+        call()
+    return (time.process_time() - started) / count
+
+
+def main():
+    from distracting_control import suite
+    from dm_control import suite as plain
+    from dm_control.mujoco.wrapper import core
+
+    core.MjModel.tex_rgb = property(lambda model: model._model.tex_data)
+    footage = Path(sys.argv[1])
+    env = suite.load(*TASK, difficulty="easy", dynamic=True, background_dataset_path=str(footage),
+                     background_dataset_videos=sorted(path.name for path in footage.iterdir()) * 2,
+                     distraction_types=("background", "camera", "color"),
+                     render_kwargs={"width": 64, "height": 64, "camera_id": 0})
+    reset, action = cpu_seconds(env.reset, RESETS), np.zeros(env.action_spec().shape)
+    print(json.dumps([cpu_seconds(lambda: env.step(action), FRAMES // 4), reset,
+                      cpu_seconds(plain.load(*TASK).reset, RESETS)]))
+
+
+if __name__ == "__main__":
+    main()
