@@ -15,7 +15,7 @@ endif
 	dvc repro
 
 test: setup
-	python -m pytest -q
+	OMP_NUM_THREADS=1 python -m pytest -q -n auto
 
 lint: setup
 	ruff check .

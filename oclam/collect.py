@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from oclam import render
 from oclam.artifacts import atomic, write_json
 from oclam.errors import UserError
 from oclam.progress import Progress
@@ -79,6 +80,7 @@ def collect(plan, folder, path, workers=None):
     Args: folder, for work in progress: a later call with the same plan goes on from its finished shards; workers,
     processes, by default one a core. Returns the episodes' returns. Raises UserError for what does not fit together.
     """
+    render.choose()  # once, for all workers
     store, records = Path(folder) / "store.zarr", Path(folder) / "shards"
     if not (records / "created").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -165,6 +167,8 @@ class _Worker:
         arrays = {name: np.zeros((len(members), *group[name].shape[1:]), group[name].dtype) for name in ARRAYS[:-1]}
         files = [f"{name}/c/{'/'.join(['0' if i else str(shard) for i in range(group[name].ndim)])}"
                  for name in ARRAYS[:-1]]
+        for name in files:  # what a killed worker or a damaged disk left there is not to be read
+            (self.store / name).unlink(missing_ok=True)
         for row, episode in enumerate(members):
             if not multiprocessing.parent_process().is_alive():
                 raise SystemExit

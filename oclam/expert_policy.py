@@ -4,7 +4,6 @@ import argparse
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from oclam.artifacts import load_tensors, save_tensors
 from oclam.errors import UserError
@@ -45,6 +44,8 @@ class Policy:
 
 def save(path, policy):
     """Write a policy as safetensors."""
+    import torch  # not for acting: workers that only act start without it
+
     tensors = {"observation.mean": policy.mean, "observation.std": policy.std}
     for k, (weight, bias) in enumerate(policy.layers):
         tensors |= {f"layers.{k}.weight": weight, f"layers.{k}.bias": bias}

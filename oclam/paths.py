@@ -6,8 +6,8 @@ Under `data/results` are the small files that the report reads; all else under `
 from pathlib import Path
 
 __all__ = [
-    "actor", "backgrounds", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder",
-    "encoder", "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "log", "ocp", "policies", "probe",
+    "actor", "backgrounds", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder", "encoder",
+    "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "log", "ocp", "policies", "probe",
     "reports", "samples", "selection", "slot_preview", "slot_table", "slots",
 ]
 
