@@ -6,8 +6,10 @@ The batches depend on the policies and episodes alone, so that the number of wor
 import multiprocessing
 import os
 import signal
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from oclam.errors import UserError
 from oclam.policies import Agent
@@ -39,7 +41,7 @@ def evaluate(policies, frame_stack, make, seeds, steps, name="evaluation", worke
     numbers = [(np.arange(len(policies))[:, None] * len(seeds) + half).ravel() for half in halves]
     rewards = np.zeros((steps, len(policies) * len(seeds)))
     filmed = []
-    with (Environments(make, numbers, workers) as environments,  # forks, so it comes before any use of a GPU
+    with (Environments(make, numbers, workers) as environments, _one_thread(),  # forks, so before any use of a GPU
           Progress(rewards.size, name, " frames") as bar):
         device = best_device()
         agents = [Agent(policies, frame_stack, device) for _ in halves]
@@ -68,7 +70,9 @@ class Environments:
 
     def __init__(self, make, groups, workers=None):
         workers = min(workers or _cores(), max(map(len, groups)))
-        self._shares = [[range(worker, len(group), workers) for worker in range(workers)] for group in groups]
+        before = np.cumsum([0, *map(len, groups)])  # dealt out through all groups, so that no worker has two more
+        self._shares = [[range((worker - first) % workers, len(group), workers) for worker in range(workers)]
+                        for first, group in zip(before, groups, strict=False)]
         context = multiprocessing.get_context("fork")  # no second import of everything; workers never touch torch
         self._pipes, self._processes = [], []
         for worker in range(workers):
@@ -115,6 +119,17 @@ class Environments:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+@contextmanager
+def _one_thread():
+    """The workers have the cores; and so the policies' sums are in the same order on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _cores():

@@ -30,13 +30,15 @@ def rate(act, frames):
     return frames / (time.perf_counter() - started)
 
 
-def naive(policy, stack, make, seed, steps):
-    """One environment, one policy call a step."""
-    environment, agent = make(), Agent([policy], stack)
-    frame, _ = environment.reset(seed=seed)
+def one_at_a_time(policy, stack, environment, steps):
+    """One environment, one policy call a step. Returns frames a second."""
+    agent = Agent([policy], stack)
+    frame, _ = environment.reset(seed=0)
+    agent.act(frame[None])
+    started = time.perf_counter()
     for _ in range(steps):
         frame, *_ = environment.step(agent.act(frame[None])[0])
-    environment.close()
+    return steps / (time.perf_counter() - started)
 
 
 def physics(environment, seed, steps):
@@ -74,11 +76,10 @@ def measure(folder, steps):
         "physics, background and render": rate(lambda: [environment.step(environment.action_space.sample())
                                                         for _ in range(steps)], steps),
         f"policy, batch of {batch}": rate(lambda: [agent.act(frames) for _ in range(20)], 20 * batch),
-        "policy, one frame": rate(lambda: naive(policies[0], bc.frame_stack, lambda: _Still(frame), 0, steps), steps),
+        "policy, one frame": one_at_a_time(policies[0], bc.frame_stack, _Still(frame), steps),
     }
-    few = max(steps // 10, 10)
-    slow = rate(lambda: naive(policies[0], bc.frame_stack, reference, 0, few), few)
-    one = rate(lambda: naive(policies[0], bc.frame_stack, make, 0, steps), steps)
+    slow = one_at_a_time(policies[0], bc.frame_stack, reference(), max(steps // 10, 10))
+    one = one_at_a_time(policies[0], bc.frame_stack, environment, steps)
     short = rate(lambda: evaluate(policies, bc.frame_stack, make, seeds, 1), batch)
     started = batch / short  # making the environments and their first frames
     ours = batch * steps / (batch * steps / rate(lambda: evaluate(policies, bc.frame_stack, make, seeds, steps),
@@ -111,9 +112,6 @@ class _Still:
 
     def step(self, action):
         return self.frame, 0.0, False, False, {}
-
-    def close(self):
-        pass
 
 
 if __name__ == "__main__":
