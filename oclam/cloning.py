@@ -11,7 +11,7 @@ from oclam.memory import keep_freed_memory
 from oclam.seeding import seed_of, torch_rng
 from oclam.training import autocast, linear_decay, train
 
-__all__ = ["Images", "draw_labelled", "fine_tune", "fit", "predict"]
+__all__ = ["Images", "draw_labelled", "fine_tune", "fit", "predict", "seeded", "true_actions"]
 
 
 class Images:
@@ -25,6 +25,17 @@ class Images:
 
     def __call__(self, index):
         return to_image(self.frames.gather(stack_index(index, self.stack, self.steps)))
+
+
+def true_actions(dataset, episodes, device):
+    """The actions of these episodes, one after the other, as rows (frames, A) on the device."""
+    return Frames(torch.from_numpy(dataset.actions[list(episodes)]).flatten(0, 1).to(device), device)
+
+
+def seeded(make, *purpose):
+    """make(), with torch's random numbers of this purpose alone."""
+    torch.manual_seed(seed_of(*purpose))
+    return make()
 
 
 def draw_labelled(episodes, budgets, seed):
@@ -91,15 +102,14 @@ def fine_tune(start, card, dataset, settings, compute, checkpoints, frozen, devi
     """
     steps = dataset.steps
     labelled = draw_labelled(dataset.episodes, settings.budgets, f"{card.task} {card.seed}")
-    actions = Frames(torch.from_numpy(dataset.actions[labelled]).flatten(0, 1).to(device), device)
+    actions = true_actions(dataset, labelled, device)
     inputs = Images(Frames.load(dataset.pixels, labelled, device), card.frame_stack, steps)
     if frozen:
         latents = predict(start().actor.to(device), inputs, len(actions), settings.batch_size, compute)
         inputs = Frames(latents, device).gather
     for budget in settings.budgets:
         purpose = f"finetune {card.task} {card.seed} {budget}"
-        torch.manual_seed(seed_of(purpose))
-        policy = start().to(device)
+        policy = seeded(start, purpose).to(device)
         sampler = FrameSampler(budget, steps, settings.batch_size, purpose)
         rows = fit(policy.decoder if frozen else policy, inputs, actions.gather, sampler, settings.updates,
                    settings.learning_rate, checkpoints[budget], compute)

@@ -1,17 +1,14 @@
 """Behaviour cloning of latent actions: reads a dataset's frames and a variant's stored latents, writes the actor."""
 
-import torch
-
 from oclam import paths
 from oclam.artifacts import open_zarr, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.cloning import Images, fit
+from oclam.cloning import Images, fit, seeded
 from oclam.datasets import Frames, FrameSampler, open_dataset
 from oclam.errors import UserError
 from oclam.params import load, view_of
 from oclam.policies import Card, save_actor
-from oclam.seeding import seed_of
 from oclam.training import best_device
 
 
@@ -27,8 +24,7 @@ def main():
 
     card = Card(task, view, variant, seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
                 encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=latents.shape[2])
-    torch.manual_seed(seed_of("bc", task, seed))
-    actor = card.actor().to(device)
+    actor = seeded(card.actor, "bc", task, seed).to(device)
     images = Images(Frames.load(dataset.pixels, episodes, device), bc.frame_stack, steps)
     targets = Frames.load(latents, episodes, device)
     sampler = FrameSampler(dataset.episodes, steps, bc.batch_size, f"bc {task} {seed}")

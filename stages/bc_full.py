@@ -3,18 +3,15 @@
 The actor is that of the latent variants; its linear head gives the action itself, so there is no decoder.
 """
 
-import torch
-
 from oclam import paths
 from oclam.artifacts import atomic, write_csv
 from oclam.bc import Policy
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.cloning import Images, fit
+from oclam.cloning import Images, fit, seeded, true_actions
 from oclam.datasets import Frames, FrameSampler, open_dataset
 from oclam.params import load, view_of
 from oclam.policies import Card, save_policy
-from oclam.seeding import seed_of
 from oclam.training import best_device
 
 
@@ -29,10 +26,9 @@ def main():
     card = Card(task, view, variant, seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
                 encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=None,
                 action_dim=dataset.actions.shape[2], budget=0)
-    torch.manual_seed(seed_of("bc", task, seed))
-    policy = Policy(card.actor()).to(device)
+    policy = Policy(seeded(card.actor, "bc", task, seed)).to(device)
     images = Images(Frames.load(dataset.pixels, episodes, device), bc.frame_stack, steps)
-    targets = Frames(torch.from_numpy(dataset.actions[:dataset.episodes]).flatten(0, 1).to(device), device)
+    targets = true_actions(dataset, episodes, device)
     sampler = FrameSampler(dataset.episodes, steps, bc.batch_size, f"bc {task} {seed}")
     checkpoint = Checkpoint(f"bc-full-{task}-{seed}-{variant}", params, inputs)
     rows = fit(policy, images, targets.gather, sampler, steps=max(round(bc.epochs * sampler.steps_per_epoch), 1),
