@@ -35,7 +35,7 @@ setup: system .venv/made
 
 # Rendering without a screen needs a GL library, which no wheel brings; Debian keeps Python's venv apart.
 system:
-	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null || ! ldconfig -p | grep -qE 'libEGL.so.1|libOSMesa.so.8'; then \
+	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null || ! PATH=$$PATH:/sbin:/usr/sbin ldconfig -p | grep -qE 'libEGL.so.1|libOSMesa.so.8'; then \
 		if [ $$(id -u) = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM) >/dev/null; \
 		else echo "error: missing system packages; run: sudo apt-get install $(SYSTEM)" >&2; exit 1; fi; fi

@@ -56,15 +56,16 @@ class VideoSaur(nn.Module):
     """The trainable part: feature MLP, recurrent slots, slot mixer; the frozen ViT's outputs are its inputs.
 
     Args: feature_dim and patches of the ViT; slots, slot_dim; feature_hidden, decoder_hidden, decoder_layers;
+    masks, whose masks are the slots', the `decoder`'s (VideoSAUR) or the `attention`'s, which find objects sooner;
     similarity_weight, similarity_temperature, reconstruction_weight (0 leaves the reconstruction's outputs out).
     """
 
     def __init__(self, feature_dim, patches, *, slots, slot_dim, feature_hidden, decoder_hidden, decoder_layers,
-                 similarity_weight=0.1, similarity_temperature=0.075, reconstruction_weight=0.0):
+                 masks="decoder", similarity_weight=0.1, similarity_temperature=0.075, reconstruction_weight=0.0):
         super().__init__()
         self.grid = round(patches**0.5)
         self.weights = (similarity_weight, reconstruction_weight)
-        self.temperature = similarity_temperature
+        self.temperature, self.masked_by = similarity_temperature, masks
         self.features = nn.Sequential(nn.LayerNorm(feature_dim), *mlp(feature_dim, feature_hidden, slot_dim))
         self.slots = RecurrentSlots(slots, slot_dim)
         outputs = patches + (feature_dim if reconstruction_weight else 0)
@@ -75,8 +76,8 @@ class VideoSaur(nn.Module):
         return self.features(features)
 
     def masks(self, slots, projected):
-        """Soft masks on the patch grid, without the renderer: slots (B, K, D) -> (B, K, P)."""
-        return self.decoder.masks(slots).mT
+        """Soft masks on the patch grid: slots (B, K, D) of the features (B, P, D) -> (B, K, P), without the renderer."""
+        return self.decoder.masks(slots).mT if self.masked_by == "decoder" else self.slots.masks(slots, projected)
 
     def forward(self, features, keys, noise, decoded=slice(None)):
         """The losses on a clip.

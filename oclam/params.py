@@ -130,6 +130,7 @@ class Ocp(Section):
     similarity_weight: NonNegative
     similarity_temperature: Positive
     reconstruction_weight: NonNegative
+    masks: Literal["decoder", "attention"]  # VideoSAUR's are its decoder's; STEVE has only the slot attention's
     extraction: Literal["recurrent", "windows"]
 
 
@@ -262,6 +263,8 @@ class Params(Section):
                 f"an episode has collect.steps = {collect.steps}")
         require(self.ocp.similarity_weight + self.ocp.reconstruction_weight > 0, "ocp.similarity_weight",
                 self.ocp.similarity_weight, "it and ocp.reconstruction_weight cannot both be 0")
+        require(self.ocp.model == "videosaur" or self.ocp.masks == "attention", "ocp.masks", self.ocp.masks,
+                "ocp.model steve needs attention")
         for name in ("lapo", "lapo_slots", "bc"):
             section = getattr(self, name)
             require(section.warmup_epochs <= section.epochs, f"{name}.warmup_epochs", section.warmup_epochs,

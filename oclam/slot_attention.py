@@ -123,3 +123,7 @@ class RecurrentSlots(nn.Module):
             slots = self.attention(slots, key[:, t], value[:, t], iterations=3 if first else 2)
             through_time.append(slots)
         return torch.stack(through_time, 1)
+
+    def masks(self, slots, features):
+        """How the slots (B, K, D) share out the frame that made them, features (B, P, D): (B, K, P)."""
+        return self.attention.share(slots, self.attention.read(features)[0])

@@ -67,8 +67,7 @@ class Steve(nn.Module):
 
     def masks(self, slots, projected):
         """Soft masks: the attention of the slots on the frame that made them. (B, K, D), (B, P, D) -> (B, K, P)."""
-        attention = self.slots.attention
-        return attention.share(slots, attention.read(projected)[0])
+        return self.slots.masks(slots, projected)
 
     def spell(self, tokens, slots):
         """Logits (N, P, VOCABULARY) of every token from those before it (N, P) and the slots (N, K, D)."""

@@ -65,6 +65,19 @@ def test_masks_are_shares_and_do_not_need_the_renderer():
     torch.testing.assert_close(mixer.masks(slots[:, [2, 0, 1]]), masks[..., [2, 0, 1]])
 
 
+def test_attention_masks_are_each_patch_s_shares_of_the_slots():
+    features, _, _ = clip()
+    model = small(masks="attention")
+    projected = model.project(features)
+    slots = model.slots(projected)[:, 1]
+    attention = model.slots.attention
+    query = attention.query(attention.norm_slots(slots))
+    key = attention.key(attention.norm_features(projected[:, 1]))
+    expected = torch.einsum("bkd,bpd->bkp", query, key).div(query.shape[-1] ** 0.5).exp()
+    torch.testing.assert_close(model.masks(slots, projected[:, 1]), expected / expected.sum(1, keepdim=True))
+    assert not torch.allclose(small().masks(slots, projected[:, 1]), expected / expected.sum(1, keepdim=True))
+
+
 def test_loss_weights_add_up():
     features, keys, noise = clip()
     losses = small(similarity_weight=0.1, reconstruction_weight=2.0)(features, keys, noise)

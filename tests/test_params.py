@@ -37,7 +37,7 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "ocp.decoder_hidden": 1024, "ocp.decoder_layers": 4, "ocp.batch_size": 128, "ocp.steps": 100000,
     "ocp.learning_rate": 3e-4, "ocp.warmup_steps": 2500, "ocp.decay_steps": 100000, "ocp.clip_norm": 0.05,
     "ocp.similarity_weight": 0.1, "ocp.similarity_temperature": 0.075, "ocp.reconstruction_weight": 0,
-    "ocp.kept_clips": None,
+    "ocp.kept_clips": None, "ocp.masks": "decoder",
     "lapo_slots.batch_size": 8192, "lapo_slots.hidden_dim": 1024, "lapo_slots.epochs": 30, "lapo_slots.expansion": 4,
     "lapo_slots.learning_rate": 5e-5, "lapo_slots.warmup_epochs": 3, "lapo.future_offset": 10,
     "lapo.latent_dim": 8192, "lapo.batch_size": 512, "lapo.epochs": 10, "lapo.frame_stack": 3, "lapo.encoder_scale": 6,
@@ -101,6 +101,7 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "bc.warmup_epochs": ({"bc.warmup_epochs": 5}, "5.0 given, bc.epochs is 2.0"),
     "backgrounds.path": ({"backgrounds.source": "folder"}, "None given, source folder needs the folder"),
     "ocp.similarity_weight": ({"ocp.similarity_weight": 0, "ocp.reconstruction_weight": 0}, "0.0 given, it and"),
+    "ocp.masks": ({"ocp.model": "steve", "ocp.masks": "decoder"}, "'decoder' given, ocp.model steve needs attention"),
 }
 
 
