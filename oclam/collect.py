@@ -20,7 +20,7 @@ from oclam import render
 from oclam.artifacts import atomic, write_json
 from oclam.errors import UserError
 from oclam.progress import Progress
-from oclam.seeding import seed_of
+from oclam.seeding import numpy_rng, seed_of
 
 __all__ = ["Plan", "collect", "damaged"]
 
@@ -82,7 +82,7 @@ def collect(plan, folder, path, workers=None):
     """
     render.choose()  # once, for all workers
     store, records = Path(folder) / "store.zarr", Path(folder) / "shards"
-    if not (records / "created").exists():
+    if not ((records / "created").exists() and store.exists()):  # or killed after its store had gone to its place
         shutil.rmtree(folder, ignore_errors=True)
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # no OpenGL in this process
             pool.apply(_create, (plan, store))
@@ -191,11 +191,13 @@ class _Worker:
         env, segmented = self.environments[split], plan.segmented(episode) is not None
         masks = np.empty((plan.params.steps, *out["pixels"].shape[1:3]), np.uint8) if segmented else None
         pixels, info = env.reset(seed=plan.seed(episode), options={"segmentation": segmented})
+        noise = plan.params.action_noise * numpy_rng("action noise", plan.seed(episode)).standard_normal(
+            out["actions"].shape)
         for t in range(plan.params.steps):
             out["pixels"][t], out["states"][t] = pixels, info["state"]
             if segmented:
                 masks[t] = info["segmentation"]
-            out["actions"][t] = plan.policy(info["state"])
+            out["actions"][t] = np.clip(plan.policy(info["state"]) + noise[t], -1, 1)
             pixels, out["rewards"][t], _, _, info = env.step(out["actions"][t])
         return masks
 

@@ -76,7 +76,7 @@ class VideoSaur(nn.Module):
         return self.features(features)
 
     def masks(self, slots, projected):
-        """Soft masks on the patch grid: slots (B, K, D) of the features (B, P, D) -> (B, K, P), without the renderer."""
+        """Soft masks on the patch grid: slots (B, K, D) of the features (B, P, D) -> (B, K, P)."""
         return self.decoder.masks(slots).mT if self.masked_by == "decoder" else self.slots.masks(slots, projected)
 
     def forward(self, features, keys, noise, decoded=slice(None)):

@@ -91,6 +91,7 @@ class Collect(Section):
     test_episodes: Count  # held out after the first `episodes`; probes and slot measures are taken on them
     segmented_episodes: Count  # of the held-out ones, how many carry the simulator's segmentation of the agent
     steps: Annotated[int, Field(ge=16)]
+    action_noise: NonNegative  # standard deviation of what is added to the expert's actions; recorded is the sum
     shard_episodes: Count
     seed: Natural
 
@@ -151,7 +152,7 @@ class LapoImage(Section):
     frame_stack: Count
     future_offset: Count  # k is uniform in 1..future_offset; of lapo-slots too
     encoder_scale: Count
-    residual_blocks: Natural
+    residual_blocks: Count  # 0 would leave nothing nonlinear between the convolutions
     batch_size: Count
     epochs: Positive
     warmup_epochs: NonNegative
@@ -180,7 +181,7 @@ class Bc(Section):
 
     frame_stack: Count
     encoder_scale: Count
-    residual_blocks: Natural
+    residual_blocks: Count
     batch_size: Count
     epochs: Positive
     warmup_epochs: NonNegative

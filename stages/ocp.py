@@ -33,7 +33,8 @@ def main():
     sizes = ocp.model_dump(include={"slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers"})
     if ocp.model == "videosaur":
         observer = load_encoder(paths.encoder).to(device)
-        options = ocp.model_dump(include={"masks", "similarity_weight", "similarity_temperature", "reconstruction_weight"})
+        options = ocp.model_dump(include={"masks", "similarity_weight", "similarity_temperature",
+                                          "reconstruction_weight"})
         model = VideoSaur(observer.dim, observer.grid**2, **sizes, **options).to(device)
     else:
         observer = to_unit

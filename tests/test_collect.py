@@ -33,7 +33,8 @@ class Wave:
 
 
 def plan_of(backgrounds, view="distracted", **changes):
-    params = {"episodes": 3, "test_episodes": 2, "segmented_episodes": 1, "steps": 16, "shard_episodes": 2, "seed": 0}
+    params = {"episodes": 3, "test_episodes": 2, "segmented_episodes": 1, "steps": 16, "action_noise": 0.0,
+              "shard_episodes": 2, "seed": 0}
     env = envs.PAPER.model_copy(update={"image_size": 32, "texture_size": 32})
     return Plan("cheetah-run", view, Collect(**params | changes), env, Wave(6), backgrounds)
 
@@ -56,6 +57,18 @@ def undisturbed(backgrounds, tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed") / "distracted.zarr"
     collect.collect(plan_of(backgrounds), path.parent / "work", path, workers=2)
     return path
+
+
+def test_noisy_actions_are_the_policy_s_plus_the_episode_s_own_noise(undisturbed, tmp_path):
+    actions = {}
+    for noise in (0.0, 0.1):
+        collect.collect(plan_of(None, "clean", action_noise=noise), tmp_path / "work", tmp_path / f"{noise}.zarr")
+        group = zarr.open_group(tmp_path / f"{noise}.zarr", mode="r")
+        actions[noise], states = group["actions"][:], group["states"][:]
+        added = actions[noise] - np.sin(3 * states[..., :6])
+        inside = np.abs(actions[noise]) < 1
+        assert np.allclose(added[inside].std(), noise, rtol=0.15) and abs(added[inside].mean()) < 0.02
+    np.testing.assert_array_equal(actions[0.0], zarr.open_group(undisturbed, mode="r")["actions"][:])
 
 
 def test_records_what_the_environment_shows(backgrounds, undisturbed):

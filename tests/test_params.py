@@ -32,6 +32,7 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "env.image_size": 64, "env.background": True, "env.background_dynamic": True,
     "env.color_scale": 0.1, "env.color_dynamic": True, "env.camera_scale": 0.1, "env.camera_dynamic": True,
     "backgrounds.source": "davis", "backgrounds.videos": 60, "collect.episodes": 5000, "collect.steps": 1000,
+    "collect.action_noise": 0,
     "encoder.source": "hub", "encoder.name": "vit_base_patch8_224.dino", "encoder.image_size": 224,
     "ocp.model": "videosaur", "ocp.slots": 4, "ocp.slot_dim": 128, "ocp.feature_hidden": 1536, "ocp.clip_length": 3,
     "ocp.decoder_hidden": 1024, "ocp.decoder_layers": 4, "ocp.batch_size": 128, "ocp.steps": 100000,
