@@ -55,7 +55,9 @@ def loaded_parameters(path):
 def test_declares_the_code_it_runs(stage):
     path = script_of(stage)
     expected = {f"stages/{path.name}"} | {f"oclam/{name}.py" for name in closure(path)}
-    assert {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")} == expected
+    deps = STAGES[stage]["deps"]
+    assert {dep for dep in deps if dep.endswith(".py")} == expected
+    assert len(set(deps)) == len(deps)
 
 
 @pytest.mark.parametrize("stage", STAGES)
