@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -161,10 +161,16 @@ def test_a_damaged_shard_is_remade(backgrounds, undisturbed, tmp_path, monkeypat
     assert contents(tmp_path / "mended.zarr") == contents(undisturbed)
 
 
-def test_the_clean_view_depends_on_no_distractor(backgrounds):
-    plan = plan_of(backgrounds, "clean")
-    assert plan.settings == {"image_size": 32, "renderer": "fast"}
-    assert [plan.seed(e) for e in range(5)] == [plan_of(backgrounds).seed(e) for e in range(5)]
+def test_the_clean_view_depends_on_no_distractor(backgrounds, tmp_path):
+    one = plan_of(None, "clean", episodes=1, test_episodes=1)
+    changed = {"texture_size": 16, "background": False, "background_dynamic": False, "color": False, "color_scale": 0.9,
+               "color_dynamic": False, "camera": False, "camera_scale": 0.9, "camera_dynamic": False}
+    other = replace(one, env=one.env.model_copy(update=changed))
+    assert set(changed) | set(one.settings) == set(type(one.env).model_fields)
+    for name, plan in (("one", one), ("other", other)):
+        collect.collect(plan, tmp_path / name, tmp_path / f"{name}.zarr", workers=1)
+    assert contents(tmp_path / "one.zarr") == contents(tmp_path / "other.zarr")
+    assert [one.seed(e) for e in range(2)] == [plan_of(backgrounds).seed(e) for e in range(2)]
 
 
 @pytest.mark.parametrize("episodes, shard_episodes", [(3, 2), (4, 2), (1, 8)])
