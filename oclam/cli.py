@@ -29,7 +29,7 @@ def arguments(*names):
 
 def run(main):
     """Run a stage's main: bad input and a full disk end it with one line, success leaves its duration in reports."""
-    started = time.time()
+    started = time.time() - float(os.environ.get("OCLAM_SPENT", 0))  # what earlier slices (oclam.slices) spent on it
     keep_freed_memory()
     try:
         main()

@@ -39,3 +39,10 @@ def test_duration_and_hardware_are_kept(tmp_path):
     run(lambda: None)
     record = json.loads((tmp_path / "reports/durations/slot-select-cheetah-run-3.json").read_text())
     assert record["stage"] == "slot-select-cheetah-run-3" and record["seconds"] >= 0 and record["hardware"]
+
+
+def test_duration_counts_what_earlier_slices_spent(tmp_path, monkeypatch):
+    monkeypatch.setenv("OCLAM_SPENT", "600.5")
+    run(lambda: None)
+    record = json.loads((tmp_path / "reports/durations/slot-select-cheetah-run-3.json").read_text())
+    assert 600.5 <= record["seconds"] < 610

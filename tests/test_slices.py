@@ -1,0 +1,167 @@
+"""What DVC would run, in the order of its graph, in slices."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.dependency import ParamsDependency
+from dvc.repo import Repo
+
+from oclam.errors import UserError
+from oclam.params import read
+from oclam.slices import expand, in_order, run_slice, upstream
+
+ROOT = Path(__file__).parents[1]
+STAGES = expand(yaml.safe_load((ROOT / "dvc.yaml").read_text()), read(ROOT / "params.yaml").model_dump())
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return Repo(ROOT).index.graph  # an edge points from a stage to one that it depends on
+
+
+def test_the_stages_are_those_of_dvc(graph):
+    theirs = {stage.addressing: (
+        stage.cmd, {key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params},
+        {dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)},
+        {out.def_path for out in stage.outs}) for stage in graph}
+    assert {name: (s.cmd, set(s.params), set(s.deps), set(s.outs)) for name, s in STAGES.items()} == theirs
+
+
+def test_a_stage_needs_what_it_needs_to_dvc(graph):
+    theirs = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in graph}
+    assert {name: set(upstream(stage, STAGES)) for name, stage in STAGES.items()} == theirs
+
+
+def test_every_stage_comes_after_what_it_needs():
+    order = [stage.name for stage in in_order(STAGES)]
+    assert sorted(order) == sorted(STAGES)
+    assert all(order.index(needed) < order.index(name) for name in order for needed in upstream(STAGES[name], STAGES))
+
+
+def test_until_leaves_out_what_is_not_needed():
+    found = [stage.name for stage in in_order(STAGES, "slot-select")]
+    assert set(found) == {"backgrounds", "expert@cheetah-run", "encoder", "collect@cheetah-run", "ocp@cheetah-run-0",
+                          "slot-select@cheetah-run-0"} and found[-1] == "slot-select@cheetah-run-0"
+    assert in_order(STAGES, "slot-select@cheetah-run-0") == in_order(STAGES, "slot-select")
+    with pytest.raises(UserError, match="--until: 'lappo' given, stages are backgrounds, expert,"):
+        in_order(STAGES, "lappo")
+
+
+PIPELINE = {"stages": {  # `last` stands first, so that the file's order is not the graph's
+    "last": {"cmd": "python count.py b all", "deps": ["count.py", "b"], "outs": ["all"]},
+    "first": {"cmd": "python count.py params.yaml a", "params": ["eval.seed"], "deps": ["count.py"], "outs": ["a"]},
+    "each": {"matrix": {"seed": "${seeds}"}, "cmd": "python count.py a b/${item.seed}", "deps": ["count.py", "a"],
+             "outs": ["b/${item.seed}"]},
+}}
+COUNT = """import os, sys
+from pathlib import Path
+Path("ran").open("a").write(sys.argv[2] + " ")
+path = Path(sys.argv[2])
+path.parent.mkdir(exist_ok=True)
+path.write_text("made")
+"""
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    set_params(seeds=[0, 1])
+    Path("dvc.yaml").write_text(yaml.dump(PIPELINE, sort_keys=False))
+    Path("count.py").write_text(COUNT)
+    return tmp_path
+
+
+def set_params(**changes):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    Path("params.yaml").write_text(yaml.dump({**content, **changes}))
+
+
+def ran():
+    """What the stages made since the last call, in order."""
+    made = Path("ran").read_text().split() if Path("ran").exists() else []
+    Path("ran").unlink(missing_ok=True)
+    return made
+
+
+def test_stages_run_once_and_again_when_what_decides_them_changes(tree):
+    assert run_slice(10) and ran() == ["a", "b/0", "b/1", "all"]
+    assert run_slice(10) and ran() == []
+    Path("b/1").unlink()
+    assert run_slice(10) and ran() == ["b/1"]  # with the same content, so that `last` need not run
+    set_params(seeds=[0, 1], eval={"episodes": 3, "seed": 5})
+    assert run_slice(10) and ran() == ["a"]
+    Path("a").write_text("other")
+    assert run_slice(10) and ran() == ["b/0", "b/1"]
+    Path("count.py").write_text(COUNT + "# changed\n")
+    assert run_slice(10, "first") and ran() == ["a"]
+
+
+def test_no_time_is_no_work(tree):
+    assert not run_slice(0) and ran() == []
+
+
+def test_a_failing_stage_is_named_and_runs_again(tree):
+    Path("count.py").write_text("raise SystemExit(3)")
+    for _ in range(2):
+        with pytest.raises(UserError, match="first ended with status 3: python count.py params.yaml a"):
+            run_slice(10)
+
+
+SLOW = """import os, subprocess, sys, time
+from pathlib import Path
+if Path("go").exists():
+    Path("spent").write_text(os.environ["OCLAM_SPENT"])
+    Path(sys.argv[2]).write_text("made")
+else:
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path("workers").write_text(f"{os.getpid()} {worker.pid}")
+    time.sleep(600)
+"""
+
+
+def alive(pid):
+    """Whether the process runs; a zombie that nobody here waits for does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_the_time_ends_a_stage_with_its_workers_and_is_counted(tree):
+    Path("count.py").write_text(SLOW)
+    slices = 0
+    while not Path("workers").exists():  # a busy machine may need more than one to get so far
+        assert not run_slice(0.05, "first")
+        slices += 1
+    for _ in range(100):
+        if not any(alive(pid) for pid in Path("workers").read_text().split()):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("what the stage had started runs on")
+    Path("go").touch()
+    assert run_slice(10, "first") and float(Path("spent").read_text()) >= 3 * slices
+
+
+def test_the_status_says_whether_to_call_again(tree):
+    def call(*words):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run([sys.executable, "-m", "oclam.slices", *words], env=environment, capture_output=True)
+
+    assert call("--minutes", "0").returncode == 75
+    assert call("--minutes", "10").returncode == 0
+    failed = call("--minutes", "10", "--until", "none")
+    assert failed.returncode == 1 and failed.stderr.startswith(b"error: --until: 'none' given")
+
+
+def test_dvc_takes_over_what_slices_made(tree):
+    Repo.init(no_scm=True).close()
+    assert run_slice(10)
+    with Repo() as repo:
+        repo.commit(force=True)
+        assert repo.status() == {}
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    assert set(lock["stages"]) == {"last", "first", "each@0", "each@1"}
