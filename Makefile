@@ -1,9 +1,10 @@
 # make repro [SCALE=paper]: the pipeline. make test, lint, bench. make setup: all they need, in .venv and from the system.
+# make publish RUN=study: what is small of the run that `reports` holds, for Git, in reports/study.
 SHELL := /bin/bash
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SYSTEM := libegl1 libgl1-mesa-dri libosmesa6 python3-venv
-.PHONY: repro test lint bench setup system
+.PHONY: repro test lint bench publish setup system
 
 repro: setup
 ifdef SCALE
@@ -22,6 +23,15 @@ lint: setup
 
 bench: setup
 	@for file in tests/bench/[a-z]*.py; do python -m tests.bench.$$(basename $$file .py) || exit 1; done
+
+publish:
+	@test -n "$(RUN)" || { echo "error: name the run: make publish RUN=study" >&2; exit 1; }
+	@git diff --quiet HEAD -- oclam stages dvc.yaml || \
+		{ echo "error: oclam, stages or dvc.yaml differ from the last commit, which the run is to name" >&2; exit 1; }
+	rm -rf reports/$(RUN)/figures
+	mkdir -p reports/$(RUN)
+	cp -r reports/figures reports/*.csv reports/metrics.json params.yaml reports/$(RUN)
+	git rev-parse HEAD > reports/$(RUN)/commit
 
 setup: system .venv/made
 
