@@ -24,6 +24,18 @@ __all__ = ["Background", "distract", "reseed"]
 package_camera.CAMERA_MODES[1:] = ["trackcom"] * 4
 
 
+def _cart2sphere(cart, original=package_camera.cart2sphere):
+    """The package's spherical coordinates, but without a jump of the angle behind the agent.
+
+    It limits the angle to -pi..0; humanoid's camera is at pi or -pi, so half of all episodes were seen from its front.
+    """
+    radius, horizontal, vertical = original(cart)
+    return np.array([radius, horizontal - 2 * np.pi * (horizontal > np.pi / 2), vertical])
+
+
+package_camera.cart2sphere = _cart2sphere
+
+
 def distract(env, domain, camera, params):
     """Wrap a dm_control environment into what changes its camera and colours.
 

@@ -69,6 +69,22 @@ def test_changes_stay_within_the_scale():
     assert 0.05 < deviation.max() <= 0.1 + 1e-6
 
 
+def test_the_humanoids_camera_stays_behind_it():
+    """Its angle is pi or -pi; the package took it to the other side of the agent in every other episode."""
+    env = suite.load("humanoid", "walk", task_kwargs={"random": 0})
+    wrapped, wrappers = distractors.distract(env, "humanoid", 0, envs.PAPER)
+    for seed in range(6):
+        distractors.reseed(wrappers["camera"], seed)
+        wrapped.reset()
+        angles = []
+        for _ in range(40):
+            wrapped.step(np.zeros(21))
+            x, y, _ = env.physics.data.cam_xpos[0] - env.physics.data.subtree_com[1]
+            angles.append(np.arctan2(y, -x))  # 0 is straight behind
+        assert np.abs(angles).max() <= np.pi / 2 * 0.1 + 1e-9
+        assert np.abs(np.diff(angles)).max() < 0.03  # moves without a jump
+
+
 def test_too_large_a_texture_is_refused_by_its_key():
     physics = suite.load("hopper", "hop").physics
     with pytest.raises(UserError, match="env.texture_size: 2000"):
