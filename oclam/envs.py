@@ -4,6 +4,8 @@
 is a function of its seed alone: `reset(seed=...)` decides physics, camera, colours and background in any process.
 """
 
+from contextlib import suppress
+
 import gymnasium
 import numpy as np
 
@@ -111,4 +113,5 @@ def make(task, view, params, backgrounds=None, split="train"):
 
 for _task in TASKS:
     gymnasium.register(f"oclam/{_task}-v0", "oclam.envs:DistractingEnv", kwargs={"task": _task})
-render.choose()  # here, so that environments in child processes need not search again
+with suppress(UserError):  # who makes an environment is told
+    render.choose()  # here, so that environments in child processes need not search again

@@ -4,13 +4,17 @@ A GPU renders through EGL, a machine without one through OSMesa or Mesa's EGL. O
 of a process, never by an import, so a process that has only imported this may still fork.
 """
 
+import atexit
 import ctypes
 import importlib.util
+import logging
 import multiprocessing
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +41,9 @@ with _without_opengl():
     import mujoco
     from dm_control import suite
 
+# The suite's own models use what MuJoCo calls deprecated, which nobody here can mend and every process would repeat.
+logging.getLogger("absl").addFilter(lambda record: "is deprecated" not in record.getMessage())
+
 PROBE = """
 import sys
 from importlib import import_module
@@ -47,21 +54,24 @@ print(GL.glGetString(GL.GL_RENDERER).decode())
 """
 
 
+@cache
 def choose():
-    """Set MUJOCO_GL to a backend that works here.
+    """Set MUJOCO_GL to a backend that works here, once a process. Returns its name.
 
-    A backend set by the user is kept; child processes inherit the choice. Returns its name, or None when none works.
+    A backend set by the user is the only one tried; child processes inherit the choice. Raises UserError if none works.
     """
     given = os.environ.get("MUJOCO_GL") or os.environ.get("PYOPENGL_PLATFORM")
     if given and multiprocessing.parent_process():
         return given
-    for backend in (given,) if given else _by_preference():
+    tried = (given,) if given else _by_preference()
+    for backend in tried:
         if renderer := _probe(backend):
             os.environ["MUJOCO_GL"] = backend
             os.environ.setdefault("LP_NUM_THREADS", "0")  # llvmpipe: one process a core beats threads in each
             print(f"rendering with {backend} on {renderer}", file=sys.stderr)
             return backend
-    return None
+    raise UserError(f"MUJOCO_GL: {' and '.join(tried)} cannot render here; {'unset it or ' if given else ''}install "
+                    "Debian's libosmesa6, or libegl1 with libgl1-mesa-dri (a GPU's driver brings its own EGL)")
 
 
 def _by_preference():
@@ -76,10 +86,7 @@ def _probe(backend):
 
 
 def _context(size):
-    backend = os.environ.get("MUJOCO_GL") or choose()
-    if not backend:
-        raise UserError("MUJOCO_GL: no OpenGL renderer works here; install Debian's libosmesa6, or libegl1 with "
-                        "libgl1-mesa-dri (a GPU's driver brings its own EGL)")
+    backend = choose()
     triton = importlib.util.find_spec("triton")
     if triton and "OpenGL" not in sys.modules:  # its own LLVM crashes when loaded after Mesa's, as timm would do
         for library in Path(triton.origin).parent.glob("_C/libtriton*.so"):
@@ -102,9 +109,12 @@ class Renderer:
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         if mode == "fast":
             model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
-        self._gl = _context(size)
-        self._gl.make_current()
+        gl = _context(size)
+        gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._gl = gl  # from here on there is something to free
+        alive = weakref.ref(self)  # freed before mujoco.egl's own exit, which ends the display under it
+        atexit.register(lambda: alive() and alive().close())
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         if mode == "fast":
@@ -124,8 +134,8 @@ class Renderer:
     def pixels(self, data):
         """The camera's view of `data` (mujoco.MjData). Returns uint8 (size, size, 3)."""
         self._gl.make_current()
-        mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera,
-                                     mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL,
+                               self._scene)
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._buffer, None, self._rectangle, self._context)
         return self._buffer[::-1].copy()

@@ -10,6 +10,15 @@ import pytest
 from oclam import envs, render
 from oclam.errors import UserError
 
+
+@pytest.fixture
+def unchosen():
+    """As if this process had not chosen yet."""
+    render.choose.cache_clear()
+    yield
+    render.choose.cache_clear()
+
+
 SUITES_OWN = """
 import sys
 import numpy as np
@@ -56,36 +65,49 @@ def test_a_dropped_renderer_leaves_others_alone():
     kept.close()
 
 
+@pytest.mark.parametrize("backend", ["osmesa", "egl"])
+def test_an_environment_left_open_ends_quietly(monkeypatch, backend):
+    """EGL's display once ended before its contexts, which printed two traces when a script forgot env.close()."""
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)  # this process's
+    monkeypatch.setenv("MUJOCO_GL", backend)
+    if not render._probe(backend):
+        pytest.skip(f"{backend} does not work here")
+    code = "from oclam import envs; env = envs.make('cartpole-swingup', 'clean', envs.PAPER); env.reset(seed=0)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stderr.startswith(f"rendering with {backend}") and answer.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("works, gpu, chosen", [
     ({"osmesa": "llvmpipe", "egl": "llvmpipe"}, False, "osmesa"),
     ({"egl": "llvmpipe"}, False, "egl"),
     ({"osmesa": "llvmpipe", "egl": "NVIDIA H100"}, True, "egl"),
     ({"osmesa": "llvmpipe"}, True, "osmesa"),
-    ({}, False, None),
 ])
-def test_chooses_the_gpu_then_what_works(monkeypatch, capsys, works, gpu, chosen):
+def test_chooses_the_gpu_then_what_works(unchosen, monkeypatch, capsys, works, gpu, chosen):
     monkeypatch.setattr(render, "_probe", works.get)
     monkeypatch.setattr(render.Path, "exists", lambda path: gpu)
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     monkeypatch.setenv("MUJOCO_GL", "")
-    assert render.choose() == chosen
-    if chosen:
-        assert os.environ["MUJOCO_GL"] == chosen
-        assert f"{chosen} on {works[chosen]}" in capsys.readouterr().err
+    assert render.choose() == chosen == os.environ["MUJOCO_GL"]
+    assert f"{chosen} on {works[chosen]}" in capsys.readouterr().err
 
 
-def test_keeps_the_users_choice(monkeypatch):
+def test_keeps_the_users_choice(unchosen, monkeypatch):
     monkeypatch.setattr(render, "_probe", {"osmesa": "llvmpipe", "egl": "llvmpipe"}.get)
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert render.choose() == "egl"
 
 
-def test_no_renderer_is_one_line_with_the_package(monkeypatch):
-    monkeypatch.setattr(render, "_probe", lambda backend: None)
-    monkeypatch.setenv("MUJOCO_GL", "")
-    env = render.suite.load("hopper", "hop", task_kwargs={"random": 0})
-    with pytest.raises(UserError, match="libosmesa6"):
-        render.Renderer(env.physics.model.ptr, 32, 0, "fast")
+@pytest.mark.parametrize("given, said", [("", "osmesa and egl cannot render here; install"),
+                                         ("egl", "egl cannot render here; unset it or install")])
+def test_no_renderer_is_one_line_with_the_package(unchosen, monkeypatch, given, said):
+    """Also where the user's own choice fails, which once gave the trace of whatever OpenGL had stumbled over."""
+    monkeypatch.setattr(render, "_probe", {"osmesa": "llvmpipe"}.get if given else lambda backend: None)
+    monkeypatch.setattr(render.Path, "exists", lambda path: False)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", given)
+    with pytest.raises(UserError, match=f"MUJOCO_GL: {said} Debian's libosmesa6"):
+        envs.make("hopper-hop", "clean", envs.PAPER)
 
 
 def test_importing_environments_loads_no_opengl():
