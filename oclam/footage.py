@@ -50,8 +50,8 @@ def videos_from(params, size, downloads):
 
 
 def _generated(split, count, params, size):
-    videos = GeneratedVideos(split, count, params.frames, size, params.seed)
-    return ((f"dead leaves {k}", videos[k]) for k in range(count))
+    for k in range(count):  # a sequence of its own each, since one remembers what it made
+        yield f"dead leaves {k}", GeneratedVideos(split, count, params.frames, size, params.seed)[k]
 
 
 def _resized(sources, frames, size):

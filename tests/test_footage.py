@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import threading
+import weakref
 import zipfile
 from types import SimpleNamespace
 
@@ -95,6 +96,14 @@ def test_a_folder_without_davis_is_one_line(tmp_path):
         footage.davis(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         footage.davis(tmp_path / "nowhere")
+
+
+def test_generated_videos_are_not_kept():
+    """As many and as long as at the paper's scale, at the suite's own size, they would be 21 GB."""
+    videos = iter(footage.videos_from(parameters(source="generated", videos=2, frames=2), 16, None)["train"])
+    first = weakref.ref(next(videos)[1])
+    next(videos)
+    assert first() is None
 
 
 class Unreliable(http.server.BaseHTTPRequestHandler):
