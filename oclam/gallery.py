@@ -49,7 +49,7 @@ def _charts(results, task, folder):
 def _slots(results, task, folder):
     tensors, metadata = load_tensors(paths.slot_preview(task, results.seeds[0]))
     arrays, chosen = {name: tensor.numpy() for name, tensor in tensors.items()}, metadata["chosen"]
-    grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, results.stamp, arrays["segmentation"])
+    grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, results.stamp, arrays.get("segmentation"))
     yield _saved(grid, folder / f"slots-{task}.png", "slots",
                  f"{task}, seed {results.seeds[0]}: moments of held-out episodes, and what each slot sees of them.",
                  wide=True)

@@ -17,6 +17,7 @@ __all__ = ["LATENT_VARIANTS", "PAPER_DURATIONS", "PAPER_FULL", "PAPER_PARAMETERS
            "Results", "gather", "metrics", "normaliser", "select"]
 
 LATENT_VARIANTS = ("lapo", "lapo-masks", "lapo-slots", "lapo-focus", "lapo-no-distractors")  # the order of every table
+_SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
 _PAPER_VARIANTS = ("lapo", "lapo-masks", "lapo-slots", "lapo-no-distractors")
 
 # "Object-Centric Latent Action Learning", arXiv 2502.09680v1; mean of 3 seeds, 5,000 episodes, 25 evaluation episodes.
@@ -82,6 +83,7 @@ def gather(scale, tasks, seeds, parameters):
     Raises UserError for a missing or damaged file; only durations may be missing, as of stages restored from a cache.
     """
     returns = [row for task in tasks for row in _returns(task, seeds)]
+    unmeasured = dict.fromkeys(_SLOT_MEASURES)  # in a dataset without the simulator's segmentation
     tables = [(task, seed, read_json(paths.slot_table(task, seed))) for task in tasks for seed in seeds]
     return Results(
         scale, list(tasks), list(seeds), max(row["episodes"] for row in returns),
@@ -90,9 +92,10 @@ def gather(scale, tasks, seeds, parameters):
                     for row in _dimensions(task, seed, variant)],
         returns=returns,
         losses=[row for task in tasks for seed in seeds for row in _losses(task, seed)],
-        slots=[{"task": task, "seed": seed, **row, "chosen": row["slot"] in table["chosen"]}
+        slots=[{"task": task, "seed": seed, **unmeasured, **row, "chosen": row["slot"] in table["chosen"]}
                for task, seed, table in tables for row in table["slots"]],
-        selections=[{"task": task, "seed": seed, **table} for task, seed, table in tables],
+        selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, **table}
+                    for task, seed, table in tables],
         durations=_durations(tasks, seeds),
         experts={task: _mean(read_csv(paths.demonstrations(task, "distracted")), "return") for task in tasks},
         encoder=load_tensors(paths.encoder)[1],
@@ -122,7 +125,7 @@ def metrics(results):
         tree["return"][task] = {"expert": _round(results.experts[task]),
                                 **{row["variant"]: _round(row["mean"]) for row in full}}
         tree["slots"][task] = {key: _mean(select(results.selections, task=task), key)
-                               for key in ("agent_iou", "agent_recall", "area", "fg_ari", "stability")}
+                               for key in (*_SLOT_MEASURES, "fg_ari")}
     return tree
 
 
@@ -191,7 +194,8 @@ def _durations(tasks, seeds):
 
 
 def _mean(rows, key):
-    return _round(np.mean([row[key] for row in rows]))
+    values = [row[key] for row in rows]
+    return None if None in values else _round(np.mean(values))
 
 
 def _round(value):

@@ -26,16 +26,19 @@ def main():
     select = load("slot_select").slot_select
     dataset, slots = open_dataset(paths.dataset(task, "distracted")), open_zarr(paths.slots(task, seed))
     chosen, table = choose(task, select, dataset, slots)
-    held_out = range(dataset.episodes, dataset.episodes + dataset.attrs["segmented_episodes"])
+    truth = dataset.group.get("segmentation")  # imported datasets have none
+    looked_at = min(PICTURES, dataset.test_episodes) if truth is None else truth.shape[0]
+    held_out = range(dataset.episodes, dataset.episodes + looked_at)
     masks = np.stack([slots["masks"][e] for e in held_out])
-    measures = slot_measures(masks, dataset.group["segmentation"][:], chosen)
-    measures["slots"] = [a | b for a, b in zip(table["slots"], measures["slots"], strict=True)]
-    table |= measures
+    if truth is not None:
+        measures = slot_measures(masks, truth[:], chosen)
+        measures["slots"] = [a | b for a, b in zip(table["slots"], measures["slots"], strict=True)]
+        table |= measures
     if not table["better_than_whole_frame"]:
         print(f"WARNING: {table['why']} Look at the masks before you trust what is learned from these slots.",
               file=sys.stderr)
     write_selection(paths.selection(task, seed), slots, chosen, select.combine, dataset.pixels.shape[2])
-    write_preview(paths.slot_preview(task, seed), dataset, masks, held_out, chosen)
+    write_preview(paths.slot_preview(task, seed), dataset, truth, masks, held_out, chosen)
     write_json(paths.slot_table(task, seed), {"model": slots.attrs["model"], **table})
 
 
@@ -89,8 +92,9 @@ def upsample(mask, size):
     return large.round().clamp(0, 255).byte().numpy()
 
 
-def write_preview(path, dataset, masks, held_out, chosen):
-    """Frames, the agent and every slot's mask: some moments over the held-out episodes, and a stretch of the first."""
+def write_preview(path, dataset, truth, masks, held_out, chosen):
+    """Frames, the agent (where truth is not None) and every slot's mask: some moments over the held-out episodes, and a
+    stretch of the first."""
     places = [(i % len(held_out), t) for i, t in
               enumerate(np.linspace(0, dataset.steps - 1, PICTURES).round().astype(int).tolist())]
     stretch = [(0, t) for t in range(min(ANIMATION, dataset.steps))]
@@ -98,13 +102,13 @@ def write_preview(path, dataset, masks, held_out, chosen):
     def frames(at):
         return torch.from_numpy(np.stack([dataset.pixels[held_out[e], t] for e, t in at]))
 
-    def slots_at(at):
-        return torch.from_numpy(np.stack([masks[e, t] for e, t in at]))
+    def at_each(array, at):
+        return torch.from_numpy(np.stack([array[e, t] for e, t in at]))
 
     save_tensors(path, {
-        "frames": frames(places), "masks": slots_at(places),
-        "segmentation": torch.from_numpy(np.stack([dataset.group["segmentation"][e, t] for e, t in places])),
-        "animation_frames": frames(stretch), "animation_masks": slots_at(stretch)},
+        "frames": frames(places), "masks": at_each(masks, places),
+        **({} if truth is None else {"segmentation": at_each(truth, places)}),
+        "animation_frames": frames(stretch), "animation_masks": at_each(masks, stretch)},
         chosen=list(chosen), episodes=[held_out[e] for e, _ in places], steps=[t for _, t in places])
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from oclam import paths
-from oclam.artifacts import save_tensors, write_csv, write_json
+from oclam.artifacts import load_tensors, read_json, save_tensors, write_csv, write_json
 from oclam.params import FULL_VARIANTS, VARIANTS
 from oclam.results import LATENT_VARIANTS
 
@@ -54,6 +54,17 @@ def scene(count, offset=0):
         square = (t, slice(3 * cell, 5 * cell), slice(column * cell, (column + 2) * cell))
         frames[square], truth[square] = (230, 180, 60), 1
     return frames, masks, truth
+
+
+def forget_segmentation(seeds=SEEDS):
+    """Leave the slots' results as they are of a dataset without segmentation."""
+    measures = {"agent_iou", "agent_recall", "area", "stability", "fg_ari"}
+    for seed in seeds:
+        table, (preview, about) = read_json(paths.slot_table(TASK, seed)), load_tensors(paths.slot_preview(TASK, seed))
+        rows = [{key: row[key] for key in row.keys() - measures} for row in table["slots"]]
+        write_json(paths.slot_table(TASK, seed), {key: table[key] for key in table.keys() - measures} | {"slots": rows})
+        del preview["segmentation"]
+        save_tensors(paths.slot_preview(TASK, seed), preview, **about)
 
 
 def _slots(seed):

@@ -70,6 +70,17 @@ def test_parameters_and_durations_stand_beside_the_papers(results):
     assert row(durations, "lapo")["this run"].value == "–"
 
 
+def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree.write()
+    tree.forget_segmentation()
+    results = gather("small", [tree.TASK], tree.SEEDS, tree.PARAMETERS)
+    entry = table(results, "Choice of slots")
+    assert "no segmentation in this dataset" in entry.note
+    assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", *4 * "–"]
+    assert any(picture.section == "slots" for picture in draw(results, tmp_path))
+
+
 def test_every_row_is_as_long_as_its_table(results):
     for entry in tables(results):
         assert all(len(cells) in (0, len(entry.columns)) for _, cells in entry.rows), entry.title

@@ -78,6 +78,15 @@ def test_metrics_are_means_over_seeds(results):
     assert len(json.dumps(table, indent=2).splitlines()) < 50  # one screenful
 
 
+def test_measures_against_no_segmentation_are_none(written):
+    tree.forget_segmentation()
+    results = read()
+    assert metrics(results)["slots"][tree.TASK] == dict.fromkeys(
+        ["agent_iou", "agent_recall", "area", "fg_ari", "stability"])
+    tree.write([1])  # a dataset that has one beside it
+    assert len({frozenset(row) for row in read().slots}) == len({frozenset(row) for row in read().selections}) == 1
+
+
 def test_stray_files_are_not_read(written, results):
     stray = paths.probe("walker-run", 7, "lapo")
     stray.parent.mkdir(parents=True)

@@ -95,3 +95,14 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
     assert preview["frames"].shape == (6, SIZE, SIZE, 3) and preview["masks"].shape == (6, 3, 4, 4)
     assert about["chosen"] == chosen and set(about["episodes"]) == {4}
+
+    expected = content(paths.selection("cheetah-run", 0)), table["why"], preview["masks"][0]
+    group = zarr.open_group(paths.dataset("cheetah-run", "distracted"), mode="r+")
+    del group["segmentation"], group.attrs["segmented_episodes"]
+    run(project, "slot_select")
+    table = read_json(paths.slot_table("cheetah-run", 0))
+    preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
+    assert (content(paths.selection("cheetah-run", 0)), table["why"]) == expected[:2]
+    assert torch.equal(preview["masks"][0], expected[2]) and set(about["episodes"]) == {4, 5}
+    assert "agent_iou" not in table and set(table["slots"][0]) == {"slot", "probe_mse", "probe_r2"}
+    assert "segmentation" not in preview
