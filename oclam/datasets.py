@@ -204,27 +204,18 @@ class FrameSampler:
 class TripleSampler(FrameSampler):
     """Current, next and future frame: t as in FrameSampler, t + 1, t + k with k uniform in 1..future_offset.
 
-    t + k is clipped to the episode's end; stack is how many frames an observation has.
+    t + k is clipped to the episode's end.
     """
 
-    def __init__(self, episodes, steps, batch_size, stack, future_offset, seed):
+    def __init__(self, episodes, steps, batch_size, future_offset, seed):
         super().__init__(episodes, steps, batch_size, seed)
-        self.stack, self.future_offset = stack, future_offset
+        self.future_offset = future_offset
 
     def batch(self, step):
         """Flat indices t, t + 1 and t + k, each (B,), of training step `step`."""
         t = super().batch(step)
         k = torch.randint(1, self.future_offset + 1, t.shape, generator=torch_rng("future", self.seed, step))
         return t, t + 1, torch.minimum(t + k, t - t % self.steps + self.steps - 1)
-
-    def gather(self, frames, step):
-        """The stacks that end at t, t + 1 and t + k: three (B, stack, *row_shape) of training step `step`.
-
-        The first two are views of one window of stack + 1 frames, so that no frame is copied for both.
-        """
-        _, after, future = self.batch(step)
-        window = frames.gather(stack_index(after, self.stack + 1, self.steps))
-        return window[:, :-1], window[:, 1:], frames.gather(stack_index(future, self.stack, self.steps))
 
 
 class Prefetch:

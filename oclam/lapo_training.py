@@ -135,7 +135,7 @@ def projection(latents):
 def learn(task, seed, variant, model, observe, dataset, settings, future_offset, compute, checkpoint):
     """Train one variant and write all that its stage owes: weights, loss rows, label store, probes, samples."""
     device, steps, total = next(model.parameters()).device, dataset.steps, dataset.episodes + dataset.test_episodes
-    sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, 1, future_offset, f"lapo {task} {seed}")
+    sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, future_offset, f"lapo {task} {seed}")
     actions = torch.from_numpy(dataset.actions)
     rows = fit(model, observe, sampler, actions.flatten(0, 1), settings, compute, checkpoint)
     weights = paths.lapo(task, seed, variant)

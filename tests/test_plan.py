@@ -46,7 +46,7 @@ def test_the_paper_s_dataset_and_latents_have_their_known_sizes(paper):
 
 
 def test_samples_are_those_that_the_sampler_gives(paper):
-    sampler = TripleSampler(5000, 1000, 512, 3, 10, 0)
+    sampler = TripleSampler(5000, 1000, 512, 10, 0)
     assert paper["lapo"].samples == 10 * sampler.steps_per_epoch * 512
     assert paper["ocp"].samples == 100_000 * 128 * 3
     assert paper["finetune"].samples == 7 * 2500 * 512

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from oclam.datasets import Frames, TripleSampler
+from oclam.datasets import Frames, TripleSampler, stack_index
 from oclam.memory import keep_freed_memory
 
 EPISODES, STEPS, BATCH, STACK, OFFSET = 16, 1000, 512, 3, 10
@@ -52,23 +52,27 @@ def main():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (EPISODES, STEPS, 64, 64, 3), dtype=np.uint8)
     rows = torch.from_numpy(pixels).flatten(0, 1)
-    sampler = TripleSampler(EPISODES, STEPS, BATCH, STACK, OFFSET, seed=0)
+    sampler = TripleSampler(EPISODES, STEPS, BATCH, OFFSET, seed=0)
     items = iter(DataLoader(PerItem(pixels), batch_size=BATCH, shuffle=True, drop_last=True))
-    copied = torch.empty(BATCH * (2 * STACK + 1), *rows.shape[1:], dtype=torch.uint8)
+    copied = torch.empty(BATCH * 3 * STACK, *rows.shape[1:], dtype=torch.uint8)
     source = torch.randint_like(copied, 256)
+
+    def triple(frames, step):
+        return [frames.gather(stack_index(index, STACK, STEPS)) for index in sampler.batch(step)]
+
     with TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
         pixels.tofile(path)
         mapped = torch.from_file(str(path), shared=True, size=rows.numel(), dtype=torch.uint8).view(rows.shape)
         candidates = {
             "Dataset.__getitem__ and DataLoader": lambda step: [part.to(device) for part in next(items)],
-            "mapped file": lambda step: sampler.gather(Frames(mapped, device), step),
-            "host memory": lambda step: sampler.gather(Frames(rows, device), step),
+            "mapped file": lambda step: triple(Frames(mapped, device), step),
+            "host memory": lambda step: triple(Frames(rows, device), step),
             "plain copy of the same bytes": lambda step: copied.copy_(source).to(device),
         }
         if device.type == "cuda":
             on_gpu = Frames(rows.to(device), device)
-            candidates["GPU memory"] = lambda step: sampler.gather(on_gpu, step)
+            candidates["GPU memory"] = lambda step: triple(on_gpu, step)
         found = rates(candidates, torch.cuda.synchronize if device.type == "cuda" else lambda: None)
     naive = found["Dataset.__getitem__ and DataLoader"]
     print(f"batch {BATCH}, stack {STACK}, one thread, to {device.type}")

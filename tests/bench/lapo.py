@@ -108,7 +108,7 @@ def per_item(pixels, actions, sizes, device):
 
 def staged(model, observe, actions, sizes, compute):
     """A function that trains `count` steps as the stages do."""
-    sampler = TripleSampler(EPISODES, STEPS, sizes.batch_size, 1, sizes.future_offset, seed=0)
+    sampler = TripleSampler(EPISODES, STEPS, sizes.batch_size, sizes.future_offset, seed=0)
 
     def steps(count):
         settings = SimpleNamespace(epochs=count / sampler.steps_per_epoch, warmup_epochs=0, learning_rate=1e-4)
