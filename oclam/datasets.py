@@ -92,7 +92,7 @@ class Frames:
 
     @classmethod
     def load(cls, array, episodes, device, allowance_bytes=None):
-        """Read episodes of a Zarr array (E, T, ...), a range or list; the first one's rows come first.
+        """Read episodes of a Zarr array (E, T, ...), a range without gaps or a list; the first one's rows come first.
 
         They go to the GPU when they fit in 80% of what is free there, else to host memory when they fit in half of
         what is available, else to a file under `.resume` that is made once for this content and mapped; which one is
@@ -105,10 +105,11 @@ class Frames:
         on_gpu = device.type == "cuda" and size <= (allowance_bytes or 0.8 * torch.cuda.mem_get_info(device)[0])
         said = f"{array.name[1:]}: {size / 1e9:.3g} GB"
         if not on_gpu and size > (allowance_bytes or 0.5 * _available_memory()):
-            path = _mapped_file(array, episodes)
+            held = range(array.shape[0]) if isinstance(episodes, range) else episodes  # all ranges share one file
+            path, start = _mapped_file(array, held), held.index(episodes[0])
             print(f"{said}, more than memory allows: mapped from {path}", file=sys.stderr)
-            rows = torch.from_file(str(path), shared=True, size=int(np.prod(shape)), dtype=dtype)
-            return cls(rows.view(shape), device)
+            rows = torch.from_file(str(path), shared=True, size=len(held) * int(np.prod(array.shape[1:])), dtype=dtype)
+            return cls(rows.view(-1, *shape[1:])[start * array.shape[1]:][:shape[0]], device)
         print(f"{said} in {'GPU' if on_gpu else 'host'} memory", file=sys.stderr)
         rows = torch.empty(shape, dtype=dtype, device=device if on_gpu else "cpu")
         for i, episode in enumerate(_read(array, episodes)):

@@ -127,6 +127,16 @@ def test_mapped_rows_equal_those_in_memory_and_the_file_is_made_once(store, monk
     assert torch.equal(load(store, allowance_bytes=1000).gather(index), expected)
 
 
+@pytest.mark.parametrize("episodes", [range(EPISODES + 1), range(2, 4), [3, 0]])
+def test_ranges_of_episodes_share_one_mapped_file(store, monkeypatch, episodes):
+    load(store, allowance_bytes=1000)
+    if isinstance(episodes, range):
+        monkeypatch.setattr(datasets, "_read", None)  # a second reading would fail
+    frames = Frames.load(store.pixels, episodes, "cpu", allowance_bytes=1000)
+    expected = store.pixels[:][list(episodes)].reshape(-1, 8, 8, 3)
+    assert len(frames) == len(expected) and np.array_equal(frames.gather(torch.arange(len(frames))), expected)
+
+
 def test_a_changed_array_is_mapped_anew_and_the_old_file_removed(store):
     load(store, allowance_bytes=1000)
     zarr.open_group("data.zarr", mode="r+")["pixels"][0] = 7
