@@ -132,7 +132,7 @@ class Ocp(Section):
     similarity_temperature: Positive
     reconstruction_weight: NonNegative
     masks: Literal["decoder", "attention"]  # VideoSAUR's are its decoder's; STEVE has only the slot attention's
-    extraction: Literal["recurrent", "windows"]
+    window: Count | None  # slots go through this many frames and begin anew; null: through the whole episode
 
 
 class SlotSelect(Section):

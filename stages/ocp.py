@@ -69,9 +69,8 @@ def main():
                  samples=ocp.batch_size * ocp.clip_length, unit="frames")
     checkpoint.save({"model": model, "optimizer": optimizer}, step=ocp.steps, rows=rows)
     extract_slots(model, observe, dataset.pixels, paths.slots(task, seed), checkpoint.folder, slots=ocp.slots,
-                  slot_dim=ocp.slot_dim, grid=grid, window=None if ocp.extraction == "recurrent" else
-                  ocp.clip_length, device=device, forward=forward,
-                  attrs={"model": ocp.model, "extraction": ocp.extraction, "grid": grid, "seed": seed})
+                  slot_dim=ocp.slot_dim, grid=grid, window=ocp.window, device=device, forward=forward,
+                  attrs={"model": ocp.model, "window": ocp.window, "grid": grid, "seed": seed})
     save_tensors(paths.ocp(task, seed), model.state_dict(), **ocp.model_dump())
     write_csv(paths.log(paths.ocp(task, seed)), rows)
     checkpoint.remove()

@@ -72,7 +72,7 @@ def naive(model, pixels, window):
     return [torch.stack(column).unflatten(0, (EPISODES, STEPS)).numpy() for column in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("window", [None, 1, 3])
 def test_extraction_equals_one_frame_after_the_other(model, pixels, tmp_path, window):
     found = extract(model, pixels, tmp_path, "slots.zarr", window=window)
     slots, masks, pooled = naive(model, pixels, window)
