@@ -59,14 +59,14 @@ def probe_bars(rows, stamp):
             values = [row[key] for row in table]
             axes.barh(y + offset, np.mean(values), 0.34, color=COLORS[variant], alpha=alpha, linewidth=0)
             axes.plot(values, np.full(len(values), y + offset), "o", color="#222222", markersize=2.5)
-        shuffled = np.mean([row["shuffled_mse"] for row in table])
-        axes.plot([shuffled] * 2, [y - 0.4, y + 0.4], color="#222222", linewidth=1.6,
-                  label="shuffled latents" if y == 0 else None)
+        for key, style, label in (("shuffled_mse", "-", "shuffled latents"),
+                                  ("frame_difference_mse", "--", "ridge on frame differences")):
+            axes.plot([np.mean([row[key] for row in table])] * 2, [y - 0.4, y + 0.4], color="#222222", linewidth=1.6,
+                      linestyle=style, label=label if y == 0 else None)
     axes.barh(0, 0, color="#555555", label="ridge probe")
     axes.barh(0, 0, color="#555555", alpha=0.35, label="online probe")
-    for key, style, label in (("action_variance", ":", "variance of the actions"),
-                              ("frame_difference_mse", "--", "ridge on frame differences")):
-        axes.axvline(np.mean([row[key] for row in rows]), color="#888888", linewidth=1.2, linestyle=style, label=label)
+    axes.axvline(np.mean([row["action_variance"] for row in rows]), color="#888888", linewidth=1.2, linestyle=":",
+                 label="variance of the actions")
     axes.set_yticks(range(len(variants)), variants)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
