@@ -25,7 +25,7 @@ STATES = {"PPO": ("policy.actor_state", "policy.vf_state"),
           "SAC": ("policy.actor_state", "policy.qf_state", "ent_coef_state")}
 ACTIVATION = {"PPO": "tanh", "SAC": "relu"}
 BOUND = {"PPO": "clip", "SAC": "tanh"}
-NETWORK = ("log_std_init", "net_arch", "ortho_init")  # hyperparameters that sbx calls the policy's
+NETWORK = ("layer_norm", "log_std_init", "net_arch", "ortho_init")  # hyperparameters that sbx calls the policy's
 
 
 class Learner:
@@ -63,6 +63,8 @@ class Learner:
         model.key, model.policy.key = jax.random.split(model.key)
         model.policy.noise_key = model.policy.key
         model.num_timesteps, model._last_obs = self.steps, None  # None: begin with a reset
+        if buffer := getattr(model, "replay_buffer", None):  # which cuts episodes off: no n-step return may cross it
+            buffer.timeouts[buffer.pos - 1] = True
         model.learn(self.training.evaluate_every, callback=lambda *_: tick(), reset_num_timesteps=False)
         self.steps = model.num_timesteps
 
