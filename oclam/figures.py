@@ -8,14 +8,14 @@ from PIL import Image
 
 from oclam.artifacts import atomic
 
-__all__ = ["COLORS", "animation", "latent_map", "loss_curves", "overlay", "probe_bars", "reconstructions",
-           "return_curves", "save", "save_gif", "slot_grid", "upsample"]
+__all__ = ["COLORS", "animation", "latent_map", "loss_curves", "model_comparison", "overlay", "probe_bars",
+           "reconstructions", "return_curves", "save", "save_gif", "slot_grid", "upsample"]
 
 # Okabe and Ito's palette, which people with colour blindness can tell apart; one colour a variant everywhere.
 COLORS = {
     "lapo": "#D55E00", "lapo-masks": "#56B4E9", "lapo-slots": "#0072B2", "lapo-focus": "#009E73",
     "lapo-no-distractors": "#8A6D00", "bc": "#222222", "bc-no-distractors": "#777777", "scratch": "#CC79A7",
-    "ocp": "#222222",
+    "ocp": "#222222", "steve": "#E69F00",
 }
 MARKERS = {"lapo": "o", "lapo-masks": "s", "lapo-slots": "D", "lapo-focus": "^", "lapo-no-distractors": "v",
            "scratch": "X"}
@@ -144,12 +144,7 @@ def reconstructions(current, target, prediction, swapped, stamp):
     error, effect = _difference(prediction, target), _difference(swapped, prediction)
     columns = [("frame t", current), ("truth t+1", target), ("prediction", prediction), ("|error|", error),
                ("other latent", swapped), ("|its effect|", effect)]
-    figure, grid = _image_grid(len(current), [title for title, _ in columns], stamp)
-    for column, (_, images) in enumerate(columns):
-        for axes, image in zip(grid[:, column], images, strict=True):
-            gray = {"cmap": "magma", "vmin": 0, "vmax": max(images.max(), 1)} if images.ndim == 3 else {}
-            axes.imshow(image, interpolation="nearest", **gray)
-    return figure
+    return _image_grid(columns, stamp)[0]
 
 
 @matplotlib.rc_context(STYLE)
@@ -158,22 +153,26 @@ def slot_grid(frames, masks, chosen, stamp, segmentation=None):
 
     Args: frames uint8 (N, H, W, 3); masks uint8 (N, K, G, G); chosen, slot indices; segmentation (N, H, W) of 0 and 1.
     """
-    slots = masks.shape[1]
-    soft = upsample(masks, frames.shape[1])
-    columns = [("frame", frames)]
-    if segmentation is not None:
-        columns.append(("agent (truth)", _fade(frames, segmentation.astype(float))))
-    columns.append(("all slots", overlay(frames, soft)))
-    columns += [(f"slot {k}" + (" chosen" if k in chosen else ""), _fade(frames, soft[:, k])) for k in range(slots)]
-    figure, grid = _image_grid(len(frames), [title for title, _ in columns], stamp)
-    for column, (title, images) in enumerate(columns):
-        for axes, image in zip(grid[:, column], images, strict=True):
-            axes.imshow(image, interpolation="nearest")
+    columns = [*_observed(frames, segmentation), *_slot_columns("all slots", frames, masks, chosen)]
+    figure, grid = _image_grid(columns, stamp)
+    for column, (title, _) in enumerate(columns):
         if title.endswith("chosen"):
             grid[0, column].title.set(color=ACCENT, weight="bold")
             for axes in grid[:, column]:
                 axes.spines[:].set(visible=True, color=ACCENT, linewidth=2)
     return figure
+
+
+@matplotlib.rc_context(STYLE)
+def model_comparison(frames, models, stamp, segmentation=None):
+    """The paper's Figure 4: several models' slots on the same frames, all masks over the frame and what each sees.
+
+    Args: as of `slot_grid`; models, name -> masks uint8 (N, K, G, G), K and G may differ.
+    """
+    columns = [*_observed(frames, segmentation)]
+    for name, masks in models.items():
+        columns += _slot_columns(name, frames, masks)
+    return _image_grid(columns, stamp)[0]
 
 
 def animation(frames, masks, chosen):
@@ -198,6 +197,19 @@ def overlay(frames, soft):
     return (0.5 * frames + 0.5 * tint).astype(np.uint8)
 
 
+def _observed(frames, segmentation):
+    yield "frame", frames
+    if segmentation is not None:
+        yield "agent (truth)", _fade(frames, segmentation.astype(float))
+
+
+def _slot_columns(title, frames, masks, chosen=()):
+    soft = upsample(masks, frames.shape[1])
+    yield title, overlay(frames, soft)
+    for k in range(masks.shape[1]):
+        yield f"slot {k}" + (" chosen" if k in chosen else ""), _fade(frames, soft[:, k])
+
+
 def _fade(frames, soft):
     """Frames where `soft` (N, H, W) is 1, near white where it is 0."""
     return (frames * soft[..., None] + 245 * (1 - soft[..., None])).astype(np.uint8)
@@ -213,14 +225,18 @@ def _figure(width, height, stamp):
     return figure, figure.subplots()
 
 
-def _image_grid(rows, titles, stamp):
-    figure = Figure(figsize=(1.05 * len(titles), 1.05 * rows + 0.5), layout="constrained")
-    grid = figure.subplots(rows, len(titles), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=8)
+def _image_grid(columns, stamp):
+    """Columns (title, images (N, H, W, 3), or (N, H, W) of any range) side by side. Returns figure and axes."""
+    rows = len(columns[0][1])
+    figure = Figure(figsize=(1.05 * len(columns), 1.05 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, len(columns), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
+    for place, (title, images) in zip(grid.T, columns, strict=True):
+        gray = {"cmap": "magma", "vmin": 0, "vmax": max(images.max(), 1)} if images.ndim == 3 else {}
+        for axes, image in zip(place, images, strict=True):
+            axes.imshow(image, interpolation="nearest", **gray)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        place[0].set_title(title, fontsize=8)
     _stamp(figure, stamp)
     return figure, grid
 

@@ -10,6 +10,7 @@ from oclam.results import LATENT_VARIANTS, select
 
 __all__ = ["Picture", "draw"]
 
+OCP_MODELS = {"videosaur": "VideoSAUR", "steve": "ocp (STEVE)"}
 LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "bc": "behaviour cloning"}
 
 
@@ -52,6 +53,12 @@ def _slots(results, task, folder):
     grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, results.stamp, arrays.get("segmentation"))
     yield _saved(grid, folder / f"slots-{task}.png", "slots",
                  f"{task}, seed {results.seeds[0]}: moments of held-out episodes, and what each slot sees of them.",
+                 wide=True)
+    ocp = OCP_MODELS[results.selections[0]["model"]]
+    models = {ocp: arrays["masks"], "STEVE": load_tensors(paths.steve(task, results.seeds[0]))[0]["masks"].numpy()}
+    comparison = figures.model_comparison(arrays["frames"], models, results.stamp, arrays.get("segmentation"))
+    yield _saved(comparison, folder / f"models-{task}.png", "slots",
+                 f"{task}, seed {results.seeds[0]}: {ocp} and STEVE on the same frames (the paper's Figure 4).",
                  wide=True)
     path = folder / f"slots-{task}.gif"
     figures.save_gif(figures.animation(arrays["animation_frames"], arrays["animation_masks"], chosen), path)

@@ -116,7 +116,7 @@ class Ocp(Section):
     model: Literal["videosaur", "steve"]
     slots: Annotated[int, Field(ge=2)]
     slot_dim: Annotated[int, Field(ge=4, multiple_of=4)]
-    feature_hidden: Count
+    feature_hidden: Count  # this and the next two are VideoSAUR's; STEVE's stand in the section steve
     decoder_hidden: Count
     decoder_layers: Count
     clip_length: Annotated[int, Field(ge=2)]
@@ -133,6 +133,17 @@ class Ocp(Section):
     reconstruction_weight: NonNegative
     masks: Literal["decoder", "attention"]  # VideoSAUR's are its decoder's; STEVE has only the slot attention's
     window: Count | None  # slots go through this many frames and begin anew; null: through the whole episode
+
+
+class Steve(Section):
+    """STEVE, which the report shows beside the model of ocp (paper, appendix A); all else is as in ocp."""
+
+    feature_hidden: Count  # channels of the convolutions; these three too where ocp.model is steve
+    decoder_hidden: Count  # channels of the discrete VAE
+    decoder_layers: Count  # of the transformer that spells the frame
+    batch_size: Count
+    steps: Count
+    learning_rate: Positive
 
 
 class SlotSelect(Section):
@@ -219,6 +230,7 @@ class Params(Section):
     collect: Collect
     encoder: Encoder
     ocp: Ocp
+    steve: Steve
     slot_select: SlotSelect
     lapo: LapoImage
     lapo_slots: LapoSlots

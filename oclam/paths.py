@@ -8,7 +8,7 @@ from pathlib import Path
 __all__ = [
     "actor", "backgrounds", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder", "encoder",
     "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "log", "ocp", "policies", "probe",
-    "reports", "samples", "selection", "slot_preview", "slot_table", "slots",
+    "reports", "samples", "selection", "slot_preview", "slot_table", "slots", "steve",
 ]
 
 DATA, RESULTS = Path("data"), Path("data/results")
@@ -59,6 +59,11 @@ def slot_table(task, seed):
 def slot_preview(task, seed):
     """Safetensors, uint8: frames and every slot's masks of some held-out moments, for pictures."""
     return RESULTS / task / f"seed{seed}" / "slots.safetensors"
+
+
+def steve(task, seed):
+    """Safetensors: STEVE's masks of the preview's moments, its measures and its training's log."""
+    return RESULTS / task / f"seed{seed}" / "steve.safetensors"
 
 
 def lapo(task, seed, variant):

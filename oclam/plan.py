@@ -89,8 +89,8 @@ class Plan:
     def costs(self):
         """A list of Cost, one a stage, in the pipeline's order."""
         with torch.device("meta"):
-            return [*self.assets(), self.ocp(), self.slot_select(), *map(self.lapo, LAPO_VARIANTS),
-                    *self.cloning(), *self.few_labels(), self.evaluation()]
+            return [*self.assets(), self.ocp(), self.slot_select(), self.steve(),
+                    *map(self.lapo, LAPO_VARIANTS), *self.cloning(), *self.few_labels(), self.evaluation()]
 
     def assets(self):
         params, tasks = self.params, len(self.params.tasks)
@@ -123,31 +123,51 @@ class Plan:
         return vit.requires_grad_(False)
 
     def ocp(self):
-        ocp, size = self.params.ocp, self.params.env.image_size
-        sizes = ocp.model_dump(include={"slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers"})
+        ocp = self.params.ocp
         if ocp.model == "videosaur":
             vit, frame = self.encoder, torch.empty(1, 3, *2 * [self.params.encoder.image_size])
             frozen, patches = self.measure(vit, lambda: vit.forward_features(frame)), vit.patch_embed.num_patches
+            sizes = ocp.model_dump(include={"slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers"})
             model = VideoSaur(vit.embed_dim, patches, reconstruction_weight=ocp.reconstruction_weight, **sizes)
             clip = 2 * [torch.empty(1, ocp.clip_length, patches, vit.embed_dim)]  # features and keys
         else:
-            model, frozen = Steve(size, **sizes), Measured(0, 0, 0, 0)
-            clip, patches = [torch.empty(1, ocp.clip_length, 3, size, size)], model.grid**2
-        decoded = torch.arange(ocp.decoded_patches or patches)
-        slots = self.measure(model, lambda: model(*clip, torch.empty(1, ocp.slots, ocp.slot_dim), decoded)["loss"])
+            frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip()
+        slots, extraction = self.slot_model(model, clip, ocp.decoded_patches)
+        clips = ocp.steps * ocp.batch_size
+        seen = (ocp.kept_clips or clips) * ocp.clip_length + self.frames  # by the frozen encoder
+        kept = 2 * (ocp.kept_clips or 0) * sum(part.numel() for part in clip)  # in float16
+        row = ocp.slots * (2 * ocp.slot_dim + model.grid**2) + 2 * ocp.slot_dim
+        return Cost("ocp", self.runs, "frames", slots.size, slots.size + frozen.size, samples=clips * ocp.clip_length,
+                    flops=seen * frozen.forward + clips * slots.both + self.frames * extraction.forward,
+                    disk=4 * slots.size + self.frames * row,
+                    memory=4 * frozen.size + 16 * slots.size + ocp.batch_size * slots.activations,
+                    data=self.training_frames * self.pixels + kept)
+
+    def steve(self):
+        steve, collect = self.params.steve, self.params.collect
+        slots, extraction = self.slot_model(*self.steve_and_clip())
+        clips, segmented = steve.steps * steve.batch_size, collect.segmented_episodes * collect.steps
+        return Cost("steve", self.runs, "frames", slots.size, slots.size, samples=clips * self.params.ocp.clip_length,
+                    flops=clips * slots.both + segmented * extraction.forward,
+                    memory=16 * slots.size + steve.batch_size * slots.activations,
+                    data=self.training_frames * self.pixels)
+
+    def steve_and_clip(self):
+        ocp, size = self.params.ocp, self.params.env.image_size
+        widths = self.params.steve.model_dump(include={"feature_hidden", "decoder_hidden", "decoder_layers"})
+        model = Steve(size, slots=ocp.slots, slot_dim=ocp.slot_dim, **widths)
+        return model, [torch.empty(1, ocp.clip_length, 3, size, size)]
+
+    def slot_model(self, model, clip, decoded=None):
+        """A model of slots as it trains on a clip, and as it extracts a frame's slots and masks, measured."""
+        noise = torch.empty(1, self.params.ocp.slots, self.params.ocp.slot_dim)
+        decoded = torch.arange(decoded or model.grid**2)
 
         def extract():
             projected = model.project(clip[0][:, :1])
             return model.masks(model.slots(projected)[:, 0], projected[:, 0]).detach()
 
-        clips, extraction = ocp.steps * ocp.batch_size, self.measure(model, extract)
-        seen = (ocp.kept_clips or clips) * ocp.clip_length + self.frames  # by the frozen encoder
-        kept = 2 * (ocp.kept_clips or 0) * sum(part.numel() for part in clip)  # in float16
-        return Cost("ocp", self.runs, "frames", slots.size, slots.size + frozen.size, samples=clips * ocp.clip_length,
-                    flops=seen * frozen.forward + clips * slots.both + self.frames * extraction.forward,
-                    disk=4 * slots.size + self.frames * (ocp.slots * (2 * ocp.slot_dim + patches) + 2 * ocp.slot_dim),
-                    memory=4 * frozen.size + 16 * slots.size + ocp.batch_size * slots.activations,
-                    data=self.training_frames * self.pixels + kept)
+        return self.measure(model, lambda: model(*clip, noise, decoded)["loss"]), self.measure(model, extract)
 
     def slot_select(self):
         return Cost("slot-select", self.runs, "frames", samples=self.frames,

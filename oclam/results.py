@@ -66,6 +66,7 @@ class Results:
     losses: list  # task, seed, stage, variant, step, loss
     slots: list  # task, seed, slot; its measures
     selections: list  # task, seed; what was chosen and why
+    steve: list  # task, seed, slot; the measures of STEVE's best slot where the agent is segmented
     durations: list  # stage, variant, runs; seconds and hardware, or None where a stage was not run here
     experts: dict  # task -> mean return of the demonstrations
     encoder: dict  # metadata of the frozen encoder
@@ -96,6 +97,7 @@ def gather(scale, tasks, seeds, parameters):
                for task, seed, table in tables for row in table["slots"]],
         selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, **table}
                     for task, seed, table in tables],
+        steve=[row for task in tasks for seed in seeds for row in _best_of_steve(task, seed)],
         durations=_durations(tasks, seeds),
         experts={task: _mean(read_csv(paths.demonstrations(task, "distracted")), "return") for task in tasks},
         encoder=load_tensors(paths.encoder)[1],
@@ -147,6 +149,12 @@ def _dimensions(task, seed, variant):
             in enumerate(zip(table["ridge_mse_per_dim"], table["ridge_r2_per_dim"], strict=True))]
 
 
+def _best_of_steve(task, seed):
+    about = load_tensors(paths.steve(task, seed))[1]
+    if about["slots"]:
+        yield {"task": task, "seed": seed, "slot": about["best"], **about["slots"][about["best"]]}
+
+
 def _returns(task, seeds):
     episodes = {}  # (variant, budget) -> seed -> returns
     for variant in VARIANTS:
@@ -169,15 +177,17 @@ def _losses(task, seed):
     logs = [("ocp", "ocp", paths.ocp(task, seed))]
     logs += [("lapo", variant, paths.lapo(task, seed, variant)) for variant in LATENT_VARIANTS]
     logs += [("bc", variant, paths.actor(task, seed, variant)) for variant in (*LATENT_VARIANTS, *FULL_VARIANTS)]
+    logs = [(stage, variant, read_csv(paths.log(artifact))) for stage, variant, artifact in logs]
+    logs.insert(1, ("ocp", "steve", load_tensors(paths.steve(task, seed))[1]["log"]))
     return [{"task": task, "seed": seed, "stage": stage, "variant": variant, "step": row["step"], "loss": row["loss"]}
-            for stage, variant, artifact in logs for row in read_csv(paths.log(artifact))]
+            for stage, variant, rows in logs for row in rows]
 
 
 def _durations(tasks, seeds):
     each = [f"{task}-{seed}" for task in tasks for seed in seeds]
     stages = [("backgrounds", None, [""]), ("encoder", None, [""]), ("expert", None, tasks)]
     stages += [("collect", view, [f"{task}-{view}" for task in tasks]) for view in ("distracted", "clean")]
-    stages += [("ocp", None, each), ("slot-select", None, each)]
+    stages += [("ocp", None, each), ("slot-select", None, each), ("steve", None, each)]
     stages += [(stage, None, each) for stage in ("lapo-slots", "lapo-focus", "scratch")]
     for stage, variants in (("lapo", ("lapo", "lapo-masks", "lapo-no-distractors")), ("bc", LATENT_VARIANTS),
                             ("bc-full", FULL_VARIANTS), ("finetune", LATENT_VARIANTS), ("eval", VARIANTS)):

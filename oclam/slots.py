@@ -1,14 +1,15 @@
-"""Slots and masks of every frame of a dataset, in one streaming pass that can be interrupted."""
+"""Slots and masks of every frame of a dataset, in one streaming pass that can be interrupted, or of a few episodes."""
 
 import shutil
 
+import numpy as np
 import torch
 import zarr
 
 from oclam.artifacts import atomic
 from oclam.progress import Progress
 
-__all__ = ["extract_slots", "hard_masks"]
+__all__ = ["extract_slots", "find_masks", "hard_masks"]
 
 EPISODES, STEPS, ENCODER_BATCH = 16, 100, 64  # a unit of work is also a chunk of the store
 
@@ -70,6 +71,18 @@ def extract_slots(model, observe, pixels, path, folder, *, slots, slot_dim, grid
     position.path.unlink()  # first, so that a kill here leads to another extraction, not to half of one
     with atomic(path) as temporary:
         shutil.move(folder / "slots.zarr", temporary)
+
+
+@torch.no_grad()
+def find_masks(model, observe, episodes, *, window, forward):
+    """The masks of a few episodes, as `extract_slots` finds them: uint8 (T, H, W, 3) each -> uint8 (n, T, K, G, G)."""
+    model.eval()
+    device, found = next(model.parameters()).device, []
+    for episode in episodes:
+        with forward():
+            masks = _slots_of(model, observe, torch.from_numpy(episode)[None].to(device), None, window)[1]
+        found.append(masks[0].unflatten(-1, (model.grid, model.grid)).cpu().numpy())
+    return np.stack(found)
 
 
 def _slots_of(model, observe, images, previous, window):

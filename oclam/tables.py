@@ -171,13 +171,17 @@ def _slots(results):
         together = {**choice, **choice["chosen_probe"]}
         rows.append(("chosen, together", [Cell(number(together[key])) for key in columns]))
         rows.append(("whole frame", [Cell(number(choice["whole_frame"].get(key))) for key in columns]))
+        best = select(results.steve, task=choice["task"], seed=choice["seed"])
+        rows += [(f"STEVE, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
+                 for row in best]
         note = (f"{choice['why']} Model: {choice['model']}. Probes predict true actions on the small labelled budget "
                 "only. ")
         if choice["fg_ari"] is None:
             note += "There is no segmentation in this dataset to judge the choice by."
         else:
             note += (f"FG-ARI {number(choice['fg_ari'])}. It, IoU, recall, area and stability come from the "
-                     "simulator's segmentation on the patch grid; they judge the choice and never make it.")
+                     "simulator's segmentation on the patch grid; they judge the choice and never make it. "
+                     "STEVE's best slot is the one with the highest IoU.")
         yield Table("slots", f"Choice of slots, {choice['task']}, seed {choice['seed']}", note, tuple(columns.values()),
                     rows)
 

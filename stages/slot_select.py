@@ -13,12 +13,12 @@ from oclam.artifacts import atomic, open_zarr, save_tensors, write_json
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
 from oclam.params import load
+from oclam.previews import looked_at, moments, take
 from oclam.progress import Progress
 from oclam.segmentation import slot_measures
 from oclam.slot_selection import choose_slots, combine, probe
 
-EPISODES = 4  # written at a time
-PICTURES, ANIMATION = 6, 60  # frames of the preview
+EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
 
 
 def main():
@@ -27,8 +27,7 @@ def main():
     dataset, slots = open_dataset(paths.dataset(task, "distracted")), open_zarr(paths.slots(task, seed))
     chosen, table = choose(task, select, dataset, slots)
     truth = dataset.group.get("segmentation")  # imported datasets have none
-    looked_at = min(PICTURES, dataset.test_episodes) if truth is None else truth.shape[0]
-    held_out = range(dataset.episodes, dataset.episodes + looked_at)
+    held_out = looked_at(dataset)
     masks = np.stack([slots["masks"][e] for e in held_out])
     if truth is not None:
         measures = slot_measures(masks, truth[:], chosen)
@@ -95,21 +94,16 @@ def upsample(mask, size):
 def write_preview(path, dataset, truth, masks, held_out, chosen):
     """Frames, the agent (where truth is not None) and every slot's mask: some moments over the held-out episodes, and a
     stretch of the first."""
-    places = [(i % len(held_out), t) for i, t in
-              enumerate(np.linspace(0, dataset.steps - 1, PICTURES).round().astype(int).tolist())]
-    stretch = [(0, t) for t in range(min(ANIMATION, dataset.steps))]
+    shown, film = moments(len(held_out), dataset.steps), [(0, t) for t in range(min(ANIMATION, dataset.steps))]
 
-    def frames(at):
-        return torch.from_numpy(np.stack([dataset.pixels[held_out[e], t] for e, t in at]))
-
-    def at_each(array, at):
-        return torch.from_numpy(np.stack([array[e, t] for e, t in at]))
+    def at(places):
+        return [(held_out[e], t) for e, t in places]
 
     save_tensors(path, {
-        "frames": frames(places), "masks": at_each(masks, places),
-        **({} if truth is None else {"segmentation": at_each(truth, places)}),
-        "animation_frames": frames(stretch), "animation_masks": at_each(masks, stretch)},
-        chosen=list(chosen), episodes=[held_out[e] for e, _ in places], steps=[t for _, t in places])
+        "frames": take(dataset.pixels, at(shown)), "masks": take(masks, shown),
+        **({} if truth is None else {"segmentation": take(truth, shown)}),
+        "animation_frames": take(dataset.pixels, at(film)), "animation_masks": take(masks, film)},
+        chosen=list(chosen), episodes=[e for e, _ in at(shown)], steps=[t for _, t in at(shown)])
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ def forget_segmentation(seeds=SEEDS):
         write_json(paths.slot_table(TASK, seed), {key: table[key] for key in table.keys() - measures} | {"slots": rows})
         del preview["segmentation"]
         save_tensors(paths.slot_preview(TASK, seed), preview, **about)
+        compared, about = load_tensors(paths.steve(TASK, seed))
+        save_tensors(paths.steve(TASK, seed), compared, **about | {"slots": [], "best": None})
 
 
 def _slots(seed):
@@ -80,6 +82,9 @@ def _slots(seed):
     save_tensors(paths.slot_preview(TASK, seed), {name: torch.from_numpy(array) for name, array in {
         "frames": frames, "masks": masks, "segmentation": truth, "animation_frames": moving,
         "animation_masks": moving_masks}.items()}, chosen=[CHOSEN])
+    save_tensors(paths.steve(TASK, seed), {"masks": torch.from_numpy(masks)}, log=[{"step": 10, "loss": 5.0}], best=1,
+                 slots=[{"agent_iou": 0.1 * slot, "agent_recall": 0.5, "area": 0.25, "stability": 0.75}
+                        for slot in range(2)])
 
 
 def _latents(seed, variant):

@@ -71,7 +71,7 @@ def test_every_script_is_a_stage():
 
 def test_models_never_import_data_or_environments():
     worlds = {"backgrounds", "collect", "datasets", "distractors", "envs", "paths", "params", "render"}
-    for model in ("bc", "cnn", "encoders", "lapo", "ocp", "slot_attention"):
+    for model in ("bc", "cnn", "encoders", "lapo", "ocp", "slot_attention", "steve"):
         assert not imported_modules(ROOT / "oclam" / f"{model}.py") & worlds, model
 
 
@@ -118,6 +118,12 @@ def test_finetune_learning_rate_runs_what_learns_from_few_labels_and_what_lies_d
 def test_focus_weight_runs_one_variant(graph):
     focus = {f"{stage}@cheetah-run-0-lapo-focus" for stage in ("bc", "finetune", "eval")} | {"lapo-focus@cheetah-run-0"}
     assert rerun_by(graph, by_parameter("lapo_focus.background_weight")) == focus | {"report"}
+
+
+def test_what_trains_steve_runs_it_alone_and_what_shapes_it_ocp_too(graph):
+    assert rerun_by(graph, by_parameter("steve.steps")) == {"steve@cheetah-run-0", "report"}
+    assert {"steve@cheetah-run-0", "ocp@cheetah-run-0"} < rerun_by(graph, by_parameter("steve.feature_hidden"))
+    assert "steve@cheetah-run-0" not in rerun_by(graph, by_parameter("ocp.model"))
 
 
 def test_the_code_of_a_plot_runs_the_report_alone(graph):

@@ -55,13 +55,15 @@ def draw(kind):
             return figures.return_curves(returns, "stamp")
         case "slots":
             return figures.slot_grid(frames, masks, [tree.CHOSEN], "stamp", truth)
+        case "models":
+            return figures.model_comparison(frames, {"one": masks, "other": masks[:, :2]}, "stamp", truth)
         case "latents":
             return figures.latent_map(random.normal(size=(9, 2)), random.uniform(-1, 1, (9, 1)), "stamp")
         case "reconstructions":
             return figures.reconstructions(frames, frames, frames, frames, "stamp")
 
 
-@pytest.mark.parametrize("kind", ["losses", "returns", "slots", "latents", "reconstructions"])
+@pytest.mark.parametrize("kind", ["losses", "returns", "slots", "models", "latents", "reconstructions"])
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_same_input_same_bytes(tmp_path, kind, suffix):
     first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
@@ -69,6 +71,21 @@ def test_same_input_same_bytes(tmp_path, kind, suffix):
         figures.save(draw(kind), path)
     assert first.read_bytes() == second.read_bytes()
     assert b"stamp" in first.read_bytes() or suffix == "png"
+
+
+def test_models_stand_side_by_side_on_the_same_frames():
+    frames, masks, truth = tree.scene(2)
+    figure = figures.model_comparison(frames, {"one": masks, "other": masks[:, ::-1]}, "stamp", truth)
+    grid = np.array(figure.axes).reshape(len(frames), -1)
+    shown = [[np.asarray(axes.images[0].get_array()) for axes in line] for line in grid]
+    titles = [axes.get_title() for axes in grid[0]]
+    each = [f"slot {k}" for k in range(tree.SLOTS)]
+    assert titles == ["frame", "agent (truth)", "one", *each, "other", *each]
+    one, other = titles.index("one") + 1, titles.index("other") + 1
+    for frame, line in zip(frames, shown, strict=True):
+        np.testing.assert_array_equal(line[0], frame)
+        for k in range(tree.SLOTS):  # the other model's slots are the same ones, counted from the end
+            np.testing.assert_array_equal(line[one + k], line[other + tree.SLOTS - 1 - k])
 
 
 def test_a_normaliser_of_nothing_leaves_an_empty_plot_and_no_error(tmp_path):

@@ -78,7 +78,21 @@ def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypat
     entry = table(results, "Choice of slots")
     assert "no segmentation in this dataset" in entry.note
     assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", *4 * "–"]
+    assert not any(heading.startswith("STEVE") for heading, _ in entry.rows)
     assert any(picture.section == "slots" for picture in draw(results, tmp_path))
+
+
+def test_steve_stands_beside_the_chosen_slots_of_its_own_seed(results):
+    for seed in tree.SEEDS:
+        cells = row(table(results, f"Choice of slots, {tree.TASK}, seed {seed}"), "STEVE, slot 1, its best")
+        assert [cell.value for cell in cells.values()] == ["–", "–", "0.100", "0.500", "0.250", "0.750"]
+
+
+@pytest.mark.parametrize(("model", "name"), [("videosaur", "VideoSAUR"), ("steve", "ocp (STEVE)")])
+def test_two_models_are_shown_on_the_same_frames(results, tmp_path, model, name):
+    results.selections[0]["model"] = model
+    compared = [picture for picture in draw(results, tmp_path) if "on the same frames" in picture.caption]
+    assert [picture.section for picture in compared] == ["slots"] and f"{name} and STEVE" in compared[0].caption
 
 
 def test_every_row_is_as_long_as_its_table(results):

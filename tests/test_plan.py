@@ -100,6 +100,15 @@ def test_a_loss_on_some_patches_costs_less_and_steve_needs_no_encoder():
     assert steve.total == steve.trainable
 
 
+def test_steve_beside_ocp_is_the_model_that_ocp_would_train():
+    with torch.device("meta"):
+        found = plan("params.yaml", "ocp.model=steve", "ocp.batch_size=8", "ocp.steps=10", "ocp.decoded_patches=null",
+                     "steve.batch_size=8", "steve.steps=10", "encoder.source=none")
+        ocp, steve = found.ocp(), found.steve()
+    assert (steve.total, steve.memory, steve.samples) == (ocp.total, ocp.memory, ocp.samples)
+    assert steve.flops < ocp.flops and steve.disk == 0  # which extracts the slots of the whole dataset
+
+
 @pytest.mark.parametrize(("change", "line"), [
     ("tasks=[cheetah-fly]", "tasks: 'cheetah-fly' given"),
     ("encoder.source=none.safetensors", "encoder.source: 'none.safetensors' given"),
@@ -119,8 +128,9 @@ def test_the_command_prints_one_line_a_stage(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     main()
     stages = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:-1]]
-    assert stages == ["backgrounds", "expert", "encoder", "collect", "ocp", "slot-select", "lapo", "lapo-slots",
-                      "lapo-masks", "lapo-no-distractors", "lapo-focus", "bc", "bc-full", "finetune", "scratch", "eval"]
+    assert stages == ["backgrounds", "expert", "encoder", "collect", "ocp", "slot-select", "steve", "lapo",
+                      "lapo-slots", "lapo-masks", "lapo-no-distractors", "lapo-focus", "bc", "bc-full", "finetune",
+                      "scratch", "eval"]
 
 
 def test_the_command_says_one_line_about_a_wrong_parameter():

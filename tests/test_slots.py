@@ -7,7 +7,7 @@ import zarr
 
 from oclam import slots as slots_module
 from oclam.ocp import VideoSaur
-from oclam.slots import extract_slots, hard_masks
+from oclam.slots import extract_slots, find_masks, hard_masks
 
 EPISODES, STEPS, K, D, GRID = 5, 11, 3, 8, 2
 
@@ -80,6 +80,13 @@ def test_extraction_equals_one_frame_after_the_other(model, pixels, tmp_path, wi
     np.testing.assert_allclose(found["masks"] / 255, masks, atol=3e-3)
     np.testing.assert_allclose(found["pooled"], pooled, atol=2e-3)
     assert found["slots"].dtype == np.float16 and found["masks"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_masks_of_a_few_episodes_are_those_of_the_extraction(model, pixels, tmp_path, window):
+    found = find_masks(model, Encoder(), pixels[:2], window=window, forward=nullcontext)
+    expected = extract(model, pixels, tmp_path, "slots.zarr", window=window)["masks"][:2]
+    assert found.shape == expected.shape and abs(found.astype(int) - expected).max() <= 1
 
 
 def test_windows_forget_and_recurrence_remembers(model, pixels, tmp_path):

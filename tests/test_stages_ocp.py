@@ -1,4 +1,4 @@
-"""Stages ocp and slot-select on a tiny dataset in which one moving square obeys the actions."""
+"""Stages ocp, slot-select and steve on a tiny dataset in which one moving square obeys the actions."""
 
 import hashlib
 import subprocess
@@ -41,6 +41,7 @@ def project(tmp_path_factory):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["ocp"] |= {"slots": 3, "slot_dim": 8, "feature_hidden": 16, "decoder_hidden": 16, "decoder_layers": 1,
                       "kept_clips": 16, "batch_size": 4, "steps": 6, "warmup_steps": 1, "decay_steps": 6}
+    params["steve"] |= {"feature_hidden": 8, "decoder_hidden": 8, "decoder_layers": 1, "batch_size": 2, "steps": 4}
     params["slot_select"] |= {"labelled_episodes": 3, "max_slots": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     pixels, actions, agent = square_moves(np.random.default_rng(0))
@@ -95,6 +96,13 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
     assert preview["frames"].shape == (6, SIZE, SIZE, 3) and preview["masks"].shape == (6, 3, 4, 4)
     assert about["chosen"] == chosen and set(about["episodes"]) == {4}
+    run(project, "steve")
+    compared, steve = load_tensors(paths.steve("cheetah-run", 0))
+    assert (steve["episodes"], steve["steps"]) == (about["episodes"], about["steps"])
+    assert compared["masks"].shape == (6, 3, SIZE // 4, SIZE // 4)
+    assert abs(compared["masks"].int().sum(1) - 255).max() <= 2
+    assert len(steve["slots"]) == 3 and steve["best"] == np.argmax([row["agent_iou"] for row in steve["slots"]])
+    assert [row["step"] for row in steve["log"]] == list(range(1, 5))
 
     expected = content(paths.selection("cheetah-run", 0)), table["why"], preview["masks"][0]
     group = zarr.open_group(paths.dataset("cheetah-run", "distracted"), mode="r+")
@@ -106,3 +114,6 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert torch.equal(preview["masks"][0], expected[2]) and set(about["episodes"]) == {4, 5}
     assert "agent_iou" not in table and set(table["slots"][0]) == {"slot", "probe_mse", "probe_r2"}
     assert "segmentation" not in preview
+    run(project, "steve")
+    _, steve = load_tensors(paths.steve("cheetah-run", 0))
+    assert (steve["episodes"], steve["steps"], steve["slots"]) == (about["episodes"], about["steps"], [])

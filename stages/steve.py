@@ -1,0 +1,50 @@
+"""STEVE beside the model of ocp (paper, appendix A): reads a distracted dataset, writes the masks of the moments that
+slot-select shows and, where the agent is segmented, every slot's measures."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+
+from oclam import paths
+from oclam.artifacts import save_tensors
+from oclam.checkpoint import Checkpoint
+from oclam.cli import arguments, run
+from oclam.datasets import open_dataset
+from oclam.ocp_training import fit
+from oclam.params import load
+from oclam.previews import looked_at, moments, take
+from oclam.seeding import seed_of
+from oclam.segmentation import slot_measures
+from oclam.slots import find_masks
+from oclam.steve import Steve, to_unit
+from oclam.training import autocast, best_device
+
+
+def main():
+    task, seed = arguments("task", "seed")
+    params = load("compute", "steve", "ocp.slots", "ocp.slot_dim", "ocp.clip_length", "ocp.warmup_steps",
+                  "ocp.decay_steps", "ocp.clip_norm", "ocp.window")
+    ocp, steve, source, device = params.ocp, params.steve, paths.dataset(task, "distracted"), best_device()
+    checkpoint, dataset = Checkpoint(f"steve-{task}-{seed}", params, [source]), open_dataset(source)
+    forward = partial(autocast, device, params.compute.precision)
+    torch.manual_seed(seed_of("steve", seed))
+    widths = steve.model_dump(include={"feature_hidden", "decoder_hidden", "decoder_layers"})
+    model = Steve(dataset.pixels.shape[2], slots=ocp.slots, slot_dim=ocp.slot_dim, **widths).to(device)
+    # Nothing is encoded and every token is spelled anyway, so neither kept clips nor fewer patches would save a thing.
+    settings = SimpleNamespace(**vars(ocp), **dict(steve), kept_clips=None, decoded_patches=None)
+    rows = fit(model, to_unit, dataset, settings, checkpoint, seed=seed, forward=forward,
+               compiled=params.compute.compile)
+
+    episodes, truth = looked_at(dataset), dataset.group.get("segmentation")
+    masks = find_masks(model, to_unit, (dataset.pixels[e] for e in episodes), window=ocp.window, forward=forward)
+    measures = {} if truth is None else slot_measures(masks, truth[:], chosen=[])
+    places = moments(len(episodes), dataset.steps)
+    save_tensors(paths.steve(task, seed), {"masks": take(masks, places)}, log=rows, slots=measures.get("slots", []),
+                 best=measures.get("segmentation_choice"), episodes=[episodes[e] for e, _ in places],
+                 steps=[t for _, t in places])
+    checkpoint.remove()
+
+
+if __name__ == "__main__":
+    run(main)
