@@ -9,6 +9,7 @@ from oclam.slot_attention import RecurrentSlots, TransformerBlock, mlp
 __all__ = ["DiscreteVae", "Steve", "to_unit"]
 
 PATCH, VOCABULARY, HEADS = 4, 512, 4
+SHARPNESS = 5.0  # standard deviation of a token's logits, above that of the noise that samples them
 
 
 def to_unit(images):
@@ -25,13 +26,15 @@ class DiscreteVae(nn.Module):
     def __init__(self, hidden):
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(3, hidden, PATCH, PATCH), nn.ReLU(), nn.Conv2d(hidden, hidden, 1),
-                                     nn.ReLU(), nn.Conv2d(hidden, VOCABULARY, 1))
+                                     nn.ReLU(), nn.Conv2d(hidden, VOCABULARY, 1, bias=False),
+                                     # Every token as likely as any other over a batch: else a few of them take all.
+                                     nn.BatchNorm2d(VOCABULARY, affine=False, track_running_stats=False))
         self.decoder = nn.Sequential(nn.Conv2d(VOCABULARY, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, 3, 1, 1),
                                      nn.ReLU(), nn.Conv2d(hidden, 3 * PATCH**2, 1), nn.PixelShuffle(PATCH))
 
     def forward(self, images):
         """Images (N, 3, H, W) -> reconstruction, and the likeliest token of every patch (N, P)."""
-        logits = self.encoder(images).float()
+        logits = SHARPNESS * self.encoder(images).float()
         chosen = F.gumbel_softmax(logits, hard=True, dim=1)
         return self.decoder(chosen), logits.argmax(1).flatten(1)
 

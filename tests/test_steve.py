@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from oclam.steve import VOCABULARY, Steve, to_unit
+from oclam.steve import VOCABULARY, DiscreteVae, Steve, to_unit
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_an_image_is_scaled_and_turned():
 
 def test_every_parameter_learns_and_the_loss_falls(model):
     images = torch.rand(2, 2, 3, 16, 16)
-    optimizer, losses = torch.optim.Adam(model.parameters(), lr=3e-3), []
-    for _ in range(40):
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
+    for _ in range(120):
         found = model(images, torch.zeros(2, 3, 8))
         optimizer.zero_grad()
         found["loss"].backward()
@@ -46,3 +46,16 @@ def test_every_parameter_learns_and_the_loss_falls(model):
     unused = {"slots.init.log_std"}  # without noise
     assert all(p.grad.abs().sum() > 0 for name, p in model.named_parameters() if name not in unused)
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_no_few_tokens_take_all():
+    torch.manual_seed(0)
+    vae, colours = DiscreteVae(16), torch.rand(4, 3, 8, 8)
+    images = colours.repeat_interleave(4, 2).repeat_interleave(4, 3)  # 256 patches, each of one colour
+    optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(vae(images)[0], images).backward()
+        optimizer.step()
+    used = vae(images)[1].flatten().bincount(minlength=VOCABULARY)
+    assert (used > 0).sum() > 50 and used.max() < 0.2 * used.sum()
