@@ -9,7 +9,7 @@ import zarr
 from oclam.artifacts import atomic
 from oclam.progress import Progress
 
-__all__ = ["extract_slots", "find_masks", "hard_masks"]
+__all__ = ["extract_slots", "find_masks"]
 
 EPISODES, STEPS, ENCODER_BATCH = 16, 100, 64  # a unit of work is also a chunk of the store
 
@@ -96,8 +96,3 @@ def _slots_of(model, observe, images, previous, window):
                                                projected.flatten(0, 1).split(ENCODER_BATCH), strict=True)]
     masks = torch.cat(masks).float().mul(255).round().byte().unflatten(0, images.shape[:2])
     return slots, masks, projected.mean(2)
-
-
-def hard_masks(masks):
-    """The slot that holds each patch most: soft masks (..., K, G, G) -> int (..., G, G)."""
-    return masks.argmax(-3)

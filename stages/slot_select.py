@@ -16,7 +16,7 @@ from oclam.params import load
 from oclam.previews import looked_at, moments, take
 from oclam.progress import Progress
 from oclam.segmentation import slot_measures
-from oclam.slot_selection import choose_slots, combine, probe
+from oclam.slot_selection import choose_slots, combine, holders, probe
 
 EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
 
@@ -47,7 +47,8 @@ def choose(task, select, dataset, slots):
     vectors = [slots["slots"][e].astype(np.float32) for e in labelled]
     actions = [dataset.group["actions"][e] for e in labelled]
     whole = probe([slots["pooled"][e].astype(np.float32) for e in labelled], actions)
-    chosen, probes = choose_slots(vectors, actions, select.max_slots, select.combine)
+    candidates = holders([slots["masks"][e] for e in labelled])
+    chosen, probes = choose_slots(vectors, actions, select.max_slots, select.combine, candidates)
     if select.method == "manual":
         chosen = select.manual[task]
     found = probe([combine(v, chosen, select.combine) for v in vectors], actions)

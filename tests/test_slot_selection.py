@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from oclam.seeding import numpy_rng
-from oclam.slot_selection import Probe, choose_slots, combine, probe
+from oclam.slot_selection import Probe, choose_slots, combine, holders, probe
 
 STEPS, SLOTS, DIM = 60, 4, 3
 
@@ -21,19 +21,29 @@ def trajectories(carriers, count=4, noise=0.3):
 
 
 def test_the_one_slot_that_carries_the_actions_is_chosen_alone():
-    chosen, probes = choose_slots(*trajectories([2]), max_slots=2, how="concatenate")
+    chosen, probes = choose_slots(*trajectories([2]), max_slots=2, how="concatenate", candidates=range(SLOTS))
     assert chosen == [2]
     assert probes[(2,)].r2 > 0.9 and all(probes[(k,)].r2 < 0.2 for k in (0, 1, 3))
     assert probes[(2,)].mse == pytest.approx(0.09, rel=0.3)  # the noise that no probe can explain
 
 
 def test_a_pair_is_chosen_when_both_carry_the_actions():
-    chosen, probes = choose_slots(*trajectories([0, 3]), max_slots=2, how="concatenate")
+    chosen, probes = choose_slots(*trajectories([0, 3]), max_slots=2, how="concatenate", candidates=range(SLOTS))
     assert chosen == [0, 3] and probes[(0, 3)].gain_over(probes[(0,)]) > 1
 
 
 def test_no_more_slots_than_allowed():
-    assert len(choose_slots(*trajectories([0, 3]), max_slots=1, how="concatenate")[0]) == 1
+    assert len(choose_slots(*trajectories([0, 3]), max_slots=1, how="concatenate", candidates=range(SLOTS))[0]) == 1
+
+
+def test_a_slot_that_holds_no_patch_is_not_chosen_however_much_it_tells():
+    masks = np.zeros((10, SLOTS, 4, 4))
+    masks[:, 0, :2], masks[:, 1, 2:], masks[:5, 3, 0, 0] = 1, 1, 2  # slot 2 holds nothing, slot 3 half a patch a frame
+    assert holders([masks[:5], masks[5:]]) == [0, 1]
+    assert holders([masks[:5]]) == [0, 1, 3]
+    chosen, probes = choose_slots(*trajectories([2]), max_slots=2, how="concatenate", candidates=[0, 1])
+    assert 2 not in chosen and probes[(2,)].r2 > 0.9  # the report still shows what it tells
+    assert choose_slots(*trajectories([0, 3]), max_slots=2, how="concatenate", candidates=[3])[0] == [3]
 
 
 def test_other_trajectories_tell_the_actions_of_the_held_out_one():

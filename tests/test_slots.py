@@ -7,7 +7,7 @@ import zarr
 
 from oclam import slots as slots_module
 from oclam.ocp import VideoSaur
-from oclam.slots import extract_slots, find_masks, hard_masks
+from oclam.slots import extract_slots, find_masks
 
 EPISODES, STEPS, K, D, GRID = 5, 11, 3, 8, 2
 
@@ -113,8 +113,3 @@ def test_every_frame_passes_the_encoder_once(model, pixels, tmp_path):
     encoder = Encoder()
     extract(model, pixels, tmp_path, "slots.zarr", encoder)
     assert encoder.frames == EPISODES * STEPS
-
-
-def test_hard_masks_name_the_slot_that_holds_most():
-    masks = np.array([[[200, 10]], [[50, 200]], [[5, 45]]], np.uint8)  # (3, 1, 2)
-    assert hard_masks(masks).tolist() == [[0, 1]]
