@@ -210,6 +210,12 @@ class Finetune(Section):
     unfreeze: bool
 
 
+class Scratch(Section):
+    """The control: the policies of finetune's budgets without latent pretraining."""
+
+    updates: Count  # the whole policy learns, so that each costs far more than one of finetune's
+
+
 class Eval(Section):
     """Returns in the environment."""
 
@@ -237,6 +243,7 @@ class Params(Section):
     lapo_focus: LapoFocus
     bc: Bc
     finetune: Finetune
+    scratch: Scratch
     eval: Eval
 
     @model_validator(mode="after")

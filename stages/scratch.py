@@ -1,4 +1,4 @@
-"""The control for fine-tuning: the same labels and updates without latent pretraining. Reads a dataset, writes one
+"""The control for fine-tuning: the same labels without latent pretraining. Reads a dataset, writes one
 policy a label budget."""
 
 from oclam import paths
@@ -15,8 +15,9 @@ from oclam.training import best_device
 
 def main():
     task, seed = arguments("task", "seed")
-    params = load("compute", "bc", "finetune")
-    bc, settings, view = params.bc, params.finetune, view_of("scratch")
+    params = load("compute", "bc", "finetune", "scratch")
+    bc, view = params.bc, view_of("scratch")
+    settings = params.finetune.model_copy(update={"updates": params.scratch.updates})
     inputs = [paths.dataset(task, view)]
     dataset = open_dataset(inputs[0])
     # Actor and decoder meet in two linear layers, so a latent wider than the decoder could express nothing more.
