@@ -219,14 +219,14 @@ class Plan:
         """One run trains all budgets, one after the other."""
         tune, budgets = self.params.finetune, len(self.params.finetune.budgets)
         labelled = max(tune.budgets) * self.params.collect.steps
-        for stage, variants, actor, latent_dim in (
-                ("finetune", LAPO_VARIANTS, self.latent_actor, self.params.lapo.latent_dim),
-                ("scratch", ["scratch"], self.actor(tune.hidden_dim), tune.hidden_dim)):
+        for stage, variants, actor, latent_dim, updates in (
+                ("finetune", LAPO_VARIANTS, self.latent_actor, self.params.lapo.latent_dim, tune.updates),
+                ("scratch", ["scratch"], self.actor(tune.hidden_dim), tune.hidden_dim, self.params.scratch.updates)):
             head = ActionDecoder(latent_dim, tune.hidden_dim, self.action_dim)
             latent = torch.empty(1, latent_dim)
             decoder = self.measure(head, lambda head=head, latent=latent: head(latent))
             frozen = stage == "finetune" and not tune.unfreeze
-            trained, samples = [decoder] if frozen else [actor, decoder], tune.updates * tune.batch_size * budgets
+            trained, samples = [decoder] if frozen else [actor, decoder], updates * tune.batch_size * budgets
             size, once = sum(part.size for part in trained), actor.size if frozen else 0
             yield Cost(stage, self.runs * len(variants), "frames", size, actor.size + decoder.size, samples=samples,
                        flops=samples * sum(part.both for part in trained) + frozen * labelled * actor.forward,

@@ -12,8 +12,7 @@ from oclam.results import gather, metrics
 
 def main():
     params = load("scale", "tasks", "seeds", "compute", "env", "backgrounds", "expert", "collect", "encoder", "ocp",
-                  "steve", "slot_select", "lapo", "lapo_slots", "bc", "finetune", "scratch",
-                  "eval")
+                  "steve", "slot_select", "lapo", "lapo_slots", "bc", "finetune", "scratch", "eval")
     results = gather(params.scale, params.tasks, params.seeds, parameters(params))
     for name in ("probes", "returns", "losses", "slots", "durations"):
         write_csv(paths.reports / f"{name}.csv", getattr(results, name))

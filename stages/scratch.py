@@ -1,6 +1,8 @@
 """The control for fine-tuning: the same labels without latent pretraining. Reads a dataset, writes one
 policy a label budget."""
 
+from types import SimpleNamespace
+
 from oclam import paths
 from oclam.artifacts import atomic, write_csv
 from oclam.bc import Policy
@@ -15,9 +17,10 @@ from oclam.training import best_device
 
 def main():
     task, seed = arguments("task", "seed")
-    params = load("compute", "bc", "finetune", "scratch")
+    params = load("compute", "bc", "scratch", "finetune.budgets", "finetune.hidden_dim", "finetune.batch_size",
+                  "finetune.learning_rate")
     bc, view = params.bc, view_of("scratch")
-    settings = params.finetune.model_copy(update={"updates": params.scratch.updates})
+    settings = SimpleNamespace(**vars(params.finetune), updates=params.scratch.updates)
     inputs = [paths.dataset(task, view)]
     dataset = open_dataset(inputs[0])
     # Actor and decoder meet in two linear layers, so a latent wider than the decoder could express nothing more.

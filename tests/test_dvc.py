@@ -113,6 +113,8 @@ def test_latent_dim_runs_the_latent_action_models_and_what_lies_downstream(graph
 def test_finetune_learning_rate_runs_what_learns_from_few_labels_and_what_lies_downstream(graph):
     scratch = {"scratch@cheetah-run-0", *instances("eval", "scratch")}
     assert rerun_by(graph, by_parameter("finetune.learning_rate")) == scratch | CLONED_ON
+    assert rerun_by(graph, by_parameter("finetune.updates")) == CLONED_ON
+    assert rerun_by(graph, by_parameter("scratch.updates")) == scratch | {"report"}
 
 
 def test_focus_weight_runs_one_variant(graph):
