@@ -6,7 +6,7 @@ from oclam import paths
 from oclam.artifacts import open_zarr
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.datasets import Frames, open_dataset
+from oclam.datasets import open_dataset
 from oclam.lapo import SlotLatentActionModel
 from oclam.lapo_training import Slots, learn
 from oclam.params import load
@@ -19,7 +19,7 @@ def main():
     params = load("compute", "lapo.latent_dim", "lapo.future_offset", "lapo_slots")
     dataset, device = open_dataset(paths.dataset(task, "distracted")), best_device()
     slots = open_zarr(paths.selection(task, seed))["slots"]  # (E, T, D)
-    observe = Slots(Frames.load(slots, range(slots.shape[0]), device))
+    observe = Slots.load(slots, dataset.episodes, device)
     torch.manual_seed(seed_of("lapo", task, seed))
     with device:
         model = SlotLatentActionModel(slots.shape[-1], params.lapo.latent_dim, params.lapo_slots.hidden_dim,

@@ -90,11 +90,23 @@ def test_same_seed_same_bytes_and_another_seed_another_model(world):
     assert paths.lapo("a-b", 1, "lapo").read_bytes() != first[0]
 
 
+def test_slots_are_standardised_by_the_training_episodes_so_that_their_scale_and_place_change_nothing(tmp_path):
+    slots = np.random.default_rng(0).normal(size=(E + HELD_OUT, T, 6)).astype(np.float32)
+    slots[E:] *= 100  # held out: no part in mean and deviation
+    group, t = zarr.create_group(tmp_path / "slots.zarr"), torch.arange((E + HELD_OUT) * T)
+    observed = [Slots.load(group.create_array(name, data=array), E, "cpu")(t)
+                for name, array in (("plain", slots), ("moved", 0.05 * slots + 3))]
+    training = observed[0][:E * T]
+    torch.testing.assert_close(training.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(training.std(0, correction=0), torch.ones(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(observed[1], observed[0], atol=1e-4, rtol=1e-4)
+
+
 def test_slots_are_learned_from_alike_but_show_no_pictures(world):
     slots = torch.randn((E + HELD_OUT) * T, 6).half()
     dataset, checkpoint = open_dataset(paths.dataset("a-b", "distracted")), Checkpoint("slots", PARAMS)
-    learn("a-b", 0, "lapo-slots", SlotLatentActionModel(6, 4, 8, 2), Slots(Frames(slots, "cpu")), dataset, PARAMS.lapo,
-          3, PARAMS.compute, checkpoint)
+    learn("a-b", 0, "lapo-slots", SlotLatentActionModel(6, 4, 8, 2), Slots(Frames(slots, "cpu"), 0.0, 1.0), dataset,
+          PARAMS.lapo, 3, PARAMS.compute, checkpoint)
     samples, _ = load_tensors(paths.samples("a-b", 0, "lapo-slots"))
     assert set(samples) == {"latents", "actions"}
     latents = zarr.open_group(paths.latents("a-b", 0, "lapo-slots"), mode="r")["latents"]

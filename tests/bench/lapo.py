@@ -172,7 +172,7 @@ def paper_sizes(device, pixels, actions):
     compute = SimpleNamespace(precision="bfloat16", compile=True)
     for name, batch, observe, build in (
             ("images", 512, Images(frames, STEPS, 3), lambda: image_model(PAPER, device)),
-            ("slots", 8192, Slots(slots), lambda: SlotLatentActionModel(128, 8192, 1024, 4).to(device))):
+            ("slots", 8192, Slots(slots, 0.0, 1.0), lambda: SlotLatentActionModel(128, 8192, 1024, 4).to(device))):
         model = build().to(memory_format=torch.channels_last)
         now = observe(torch.arange(batch) % (EPISODES * STEPS))
         with FlopCounterMode(display=False) as counter, torch.autocast("cuda", torch.bfloat16):
