@@ -1,16 +1,21 @@
-"""Which slots are the agent's: those from which a linear map tells the actions, on a few labelled trajectories.
+"""Which slots are the agent's: those behind whose masks the frames tell the actions, on a few labelled trajectories.
 
-The paper chooses by eye and leaves an automatic choice as future work.
+The paper chooses by eye and leaves an automatic choice as future work. What a slot's own vector tells is no criterion:
+it holds little of a pose, and attention reads it full even where a slot holds no patch.
 """
 
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from oclam.ridge import Moments, best_ridge
 
-__all__ = ["Probe", "choose_slots", "combine", "holders", "probe"]
+__all__ = ["Probe", "behind", "choose_slots", "combine", "probe", "probe_behind"]
+
+SIGHT = 8  # pixels a side: enough to see limbs move, few enough to fit on thousands of labelled frames
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,15 @@ class Probe:
         return float(difference.mean() / (difference.std(ddof=1) / len(difference) ** 0.5 + 1e-12))
 
 
-def holders(masks):
-    """Slots that hold a patch or more of the average frame: soft masks, a list of (T, K, G, G) -> indices.
+def behind(frames, masks, chosen):
+    """What shows behind the chosen slots' masks, coarsely.
 
-    Any other slot may tell the actions, since attention reads a full slot from the smallest share of a patch, but it
-    has no mask to learn from.
+    A patch belongs to the slot whose mask is the highest there. Frames uint8 (T, H, W, 3), soft masks (T, K, G, G) ->
+    float32 (T, 3 x SIGHT x SIGHT) in [0, 1]; all K slots give the whole frame.
     """
-    labels = np.concatenate([m.argmax(1) for m in masks])  # (T, G, G)
-    return [k for k in range(masks[0].shape[1]) if (labels == k).sum() >= len(labels)]
+    held = torch.from_numpy(np.isin(masks.argmax(1), chosen))[:, None].float()
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+    return F.adaptive_avg_pool2d(images * F.interpolate(held, images.shape[2:]), SIGHT).flatten(1).numpy()
 
 
 def combine(slots, chosen, how):
@@ -63,22 +69,24 @@ def probe(vectors, actions):
     return Probe(errors.mean(1), float(sum(groups).variance.mean()))
 
 
-def choose_slots(slots, actions, max_slots, how, candidates, margin=1.0):
-    """The slots that predict the actions best, and no more of them than needed.
+def probe_behind(frames, masks, actions, chosen):
+    """The probe of what shows `behind` these slots' masks; lists of one array a trajectory."""
+    return probe([behind(*trajectory, chosen) for trajectory in zip(frames, masks, strict=True)], actions)
+
+
+def choose_slots(frames, masks, actions, max_slots, margin=1.0):
+    """The slots behind whose masks the frames tell the actions best, and no more of them than needed.
 
     Starting from the best single slot, the best set of one slot more is taken when its error is lower by more than
     `margin` standard errors over trajectories.
-    Args: slots, a list of (T, K, D); actions, as many (T, A); max_slots; how, `concatenate` or `mean`; candidates, the
-    slots that may be chosen. Returns (chosen slots, probes by set of slots).
+    Args: as of `probe_behind`; max_slots. Returns (chosen slots, probes by set of slots).
     """
-    probes = {}
-    for size in range(1, min(max_slots, len(candidates)) + 1):
-        sets = list(combinations(range(slots[0].shape[1]), size))
-        probes |= {chosen: probe([combine(s, chosen, how) for s in slots], actions) for chosen in sets}
-        best = min((chosen for chosen in sets if set(chosen) <= set(candidates)), key=lambda chosen: probes[chosen].mse)
-        if size == 1:
-            leader = best
-        elif probes[best].gain_over(probes[leader]) > margin:
+    probes, leader = {}, None
+    for size in range(1, max_slots + 1):
+        sets = list(combinations(range(masks[0].shape[1]), size))
+        probes |= {chosen: probe_behind(frames, masks, actions, chosen) for chosen in sets}
+        best = min(sets, key=lambda chosen: probes[chosen].mse)
+        if leader is None or probes[best].gain_over(probes[leader]) > margin:
             leader = best
         else:
             break

@@ -39,13 +39,11 @@ def extract_slots(model, observe, pixels, path, folder, *, slots, slot_dim, grid
     the model's input; pixels, Zarr uint8 (E, T, H, W, 3); path, the store's final place; slots K, slot_dim D, grid G;
     window, None to go through a whole episode, or the length of independent windows; forward, the context manager of
     the forward pass (precision); attrs of the store.
-    Writes slots float16 (E, T, K, D); masks uint8 (E, T, K, G, G), 0..255; pooled float16 (E, T, D), the mean of the
-    features that slots are made of: the whole frame at the width of one slot.
+    Writes slots float16 (E, T, K, D); masks uint8 (E, T, K, G, G), 0..255.
     """
     episodes, steps = pixels.shape[:2]
     length = STEPS if window is None else window * -(-STEPS // window)
-    shapes = {"slots": ((slots, slot_dim), "float16"), "masks": ((slots, grid, grid), "uint8"),
-              "pooled": ((slot_dim,), "float16")}
+    shapes = {"slots": ((slots, slot_dim), "float16"), "masks": ((slots, grid, grid), "uint8")}
     position, store = _Position(folder / "position.pt"), zarr.open_group(folder / "slots.zarr", mode="a")
     if position.unit == 0:
         store.attrs.update(attrs)
@@ -62,10 +60,9 @@ def extract_slots(model, observe, pixels, path, folder, *, slots, slot_dim, grid
                 previous = None if t == 0 or window else position.previous.to(device)
                 images = torch.from_numpy(pixels[place])
                 with forward():
-                    found, masks, pooled = _slots_of(model, observe, images.to(device), previous, window)
+                    found, masks = _slots_of(model, observe, images.to(device), previous, window)
                 store["slots"][place] = found.half().cpu().numpy()
                 store["masks"][place] = masks.unflatten(-1, (grid, grid)).cpu().numpy()
-                store["pooled"][place] = pooled.half().cpu().numpy()
                 position.advance(found[:, -1])
             bar.update(count)
     position.path.unlink()  # first, so that a kill here leads to another extraction, not to half of one
@@ -86,7 +83,7 @@ def find_masks(model, observe, episodes, *, window, forward):
 
 
 def _slots_of(model, observe, images, previous, window):
-    """Frames (B, T, H, W, 3) -> slots (B, T, K, D), masks uint8 (B, T, K, P), pooled features (B, T, D)."""
+    """Frames (B, T, H, W, 3) -> slots (B, T, K, D) and masks uint8 (B, T, K, P)."""
     frames = images.flatten(0, 1)
     projected = torch.cat([model.project(observe(part)[0]) for part in frames.split(ENCODER_BATCH)])
     projected = projected.unflatten(0, images.shape[:2])  # (B, T, P, D)
@@ -95,4 +92,4 @@ def _slots_of(model, observe, images, previous, window):
     masks = [model.masks(*part) for part in zip(slots.flatten(0, 1).split(ENCODER_BATCH),
                                                projected.flatten(0, 1).split(ENCODER_BATCH), strict=True)]
     masks = torch.cat(masks).float().mul(255).round().byte().unflatten(0, images.shape[:2])
-    return slots, masks, projected.mean(2)
+    return slots, masks

@@ -160,8 +160,8 @@ def _full(results):
 
 
 def _slots(results):
-    columns = {"probe_mse": "probe error", "probe_r2": "probe R²", "agent_iou": "IoU with agent",
-               "agent_recall": "recall", "area": "area", "stability": "stability"}
+    columns = {"probe_mse": "probe error behind its mask", "probe_r2": "R²", "vector_mse": "probe error of its vector",
+               "agent_iou": "IoU with agent", "agent_recall": "recall", "area": "area", "stability": "stability"}
     for choice in results.selections:
         found = select(results.slots, task=choice["task"], seed=choice["seed"])
         lowest = min(row["probe_mse"] for row in found)

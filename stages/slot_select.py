@@ -16,7 +16,7 @@ from oclam.params import load
 from oclam.previews import looked_at, moments, take
 from oclam.progress import Progress
 from oclam.segmentation import slot_measures
-from oclam.slot_selection import choose_slots, combine, holders, probe
+from oclam.slot_selection import choose_slots, combine, probe, probe_behind
 
 EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
 
@@ -44,28 +44,30 @@ def main():
 def choose(task, select, dataset, slots):
     """Chosen slots, and the table of probes; of the actions only the labelled trajectories are read."""
     labelled = range(select.labelled_episodes)
-    vectors = [slots["slots"][e].astype(np.float32) for e in labelled]
-    actions = [dataset.group["actions"][e] for e in labelled]
-    whole = probe([slots["pooled"][e].astype(np.float32) for e in labelled], actions)
-    candidates = holders([slots["masks"][e] for e in labelled])
-    chosen, probes = choose_slots(vectors, actions, select.max_slots, select.combine, candidates)
+    seen = [[source[e] for e in labelled] for source in (dataset.pixels, slots["masks"], dataset.group["actions"])]
+    vectors, actions = [slots["slots"][e].astype(np.float32) for e in labelled], seen[-1]
+    count = vectors[0].shape[1]
+    chosen, probes = choose_slots(*seen, select.max_slots)
     if select.method == "manual":
         chosen = select.manual[task]
-    found = probe([combine(v, chosen, select.combine) for v in vectors], actions)
-    better = found.mse < whole.mse
+
+    def row(slots):
+        found = probes.get(tuple(slots)) or probe_behind(*seen, slots)
+        told = probe([combine(v, slots, select.combine) for v in vectors], actions)
+        return {"probe_mse": found.mse, "probe_r2": found.r2, "vector_mse": told.mse}
+
+    whole, found = probe_behind(*seen, range(count)), row(chosen)
+    better = found["probe_mse"] < whole.mse
     names = " and ".join(map(str, chosen))
-    why = f"Slot {names}: ridge error {found.mse:.3f} of the actions' variance {found.variance:.3f}, "
-    why += f"the whole frame's {whole.mse:.3f}"
+    why = f"Slot {names}: behind its mask a ridge probe has error {found['probe_mse']:.3f} of the actions' variance "
+    why += f"{whole.variance:.3f}, on the whole frame {whole.mse:.3f}"
     why += ", chosen by hand" if select.method == "manual" else ", the lowest among the slots"
     why += "." if better else "; so no slot tells the actions better than the whole frame does."
     return chosen, {
         "chosen": list(chosen), "method": select.method, "combine": select.combine, "why": why,
-        "better_than_whole_frame": bool(better), "whole_frame": _row(whole), "chosen_probe": _row(found),
-        "slots": [{"slot": k, **_row(probes[(k,)])} for k in range(vectors[0].shape[1])]}
-
-
-def _row(found):
-    return {"probe_mse": found.mse, "probe_r2": found.r2}
+        "better_than_whole_frame": bool(better), "chosen_probe": found,
+        "whole_frame": {"probe_mse": whole.mse, "probe_r2": whole.r2},
+        "slots": [{"slot": k, **row([k])} for k in range(count)]}
 
 
 def write_selection(path, slots, chosen, how, size):

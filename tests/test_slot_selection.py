@@ -2,59 +2,72 @@ import numpy as np
 import pytest
 
 from oclam.seeding import numpy_rng
-from oclam.slot_selection import Probe, choose_slots, combine, holders, probe
+from oclam.slot_selection import Probe, behind, choose_slots, combine, probe, probe_behind
 
-STEPS, SLOTS, DIM = 60, 4, 3
+STEPS, SLOTS, SIZE = 60, 4, 16
 
 
-def trajectories(carriers, count=4, noise=0.3):
-    """Random slots; the actions are a linear map of the changes of the slots named, plus noise."""
+def scene(carriers, count=4, noise=0.3):
+    """Four slots hold a quarter of the frame each, in random colours; the actions are a linear map of how the colours
+    of the slots named change, plus noise. Returns frames, masks and actions, a list of trajectories each."""
     rng = numpy_rng("selection")
-    slots = [rng.normal(size=(STEPS, SLOTS, DIM)) for _ in range(count)]
-    maps = rng.normal(size=(len(carriers), DIM, 2))
-    actions = []
-    for trajectory in slots:
-        change = np.diff(trajectory, axis=0, append=0)
-        actions.append(sum(change[:, k] @ m for k, m in zip(carriers, maps, strict=True))
-                       + noise * rng.normal(size=(STEPS, 2)))
-    return slots, actions
+    colours = rng.integers(256, size=(count, STEPS, SLOTS, 3))
+    maps = rng.normal(size=(len(carriers), 3, 2))
+    change = np.diff(colours / 60, axis=1, append=0)
+    actions = sum(change[:, :, k] @ m for k, m in zip(carriers, maps, strict=True))
+    frames = colours.astype(np.uint8).reshape(count, STEPS, 2, 2, 3).repeat(SIZE // 2, 2).repeat(SIZE // 2, 3)
+    masks = np.eye(SLOTS).reshape(1, SLOTS, 2, 2).repeat(STEPS, 0)
+    return list(frames), [masks] * count, list(actions + noise * rng.normal(size=actions.shape))
 
 
-def test_the_one_slot_that_carries_the_actions_is_chosen_alone():
-    chosen, probes = choose_slots(*trajectories([2]), max_slots=2, how="concatenate", candidates=range(SLOTS))
+def test_the_one_slot_that_shows_the_actions_is_chosen_alone():
+    chosen, probes = choose_slots(*scene([2]), max_slots=2)
     assert chosen == [2]
     assert probes[(2,)].r2 > 0.9 and all(probes[(k,)].r2 < 0.2 for k in (0, 1, 3))
     assert probes[(2,)].mse == pytest.approx(0.09, rel=0.3)  # the noise that no probe can explain
 
 
-def test_a_pair_is_chosen_when_both_carry_the_actions():
-    chosen, probes = choose_slots(*trajectories([0, 3]), max_slots=2, how="concatenate", candidates=range(SLOTS))
+def test_a_pair_is_chosen_when_both_show_the_actions():
+    chosen, probes = choose_slots(*scene([0, 3]), max_slots=2)
     assert chosen == [0, 3] and probes[(0, 3)].gain_over(probes[(0,)]) > 1
 
 
 def test_no_more_slots_than_allowed():
-    assert len(choose_slots(*trajectories([0, 3]), max_slots=1, how="concatenate", candidates=range(SLOTS))[0]) == 1
+    assert len(choose_slots(*scene([0, 3]), max_slots=1)[0]) == 1
 
 
-def test_a_slot_that_holds_no_patch_is_not_chosen_however_much_it_tells():
-    masks = np.zeros((10, SLOTS, 4, 4))
-    masks[:, 0, :2], masks[:, 1, 2:], masks[:5, 3, 0, 0] = 1, 1, 2  # slot 2 holds nothing, slot 3 half a patch a frame
-    assert holders([masks[:5], masks[5:]]) == [0, 1]
-    assert holders([masks[:5]]) == [0, 1, 3]
-    chosen, probes = choose_slots(*trajectories([2]), max_slots=2, how="concatenate", candidates=[0, 1])
-    assert 2 not in chosen and probes[(2,)].r2 > 0.9  # the report still shows what it tells
-    assert choose_slots(*trajectories([0, 3]), max_slots=2, how="concatenate", candidates=[3])[0] == [3]
+def test_a_slot_that_holds_no_patch_tells_nothing():
+    frames, masks, actions = scene([2])
+    masks = [np.stack([*mask.transpose(1, 0, 2, 3), mask[:, 2] / 2], 1) for mask in masks]  # a fifth below the third
+    found = probe_behind(frames, masks, actions, [4])
+    assert found.mse == pytest.approx(found.variance, rel=0.1)
+    assert choose_slots(frames, masks, actions, max_slots=2)[0] == [2]
+
+
+def test_behind_masks_is_the_frame_where_they_are_highest():
+    frames, masks = (part[0] for part in scene([2])[:2])
+    coarse = frames.reshape(STEPS, 8, 2, 8, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 255
+    np.testing.assert_allclose(behind(frames, masks, range(SLOTS)), coarse.reshape(STEPS, -1), rtol=1e-5)
+    held = np.zeros((8, 8))
+    held[:4, 4:] = held[4:, 4:] = 1
+    np.testing.assert_allclose(behind(frames, masks, [1, 3]), (coarse * held).reshape(STEPS, -1), rtol=1e-5)
+
+
+def vectors_of(colour):
+    """Trajectories (STEPS, 3) of one slot's colours, and the actions that they tell."""
+    frames, _, actions = scene([colour])
+    return [frame[:, 0, -1].astype(float) for frame in frames], actions
 
 
 def test_other_trajectories_tell_the_actions_of_the_held_out_one():
-    slots, actions = trajectories([1])
+    vectors, actions = vectors_of(1)
     actions[0] = -actions[0]  # what holds elsewhere is wrong here
-    errors = probe([s[:, 1] for s in slots], actions).errors
-    assert errors[0] > 4 * probe([s[:, 1] for s in slots[1:]], actions[1:]).errors.mean()
+    errors = probe(vectors, actions).errors
+    assert errors[0] > 4 * probe(vectors[1:], actions[1:]).errors.mean()
 
 
 def test_probe_of_a_constant_has_the_variance_for_error():
-    _, actions = trajectories([0])
+    _, actions = vectors_of(1)
     found = probe([np.ones((STEPS, 1)) for _ in actions], actions)
     assert found.mse == pytest.approx(found.variance, rel=0.1)
 
