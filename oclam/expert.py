@@ -22,9 +22,10 @@ __all__ = ["Learner", "train"]
 
 # Where sbx keeps what an algorithm learns, and how its actors end.
 STATES = {"PPO": ("policy.actor_state", "policy.vf_state"),
-          "SAC": ("policy.actor_state", "policy.qf_state", "ent_coef_state")}
-ACTIVATION = {"PPO": "tanh", "SAC": "relu"}
-BOUND = {"PPO": "clip", "SAC": "tanh"}
+          "SAC": ("policy.actor_state", "policy.qf_state", "ent_coef_state"),
+          "CrossQ": ("policy.actor_state", "policy.qf_state", "ent_coef_state")}
+ACTIVATION = {"PPO": "tanh", "SAC": "relu", "CrossQ": "relu"}
+BOUND = {"PPO": "clip", "SAC": "tanh", "CrossQ": "tanh"}
 NETWORK = ("layer_norm", "log_std_init", "net_arch", "ortho_init")  # hyperparameters that sbx calls the policy's
 
 
@@ -50,7 +51,7 @@ class Learner:
         if unknown := options.keys() - inspect.signature(algorithm).parameters:
             raise UserError(f"expert.training.{task}.hyperparameters: {', '.join(sorted(unknown))} given; allowed are "
                             f"{', '.join(NETWORK)} and what sbx's {training.algorithm} takes")
-        self.copies = Copies(task, training.environments, 0)
+        self.copies = Copies(task, training.environments, 0, steps=training.episode_steps)
         self.normaliser = VecNormalize(self.copies, norm_reward=on_policy, gamma=options.get("gamma", 0.99))
         self.model = algorithm("MlpPolicy", self.normaliser, learning_rate=schedule, policy_kwargs=network, seed=0,
                                **options)
@@ -70,10 +71,14 @@ class Learner:
 
     def policy(self):
         """The deterministic policy learned so far, free of JAX."""
-        weights, algorithm = self.model.policy.actor_state.params["params"], self.training.algorithm
-        depth = sum(name.startswith("Dense_") for name in weights) - (algorithm != "PPO")  # the last is SAC's deviation
+        actor, algorithm = self.model.policy.actor_state, self.training.algorithm
+        weights = actor.params.get("params", actor.params)
+        depth = sum(name.startswith("Dense_") for name in weights) - (algorithm != "PPO")  # the last is the deviation
         layers = [(np.array(weights[f"Dense_{k}"]["kernel"]).T, np.array(weights[f"Dense_{k}"]["bias"]))
                   for k in range(depth)]
+        if algorithm == "CrossQ":  # a batch normalisation stands before every layer and, once trained, is part of it
+            layers = [_folded(*layer, weights[f"BatchRenorm_{k}"], actor.batch_stats[f"BatchRenorm_{k}"])
+                      for k, layer in enumerate(layers)]
         moments = self.normaliser.obs_rms
         return Policy(self.task, algorithm, layers, moments.mean.copy(), np.sqrt(moments.var + self.normaliser.epsilon),
                       self.normaliser.clip_obs, ACTIVATION[algorithm], BOUND[algorithm],
@@ -116,6 +121,12 @@ class Learner:
     @staticmethod
     def _replay(buffer):
         return [name for name, value in vars(buffer).items() if isinstance(value, np.ndarray)]
+
+
+def _folded(weight, bias, affine, moments):
+    """The layer (weight, bias) of what batch normalisation makes of its input, as a layer of the input itself."""
+    scale = np.array(affine["scale"]) / np.sqrt(np.array(moments["var"]) + 0.001)  # flax's and sbx's epsilon
+    return weight * scale, bias + weight @ (np.array(affine["bias"]) - scale * np.array(moments["mean"]))
 
 
 def _tensor(value):

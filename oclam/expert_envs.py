@@ -79,15 +79,16 @@ class _Batch:
 
 
 class Copies(VecEnv):
-    """`number` copies of a task, episode by episode as dm_control makes them from `seed`.
+    """`number` copies of a task, episode by episode as dm_control begins them from `seed`.
 
-    Episodes end by time alone, which the algorithm is told ("TimeLimit.truncated"). With `stagger` the copies' first
-    episodes end one after another, so that a rollout sees every phase of an episode. Observations float32 (number, S),
-    actions (number, A) in [-1, 1]. A task outside `BATCHED` is observed copy by copy, slower and just as right.
+    Episodes end by time alone, after `steps`, which the algorithm is told ("TimeLimit.truncated"). With `stagger` the
+    copies' first episodes end one after another, so that a rollout sees every phase of an episode. Observations float32
+    (number, S), actions (number, A) in [-1, 1]. A task outside `BATCHED` is observed copy by copy, slower and just as
+    right.
     """
 
-    def __init__(self, task, number, seed, stagger=True):
-        self.task, self.number, self.stagger = task, number, stagger
+    def __init__(self, task, number, seed, stagger=True, steps=EPISODE):
+        self.task, self.number, self.stagger, self.steps = task, number, stagger, steps
         logging.getLogger("absl").setLevel(logging.ERROR)  # one deprecation a copy
         self.environments = [make(task, seed) for _ in range(number)]
         self.physics = [environment.physics for environment in self.environments]
@@ -103,7 +104,7 @@ class Copies(VecEnv):
             environment.task.random.seed((seed + k) % 2**32)
 
     def reset(self):
-        self.elapsed = np.arange(self.number) * (EPISODE // self.number) * self.stagger
+        self.elapsed = np.arange(self.number) * (self.steps // self.number) * self.stagger
         return np.stack([flatten(environment.reset().observation) for environment in self.environments])
 
     def step_async(self, actions):
@@ -119,7 +120,7 @@ class Copies(VecEnv):
             mujoco.mj_step1(model, data)
         observation, reward = self._observe()
         self.elapsed += 1
-        done, infos = self.elapsed >= EPISODE, [{} for _ in self.environments]
+        done, infos = self.elapsed >= self.steps, [{} for _ in self.environments]
         for k in np.flatnonzero(done):
             infos[k] = {"terminal_observation": observation[k].copy(), "TimeLimit.truncated": True}
             observation[k], self.elapsed[k] = flatten(self.environments[k].reset().observation), 0

@@ -12,7 +12,7 @@ from oclam.seeding import seed_of
 __all__ = ["Policy", "flatten", "load", "make", "measure", "remeasured", "save"]
 
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
-BOUNDS = {"clip": lambda x: np.clip(x, -1, 1), "tanh": np.tanh}  # how an action is kept in [-1, 1]: PPO's, SAC's
+BOUNDS = {"clip": lambda x: np.clip(x, -1, 1), "tanh": np.tanh}  # how an action is kept in [-1, 1]: PPO's, the others'
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,10 @@ class Backgrounds(Section):
 class Training(Section):
     """What sbx needs to train one task's expert."""
 
-    algorithm: Literal["PPO", "SAC"]
+    algorithm: Literal["PPO", "SAC", "CrossQ"]
     steps: Count
     environments: Count
+    episode_steps: Count  # until a copy begins anew: fewer than the 1,000 of a whole one show more beginnings
     evaluate_every: Count
     hyperparameters: dict[str, int | float | str | bool | list[int]]
 

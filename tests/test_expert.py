@@ -17,11 +17,12 @@ HYPERPARAMETERS = {
     "PPO": {"n_steps": 8, "batch_size": 8, "n_epochs": 2, "net_arch": [8], "log_std_init": -0.5, "learning_rate": 0.01,
             "target_kl": 0.02},
     "SAC": {"buffer_size": 64, "learning_starts": 8, "batch_size": 4, "net_arch": [8, 8], "gradient_steps": 2},
+    "CrossQ": {"buffer_size": 64, "learning_starts": 8, "batch_size": 4, "net_arch": [8, 8], "gradient_steps": 2},
 }
 
 
 def training(algorithm="PPO", steps=48, **hyperparameters):
-    return Training(algorithm=algorithm, steps=steps, environments=2, evaluate_every=16,
+    return Training(algorithm=algorithm, steps=steps, environments=2, episode_steps=5, evaluate_every=16,
                     hyperparameters=HYPERPARAMETERS[algorithm] | hyperparameters)
 
 
@@ -68,10 +69,10 @@ def test_batched_rewards_far_from_the_start_are_dm_controls():
 
 
 def test_time_alone_ends_an_episode_and_staggering_spreads_the_ends():
-    copies = Copies("cheetah-run", 4, seed=0)
+    copies = Copies("cheetah-run", 4, seed=0, steps=20)
     copies.reset()
-    assert list(copies.elapsed) == [0, EPISODE // 4, EPISODE // 2, 3 * EPISODE // 4]
-    copies.elapsed[:] = [EPISODE - 1, 0, 0, 0]
+    assert list(copies.elapsed) == [0, 5, 10, 15] and Copies("cheetah-run", 1, seed=0).steps == EPISODE == 1000
+    copies.elapsed[:] = [19, 0, 0, 0]
     observation, _, done, infos = copies.step(np.zeros((4, 6)))
     assert list(done) == [True, False, False, False] and copies.elapsed[0] == 0
     assert infos[0]["TimeLimit.truncated"] and not infos[1]
