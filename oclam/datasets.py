@@ -226,7 +226,8 @@ class Prefetch:
     """
 
     def __init__(self, make):
-        self._make, self._pool, self._ahead = make, ThreadPoolExecutor(1), {}
+        self._make, self._ahead = make, {}
+        self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))  # training has the cores
 
     def __call__(self, step):
         batch = self._ahead.get(step) or self._pool.submit(self._make, step)

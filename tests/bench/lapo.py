@@ -144,6 +144,8 @@ def compare(pixels, actions, sizes, device, compute, count):
             "per item, from Zarr": per_item(store, actions, sizes, device),
             "per item, from memory": per_item(pixels, actions, sizes, device),
             "oclam": staged(model(), observe, actions, sizes, compute),
+            "oclam, bfloat16": staged(model(), observe, actions, sizes,
+                                      SimpleNamespace(precision="bfloat16", compile=compute.compile)),
             "oclam, one fixed batch": staged(model(), Fixed(observe, sizes.batch_size), actions, sizes, compute),
         }, device, count)
     print(f"image model, scale {sizes.encoder_scale}, {sizes.residual_blocks} residual blocks, latent "
@@ -194,7 +196,7 @@ def main():
     pixels = rng.integers(0, 256, (EPISODES, STEPS, 64, 64, 3), dtype=np.uint8)
     actions = rng.normal(size=(EPISODES, STEPS, ACTIONS)).astype(np.float32)
     params = read()
-    compare(pixels, actions, params.lapo, device, params.compute, count=3)
+    compare(pixels, actions, params.lapo, device, params.compute, count=20)
     if device.type == "cuda":
         compare(pixels, actions, PAPER, device, SimpleNamespace(precision="bfloat16", compile=True), count=50)
         paper_sizes(device, pixels, actions)
