@@ -44,22 +44,22 @@ def main():
 def choose(task, select, dataset, slots):
     """Chosen slots, and the table of probes; of the actions only the labelled trajectories are read."""
     labelled = range(select.labelled_episodes)
-    seen = [[source[e] for e in labelled] for source in (dataset.pixels, slots["masks"], dataset.group["actions"])]
-    vectors, actions = [slots["slots"][e].astype(np.float32) for e in labelled], seen[-1]
-    count = vectors[0].shape[1]
-    chosen, probes = choose_slots(*seen, select.max_slots)
+    frames, masks, actions, vectors = ([source[e] for e in labelled] for source in (
+        dataset.pixels, slots["masks"], dataset.group["actions"], slots["slots"]))
+    count = slots["slots"].shape[2]
+    chosen, probes = choose_slots(frames, masks, actions, select.max_slots)
     if select.method == "manual":
         chosen = select.manual[task]
 
-    def row(slots):
-        found = probes.get(tuple(slots)) or probe_behind(*seen, slots)
-        told = probe([combine(v, slots, select.combine) for v in vectors], actions)
-        return {"probe_mse": found.mse, "probe_r2": found.r2, "vector_mse": told.mse}
+    def row(which):
+        seen = probes.get(tuple(which)) or probe_behind(frames, masks, actions, which)
+        told = probe([combine(v.astype(np.float32), which, select.combine) for v in vectors], actions)
+        return {"probe_mse": seen.mse, "probe_r2": seen.r2, "vector_mse": told.mse}
 
-    whole, found = probe_behind(*seen, range(count)), row(chosen)
+    whole, found = probe_behind(frames, masks, actions, range(count)), row(chosen)
     better = found["probe_mse"] < whole.mse
     names = " and ".join(map(str, chosen))
-    why = f"Slot {names}: behind its mask a ridge probe has error {found['probe_mse']:.3f} of the actions' variance "
+    why = f"Slot {names}: behind the mask a ridge probe has error {found['probe_mse']:.3f} of the actions' variance "
     why += f"{whole.variance:.3f}, on the whole frame {whole.mse:.3f}"
     why += ", chosen by hand" if select.method == "manual" else ", the lowest among the slots"
     why += "." if better else "; so no slot tells the actions better than the whole frame does."
