@@ -1,6 +1,7 @@
 """An expert as a file that needs no framework: network and observation normaliser, run by NumPy."""
 
 import argparse
+import sys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -119,7 +120,7 @@ def remeasured(policy, episodes):
                                                  "return_std": round(float(returns.std()), 1)})
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser(description="Measure an expert anew, beside what its file claims.")
     parser.add_argument("path")
     parser.add_argument("task")
@@ -128,3 +129,10 @@ if __name__ == "__main__":
     expert = load(given.path, given.task)
     for name, facts in (("claimed", expert.facts), ("measured", remeasured(expert, given.episodes).facts)):
         print(f"{name}: {facts['return_mean']} ± {facts['return_std']} over {facts['episodes']} episodes")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
