@@ -42,15 +42,17 @@ class Probe:
         return float(difference.mean() / (difference.std(ddof=1) / len(difference) ** 0.5 + 1e-12))
 
 
-def behind(frames, masks, chosen):
-    """What shows behind the chosen slots' masks, coarsely.
+def behind(frames, masks):
+    """What shows behind every slot's mask, coarsely.
 
     A patch belongs to the slot whose mask is the highest there. Frames uint8 (T, H, W, 3), soft masks (T, K, G, G) ->
-    float32 (T, 3 x SIGHT x SIGHT) in [0, 1]; all K slots give the whole frame.
+    float32 (T, K, 3 x SIGHT x SIGHT) in [0, 1]. What shows behind several slots is their sum, behind all the frame.
     """
-    held = torch.from_numpy(np.isin(masks.argmax(1), chosen))[:, None].float()
+    slots = torch.arange(masks.shape[1])[:, None, None]
+    held = (torch.from_numpy(masks.argmax(1))[:, None] == slots).float()
     images = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
-    return F.adaptive_avg_pool2d(images * F.interpolate(held, images.shape[2:]), SIGHT).flatten(1).numpy()
+    large = F.interpolate(held, images.shape[2:]).split(1, 1)
+    return torch.stack([F.adaptive_avg_pool2d(images * mask, SIGHT).flatten(1) for mask in large], 1).numpy()
 
 
 def combine(slots, chosen, how):
@@ -69,12 +71,12 @@ def probe(vectors, actions):
     return Probe(errors.mean(1), float(sum(groups).variance.mean()))
 
 
-def probe_behind(frames, masks, actions, chosen):
-    """The probe of what shows `behind` these slots' masks; lists of one array a trajectory."""
-    return probe([behind(*trajectory, chosen) for trajectory in zip(frames, masks, strict=True)], actions)
+def probe_behind(views, actions, chosen):
+    """The probe of what shows behind these slots' masks; views, a list of what `behind` gives, one a trajectory."""
+    return probe([view[:, list(chosen)].sum(1) for view in views], actions)
 
 
-def choose_slots(frames, masks, actions, max_slots, margin=1.0):
+def choose_slots(views, actions, max_slots, margin=1.0):
     """The slots behind whose masks the frames tell the actions best, and no more of them than needed.
 
     Starting from the best single slot, the best set of one slot more is taken when its error is lower by more than
@@ -83,8 +85,8 @@ def choose_slots(frames, masks, actions, max_slots, margin=1.0):
     """
     probes, leader = {}, None
     for size in range(1, max_slots + 1):
-        sets = list(combinations(range(masks[0].shape[1]), size))
-        probes |= {chosen: probe_behind(frames, masks, actions, chosen) for chosen in sets}
+        sets = list(combinations(range(views[0].shape[1]), size))
+        probes |= {chosen: probe_behind(views, actions, chosen) for chosen in sets}
         best = min(sets, key=lambda chosen: probes[chosen].mse)
         if leader is None or probes[best].gain_over(probes[leader]) > margin:
             leader = best

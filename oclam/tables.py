@@ -174,7 +174,7 @@ def _slots(results):
         best = select(results.steve, task=choice["task"], seed=choice["seed"])
         rows += [(f"STEVE, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
-        note = (f"{choice['why']} Model: {choice['model']}. Probes predict true actions, on the small labelled budget "
+        note = (f"{choice['why']} Model: {choice['model']}. Probes predict true actions on the small labelled budget "
                 "only. ")
         if choice["fg_ari"] is None:
             note += "There is no segmentation in this dataset to judge the choice by."

@@ -16,7 +16,7 @@ from oclam.params import load
 from oclam.previews import looked_at, moments, take
 from oclam.progress import Progress
 from oclam.segmentation import slot_measures
-from oclam.slot_selection import choose_slots, combine, probe, probe_behind
+from oclam.slot_selection import behind, choose_slots, combine, probe, probe_behind
 
 EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
 
@@ -44,19 +44,19 @@ def main():
 def choose(task, select, dataset, slots):
     """Chosen slots, and the table of probes; of the actions only the labelled trajectories are read."""
     labelled = range(select.labelled_episodes)
-    frames, masks, actions, vectors = ([source[e] for e in labelled] for source in (
-        dataset.pixels, slots["masks"], dataset.group["actions"], slots["slots"]))
-    count = slots["slots"].shape[2]
-    chosen, probes = choose_slots(frames, masks, actions, select.max_slots)
+    views = [behind(dataset.pixels[e], slots["masks"][e]) for e in labelled]
+    vectors = [slots["slots"][e].astype(np.float32) for e in labelled]
+    actions, count = [dataset.group["actions"][e] for e in labelled], vectors[0].shape[1]
+    chosen, probes = choose_slots(views, actions, select.max_slots)
     if select.method == "manual":
         chosen = select.manual[task]
 
     def row(which):
-        seen = probes.get(tuple(which)) or probe_behind(frames, masks, actions, which)
-        told = probe([combine(v.astype(np.float32), which, select.combine) for v in vectors], actions)
+        seen = probes.get(tuple(which)) or probe_behind(views, actions, which)
+        told = probe([combine(v, which, select.combine) for v in vectors], actions)
         return {"probe_mse": seen.mse, "probe_r2": seen.r2, "vector_mse": told.mse}
 
-    whole, found = probe_behind(frames, masks, actions, range(count)), row(chosen)
+    whole, found = probe_behind(views, actions, range(count)), row(chosen)
     better = found["probe_mse"] < whole.mse
     names = " and ".join(map(str, chosen))
     why = f"Slot {names}: behind the mask a ridge probe has error {found['probe_mse']:.3f} of the actions' variance "

@@ -20,37 +20,42 @@ def scene(carriers, count=4, noise=0.3):
     return list(frames), [masks] * count, list(actions + noise * rng.normal(size=actions.shape))
 
 
+def seen(frames, masks, actions):
+    return [behind(*trajectory) for trajectory in zip(frames, masks, strict=True)], actions
+
+
 def test_the_one_slot_that_shows_the_actions_is_chosen_alone():
-    chosen, probes = choose_slots(*scene([2]), max_slots=2)
+    chosen, probes = choose_slots(*seen(*scene([2])), max_slots=2)
     assert chosen == [2]
     assert probes[(2,)].r2 > 0.9 and all(probes[(k,)].r2 < 0.2 for k in (0, 1, 3))
     assert probes[(2,)].mse == pytest.approx(0.09, rel=0.3)  # the noise that no probe can explain
 
 
 def test_a_pair_is_chosen_when_both_show_the_actions():
-    chosen, probes = choose_slots(*scene([0, 3]), max_slots=2)
+    chosen, probes = choose_slots(*seen(*scene([0, 3])), max_slots=2)
     assert chosen == [0, 3] and probes[(0, 3)].gain_over(probes[(0,)]) > 1
 
 
 def test_no_more_slots_than_allowed():
-    assert len(choose_slots(*scene([0, 3]), max_slots=1)[0]) == 1
+    assert len(choose_slots(*seen(*scene([0, 3])), max_slots=1)[0]) == 1
 
 
 def test_a_slot_that_holds_no_patch_tells_nothing():
     frames, masks, actions = scene([2])
     masks = [np.stack([*mask.transpose(1, 0, 2, 3), mask[:, 2] / 2], 1) for mask in masks]  # a fifth below the third
-    found = probe_behind(frames, masks, actions, [4])
+    found = probe_behind(*seen(frames, masks, actions), [4])
     assert found.mse == pytest.approx(found.variance, rel=0.1)
-    assert choose_slots(frames, masks, actions, max_slots=2)[0] == [2]
+    assert choose_slots(*seen(frames, masks, actions), max_slots=2)[0] == [2]
 
 
 def test_behind_masks_is_the_frame_where_they_are_highest():
     frames, masks = (part[0] for part in scene([2])[:2])
+    views = behind(frames, masks)
     coarse = frames.reshape(STEPS, 8, 2, 8, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 255
-    np.testing.assert_allclose(behind(frames, masks, range(SLOTS)), coarse.reshape(STEPS, -1), rtol=1e-5)
+    np.testing.assert_allclose(views.sum(1), coarse.reshape(STEPS, -1), rtol=1e-5)
     held = np.zeros((8, 8))
     held[:4, 4:] = held[4:, 4:] = 1
-    np.testing.assert_allclose(behind(frames, masks, [1, 3]), (coarse * held).reshape(STEPS, -1), rtol=1e-5)
+    np.testing.assert_allclose(views[:, [1, 3]].sum(1), (coarse * held).reshape(STEPS, -1), rtol=1e-5)
 
 
 def vectors_of(colour):
