@@ -48,4 +48,4 @@ def _hardware():
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} {platform.machine()} cores"
+    return f"{len(os.sched_getaffinity(0))} {platform.machine()} cores"

@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import reduce
+from graphlib import TopologicalSorter
 from itertools import product
 from operator import getitem
 from pathlib import Path
@@ -100,49 +102,82 @@ def in_order(stages, until=None):
     return list(order.values())
 
 
-def run_slice(minutes, until=None):
-    """Run what is not done yet for at most `minutes`; a stage still running then is ended. Returns whether all is done.
+class _Job:
+    """A stage on its way: what earlier slices recorded of it, and the process that runs it now."""
+
+    def __init__(self, stage, params):
+        self.stage, self.key, self.record = stage, stage.key(params), RECORDS / f"{stage.name}.json"
+        record = read_json(self.record) if self.record.exists() else {"key": None}
+        begun = record["key"] == self.key
+        self.done = begun and record["done"] and all(Path(out).exists() for out in stage.outs)
+        self.spent = record["seconds"] if begun and not record["done"] else 0.0
+
+    def start(self, cores):
+        """Run the stage on these cores, which it counts by its affinity."""
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+                                    "OCLAM_SPENT": str(self.spent)}
+        self.cores, self.started, ours = cores, time.monotonic(), os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores)  # inherited
+        # A group of its own, so that its workers end with it, but the queue's session, so that no job outlives it.
+        self.process = subprocess.Popen([sys.executable, *shlex.split(self.stage.cmd)[1:]], env=environment,
+                                        process_group=0)
+        os.sched_setaffinity(0, ours)
+
+    def end(self):
+        """Stop the stage if it still runs, and record how far it is. Returns its status."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        status = self.process.wait()
+        seconds = self.spent + time.monotonic() - self.started
+        write_json(self.record, {"key": self.key, "done": status == 0, "seconds": round(seconds, 1)})
+        return status
+
+
+def run_slice(minutes, until=None, jobs=1):
+    """Run what is not done yet for at most `minutes`; stages still running then are ended. Returns whether all is done.
 
     A stage is done when it succeeded with these parameters and dependencies, and its outputs are there.
-    Raises UserError when a stage fails.
+    Args: until, as of `in_order`; jobs, how many stages run side by side, each on its share of the cores.
+    Raises UserError when a stage fails; those beside it are ended then, and go on at the next call.
     """
-    deadline, params = time.monotonic() + 60 * minutes, read().model_dump()
-    stages = in_order(expand(yaml.safe_load(Path("dvc.yaml").read_text()), params), until)
-    for number, stage in enumerate(stages, 1):
-        file, key = RECORDS / f"{stage.name}.json", stage.key(params)
-        record = read_json(file) if file.exists() else {"key": None}
-        begun = record["key"] == key
-        if begun and record["done"] and all(Path(out).exists() for out in stage.outs):
-            continue
-        spent = record["seconds"] if begun and not record["done"] else 0.0
-        started = time.monotonic()
-        if started >= deadline:
-            return False
-        print(f"{stage.name}, {number} of {len(stages)}: {(deadline - started) / 60:.1f} minutes left", flush=True)
-        status = _run(stage.cmd, spent, deadline - started)
-        seconds = spent + time.monotonic() - started
-        write_json(file, {"key": key, "done": status == 0, "seconds": round(seconds, 1)})
-        if status is None:
-            return False
-        if status:
-            raise UserError(f"{stage.name} ended with status {status}: {stage.cmd}")
-    return True
-
-
-def _run(command, spent, seconds):
-    """Status of the stage's command, None when it did not end within `seconds` and was made to."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
-                                "OCLAM_SPENT": str(spent)}
-    # A group of its own, so that its worker processes end with it, but the queue's session, so that no job outlives it.
-    process = subprocess.Popen([sys.executable, *shlex.split(command)[1:]], env=environment, process_group=0)
+    deadline, params, cores = time.monotonic() + 60 * minutes, read().model_dump(), sorted(os.sched_getaffinity(0))
+    if not 1 <= jobs <= len(cores):
+        raise UserError(f"--jobs: {jobs} given, 1 to {len(cores)} can share {len(cores)} cores")
+    shares = [cores[job::jobs] for job in range(jobs)]
+    ordered = in_order(expand(yaml.safe_load(Path("dvc.yaml").read_text()), params), until)
+    stages = {stage.name: stage for stage in ordered}
+    graph = TopologicalSorter({name: upstream(stage, stages) for name, stage in stages.items()})
+    graph.prepare()
+    ready, running = deque(), []
     try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
+        while graph.is_active():
+            ready.extend(graph.get_ready())
+            if ready and shares:
+                job = _Job(stages[ready.popleft()], params)
+                if job.done:
+                    graph.done(job.stage.name)
+                    continue
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                print(f"{job.stage.name}, {left / 60:.1f} minutes left", flush=True)
+                job.start(shares.pop())
+                running.append(job)
+            elif ended := [job for job in running if job.process.poll() is not None]:
+                for job in ended:
+                    running.remove(job)
+                    shares.append(job.cores)
+                    if status := job.end():
+                        raise UserError(f"{job.stage.name} ended with status {status}: {job.stage.cmd}")
+                    graph.done(job.stage.name)
+            elif time.monotonic() >= deadline:
+                return False
+            else:
+                time.sleep(0.05)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+        for job in running:
+            job.end()
+    return True
 
 
 def main():
@@ -150,9 +185,10 @@ def main():
                                      epilog="Status: 0, all is done; 75, call again; 1, a stage failed.")
     parser.add_argument("--minutes", type=float, required=True, help="a little less than the queue's limit")
     parser.add_argument("--until", metavar="STAGE", help="the last stage, or instance such as lapo@cheetah-run-0")
+    parser.add_argument("--jobs", type=int, default=1, help="stages side by side, among which the cores are shared")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))  # the queue's end is a slice's end too
-    if not run_slice(arguments.minutes, arguments.until):
+    if not run_slice(arguments.minutes, arguments.until, arguments.jobs):
         print("The time is over; the same command goes on from here", flush=True)
         sys.exit(os.EX_TEMPFAIL)
 

@@ -146,6 +146,38 @@ def test_the_time_ends_a_stage_with_its_workers_and_is_counted(tree):
     assert run_slice(10, "first") and float(Path("spent").read_text()) >= 3 * slices
 
 
+BESIDE = """import os, sys, time
+from pathlib import Path
+path = Path(sys.argv[2])
+path.parent.mkdir(exist_ok=True)
+if path.parent.name == "b":
+    Path(f"cores{path.name}").write_text(repr(sorted(os.sched_getaffinity(0))))
+    while not Path(f"cores{1 - int(path.name)}").exists():  # ends only beside the other one
+        time.sleep(0.01)
+path.write_text("made")
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_jobs_run_side_by_side_and_share_the_cores(tree):
+    Path("count.py").write_text(BESIDE)
+    ours = os.sched_getaffinity(0)
+    assert run_slice(1, jobs=2) and Path("all").exists()
+    first, second = (set(yaml.safe_load(Path(f"cores{k}").read_text())) for k in range(2))
+    assert first | second == ours == os.sched_getaffinity(0) and not first & second
+    with pytest.raises(UserError, match="--jobs: 0 given"):
+        run_slice(1, jobs=0)
+
+
+def test_a_failing_stage_ends_those_beside_it(tree):
+    Path("count.py").write_text(BESIDE.replace('path.write_text("made")', """if path.name == "1": raise SystemExit(3)
+if path.name == "0": time.sleep(600)
+path.write_text("made")"""))
+    with pytest.raises(UserError, match="each@1 ended with status 3"):
+        run_slice(1, jobs=2)
+    assert not Path("b/0").exists()
+
+
 def test_the_status_says_whether_to_call_again(tree):
     def call(*words):
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
