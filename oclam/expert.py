@@ -20,12 +20,10 @@ from oclam.seeding import seed_of  # noqa: E402
 
 __all__ = ["Learner", "train"]
 
-# Where sbx keeps what an algorithm learns, and how its actors end.
-STATES = {"PPO": ("policy.actor_state", "policy.vf_state"),
-          "SAC": ("policy.actor_state", "policy.qf_state", "ent_coef_state"),
-          "CrossQ": ("policy.actor_state", "policy.qf_state", "ent_coef_state")}
-ACTIVATION = {"PPO": "tanh", "SAC": "relu", "CrossQ": "relu"}
-BOUND = {"PPO": "clip", "SAC": "tanh", "CrossQ": "tanh"}
+# Of every algorithm: where sbx keeps what it learns, its activation, and how its actor ends.
+ON_POLICY = ("policy.actor_state", "policy.vf_state"), "tanh", "clip"
+OFF_POLICY = ("policy.actor_state", "policy.qf_state", "ent_coef_state"), "relu", "tanh"
+ALGORITHMS = {"PPO": ON_POLICY, "SAC": OFF_POLICY, "CrossQ": OFF_POLICY}
 NETWORK = ("layer_norm", "log_std_init", "net_arch", "ortho_init")  # hyperparameters that sbx calls the policy's
 
 
@@ -80,13 +78,13 @@ class Learner:
             layers = [_folded(*layer, weights[f"BatchRenorm_{k}"], actor.batch_stats[f"BatchRenorm_{k}"])
                       for k, layer in enumerate(layers)]
         moments = self.normaliser.obs_rms
+        facts = {"steps": self.steps, "training": self.training.model_dump()}
         return Policy(self.task, algorithm, layers, moments.mean.copy(), np.sqrt(moments.var + self.normaliser.epsilon),
-                      self.normaliser.clip_obs, ACTIVATION[algorithm], BOUND[algorithm],
-                      {"steps": self.steps, "training": self.training.model_dump()})
+                      self.normaliser.clip_obs, *ALGORITHMS[algorithm][1:], facts)
 
     def state_dict(self):
         """Everything that a later round depends on, as tensors: networks, optimisers, normaliser, replay buffer."""
-        learned = [jax.tree.leaves(attrgetter(name)(self.model)) for name in STATES[self.training.algorithm]]
+        learned = [jax.tree.leaves(attrgetter(name)(self.model)) for name in self._learned()]
         state = {"learned": [[_tensor(leaf) for leaf in leaves] for leaves in learned], "steps": self.steps,
                  "updates": self.model._n_updates,
                  "moments": [(_tensor(one.mean), _tensor(one.var), float(one.count)) for one in self._moments()]}
@@ -99,7 +97,7 @@ class Learner:
         return state
 
     def load_state_dict(self, state):
-        for name, tensors in zip(STATES[self.training.algorithm], state["learned"], strict=True):
+        for name, tensors in zip(self._learned(), state["learned"], strict=True):
             owner, _, last = name.rpartition(".")
             owner = attrgetter(owner)(self.model) if owner else self.model
             structure = jax.tree.structure(getattr(owner, last))
@@ -114,6 +112,9 @@ class Learner:
             for name, tensor in state["replay"].items():
                 getattr(buffer, name)[:len(tensor)] = tensor.numpy()
             buffer.pos, buffer.full = state["replay_position"], state["replay_full"]
+
+    def _learned(self):
+        return ALGORITHMS[self.training.algorithm][0]
 
     def _moments(self):
         return self.normaliser.obs_rms, self.normaliser.ret_rms
