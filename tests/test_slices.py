@@ -158,7 +158,10 @@ path.write_text("made")
 """
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+
+
+@two_cores
 def test_jobs_run_side_by_side_and_share_the_cores(tree):
     Path("count.py").write_text(BESIDE)
     ours = os.sched_getaffinity(0)
@@ -169,6 +172,7 @@ def test_jobs_run_side_by_side_and_share_the_cores(tree):
         run_slice(1, jobs=0)
 
 
+@two_cores
 def test_a_failing_stage_ends_those_beside_it(tree):
     Path("count.py").write_text(BESIDE.replace('path.write_text("made")', """if path.name == "1": raise SystemExit(3)
 if path.name == "0": time.sleep(600)
