@@ -69,7 +69,7 @@ class Environments:
     """
 
     def __init__(self, make, groups, workers=None):
-        workers = min(workers or _cores(), max(map(len, groups)))
+        workers = min(workers or len(os.sched_getaffinity(0)), max(map(len, groups)))
         before = np.cumsum([0, *map(len, groups)])  # dealt out through all groups, so that no worker has two more
         self._shares = [[range((worker - first) % workers, len(group), workers) for worker in range(workers)]
                         for first, group in zip(before, groups, strict=False)]
@@ -130,10 +130,6 @@ def _one_thread():
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _work(pipe, make, counts):

@@ -7,24 +7,35 @@ from oclam.datasets import Frames
 from oclam.seeding import torch_rng
 from oclam.training import exponential_decay, train
 
-__all__ = ["fit"]
+__all__ = ["clips_of", "fit"]
 
 
-def fit(model, observer, dataset, settings, checkpoint, *, seed, forward, compiled):
-    """Train on clips of the episodes that are not held out; the checkpoint keeps the trained model.
+def clips_of(dataset, observer, settings, *, seed, device, forward):
+    """The clips to train on, of the episodes that are not held out.
 
-    Args: model, a `VideoSaur` or `Steve` on its device; observer, uint8 (N, H, W, 3) -> the model's inputs (N, ...);
-    dataset, an `oclam.datasets.Dataset`; settings, with the section ocp's keys on training; forward, the
-    context manager of the forward pass (precision); compiled, whether to compile the model.
+    Args: dataset, an `oclam.datasets.Dataset`; observer, uint8 (N, H, W, 3) -> the model's inputs (N, ...); settings,
+    with the section ocp's keys on clips; forward, the context manager of the forward pass (precision).
+    """
+    def observe(images):
+        with forward():
+            return observer(images)
+
+    frames = Frames.load(dataset.pixels, range(dataset.episodes), device)
+    return Clips(frames, observe, episodes=dataset.episodes, steps=dataset.steps, length=settings.clip_length,
+                 batch_size=settings.batch_size, kept=settings.kept_clips, seed=seed)
+
+
+def fit(model, clips, settings, checkpoint, *, seed, forward, compiled):
+    """Train on clips; the checkpoint keeps the trained model.
+
+    Args: model, a `VideoSaur` or `Steve` on its device; clips, an `oclam.clips.Clips`; settings, with the section
+    ocp's keys on training; forward, the context manager of the forward pass (precision); compiled, whether to compile
+    the model.
     Returns rows of step, loss and the loss's parts.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     losses_of = torch.compile(model) if compiled else model
-
-    def observe(images):
-        with forward():
-            return observer(images)
 
     def step(i):
         clips_of_step = clips(i)
@@ -42,9 +53,6 @@ def fit(model, observer, dataset, settings, checkpoint, *, seed, forward, compil
         optimizer.step()
         return losses
 
-    frames = Frames.load(dataset.pixels, range(dataset.episodes), device)
-    clips = Clips(frames, observe, episodes=dataset.episodes, steps=dataset.steps, length=settings.clip_length,
-                  batch_size=settings.batch_size, kept=settings.kept_clips, seed=seed)
     parts = {"model": model, "optimizer": optimizer}
     rows = train(step, settings.steps, parts, checkpoint, samples=settings.batch_size * settings.clip_length,
                  unit="frames")

@@ -124,7 +124,8 @@ class Ocp(Section):
     kept_clips: Count | None  # draw and encode this many clips once; null encodes fresh ones at every step
     decoded_patches: Count | None  # random patches of a step on which the loss is taken; null takes all
     batch_size: Count
-    steps: Count
+    starts: Count  # initialisations; kept is the one behind whose chosen slots labelled frames tell the actions best
+    steps: Count  # of each
     learning_rate: Positive
     warmup_steps: Natural
     decay_steps: Count
@@ -155,6 +156,7 @@ class SlotSelect(Section):
     labelled_episodes: Annotated[int, Field(ge=2)]  # all that auto may see of the true actions
     max_slots: Count
     combine: Literal["concatenate", "mean"]
+    masks: Literal["soft", "hard"]  # hard: whole patches, where a chosen slot's mask is the highest
 
 
 class LapoImage(Section):

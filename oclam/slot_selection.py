@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from oclam.ridge import Moments, best_ridge
 
-__all__ = ["Probe", "behind", "choose_slots", "combine", "probe", "probe_behind"]
+__all__ = ["Probe", "behind", "choose_model", "choose_slots", "combine", "probe", "probe_behind"]
 
 SIGHT = 8  # pixels a side: enough to see limbs move, few enough to fit on thousands of labelled frames
 
@@ -93,3 +93,17 @@ def choose_slots(views, actions, max_slots, margin=1.0):
         else:
             break
     return list(leader), probes
+
+
+def choose_model(masks, frames, actions, max_slots):
+    """Which of some models, trained from different initialisations, has the slots that show the agent best.
+
+    Args: masks, of every model (models, n, T, K, G, G), soft; frames uint8 (T, H, W, 3) and actions (T, A), of the n
+    labelled trajectories; max_slots. Returns (index of the model, the error of each one's chosen slots).
+    """
+    errors = []
+    for found in masks:
+        views = [behind(*trajectory) for trajectory in zip(frames, found, strict=True)]
+        chosen, probes = choose_slots(views, actions, max_slots)
+        errors.append(probes[tuple(chosen)].mse)
+    return int(np.argmin(errors)), errors

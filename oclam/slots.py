@@ -2,7 +2,6 @@
 
 import shutil
 
-import numpy as np
 import torch
 import zarr
 
@@ -60,7 +59,8 @@ def extract_slots(model, observe, pixels, path, folder, *, slots, slot_dim, grid
                 previous = None if t == 0 or window else position.previous.to(device)
                 images = torch.from_numpy(pixels[place])
                 with forward():
-                    found, masks = _slots_of(model, observe, images.to(device), previous, window)
+                    projected, = _project([model], observe, images.to(device))
+                    found, masks = _slots_of(model, projected, previous, window)
                 store["slots"][place] = found.half().cpu().numpy()
                 store["masks"][place] = masks.unflatten(-1, (grid, grid)).cpu().numpy()
                 position.advance(found[:, -1])
@@ -71,25 +71,35 @@ def extract_slots(model, observe, pixels, path, folder, *, slots, slot_dim, grid
 
 
 @torch.no_grad()
-def find_masks(model, observe, episodes, *, window, forward):
-    """The masks of a few episodes, as `extract_slots` finds them: uint8 (T, H, W, 3) each -> uint8 (n, T, K, G, G)."""
-    model.eval()
-    device, found = next(model.parameters()).device, []
-    for episode in episodes:
-        with forward():
-            masks = _slots_of(model, observe, torch.from_numpy(episode)[None].to(device), None, window)[1]
-        found.append(masks[0].unflatten(-1, (model.grid, model.grid)).cpu().numpy())
-    return np.stack(found)
+def find_masks(models, observe, episodes, *, window, forward):
+    """The masks of a few episodes, as `extract_slots` finds them with each of some models of the same size.
+
+    Every frame passes the encoder once. Episodes uint8 (T, H, W, 3) each -> uint8 (models, episodes, T, K, G, G).
+    """
+    device, found = next(models[0].parameters()).device, [[] for _ in models]
+    for model in models:
+        model.eval()
+    with Progress(len(episodes), "finding masks", " episodes") as bar, forward():
+        for episode in episodes:
+            projected = _project(models, observe, torch.from_numpy(episode)[None].to(device))
+            for model, part, masks in zip(models, projected, found, strict=True):
+                masks.append(_slots_of(model, part, None, window)[1][0])
+            bar.update()
+    return torch.stack([torch.stack(masks) for masks in found]).unflatten(-1, (models[0].grid,) * 2).cpu().numpy()
 
 
-def _slots_of(model, observe, images, previous, window):
-    """Frames (B, T, H, W, 3) -> slots (B, T, K, D) and masks uint8 (B, T, K, P)."""
-    frames = images.flatten(0, 1)
-    projected = torch.cat([model.project(observe(part)[0]) for part in frames.split(ENCODER_BATCH)])
-    projected = projected.unflatten(0, images.shape[:2])  # (B, T, P, D)
+def _project(models, observe, images):
+    """Frames (B, T, H, W, 3) -> their features as each model's slots read them, (B, T, P, D)."""
+    observed = (observe(part)[0] for part in images.flatten(0, 1).split(ENCODER_BATCH))
+    parts = [[model.project(features) for model in models] for features in observed]
+    return [torch.cat(column).unflatten(0, images.shape[:2]) for column in zip(*parts, strict=True)]
+
+
+def _slots_of(model, projected, previous, window):
+    """Projected features (B, T, P, D) -> slots (B, T, K, D) and masks uint8 (B, T, K, P)."""
     pieces = projected.split(window or projected.shape[1], 1)
     slots = torch.cat([model.slots(piece, previous) for piece in pieces], 1)
     masks = [model.masks(*part) for part in zip(slots.flatten(0, 1).split(ENCODER_BATCH),
                                                projected.flatten(0, 1).split(ENCODER_BATCH), strict=True)]
-    masks = torch.cat(masks).float().mul(255).round().byte().unflatten(0, images.shape[:2])
+    masks = torch.cat(masks).float().mul(255).round().byte().unflatten(0, projected.shape[:2])
     return slots, masks

@@ -36,7 +36,7 @@ def main():
     if not table["better_than_whole_frame"]:
         print(f"WARNING: {table['why']} Look at the masks before you trust what is learned from these slots.",
               file=sys.stderr)
-    write_selection(paths.selection(task, seed), slots, chosen, select.combine, dataset.pixels.shape[2])
+    write_selection(paths.selection(task, seed), slots, chosen, select, dataset.pixels.shape[2])
     write_preview(paths.slot_preview(task, seed), dataset, truth, masks, held_out, chosen)
     write_json(paths.slot_table(task, seed), {"model": slots.attrs["model"], **table})
 
@@ -70,22 +70,29 @@ def choose(task, select, dataset, slots):
         "slots": [{"slot": k, **row([k])} for k in range(count)]}
 
 
-def write_selection(path, slots, chosen, how, size):
-    """The chosen slots side by side (or their mean) and their masks' sum (or mean) at image size, every frame."""
+def write_selection(path, slots, chosen, select, size):
+    """The chosen slots, combined, and the mask of what they hold at image size, of every frame."""
     episodes, steps, _, dim = slots["slots"].shape
-    width = dim * (1 if how == "mean" else len(chosen))
+    width = dim * (1 if select.combine == "mean" else len(chosen))
     with atomic(path) as temporary, Progress(episodes * steps, "writing the selection", " frames") as bar:
-        group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": how})
+        group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": select.combine})
         vectors = group.create_array("slots", shape=(episodes, steps, width), chunks=(EPISODES, steps, width),
                                      dtype="float16")
         image = group.create_array("mask", shape=(episodes, steps, size, size), chunks=(EPISODES, 100, size, size),
                                    shards=(EPISODES, 100 * -(-steps // 100), size, size), dtype="uint8")
         for e in range(0, episodes, EPISODES):
             part = slice(e, min(e + EPISODES, episodes))
-            vectors[part] = combine(slots["slots"][part], chosen, how)
-            mask = slots["masks"].oindex[part, :, chosen].astype(np.float32)
-            image[part] = upsample(mask.mean(2) if how == "mean" else mask.sum(2), size)
+            vectors[part] = combine(slots["slots"][part], chosen, select.combine)
+            image[part] = upsample(mask_of(slots["masks"][part], chosen, select), size)
             bar.update((part.stop - e) * steps)
+
+
+def mask_of(masks, chosen, select):
+    """The chosen slots' mask (E, T, G, G), 0..255, of all slots' masks (E, T, K, G, G)."""
+    if select.masks == "hard":
+        return 255 * np.isin(masks.argmax(2), chosen).astype(np.float32)
+    picked = masks[:, :, chosen].astype(np.float32)
+    return picked.mean(2) if select.combine == "mean" else picked.sum(2)
 
 
 def upsample(mask, size):

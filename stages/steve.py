@@ -11,7 +11,7 @@ from oclam.artifacts import save_tensors
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
-from oclam.ocp_training import fit
+from oclam.ocp_training import clips_of, fit
 from oclam.params import load
 from oclam.previews import looked_at, moments, take
 from oclam.seeding import seed_of
@@ -33,11 +33,11 @@ def main():
     model = Steve(dataset.pixels.shape[2], slots=ocp.slots, slot_dim=ocp.slot_dim, **widths).to(device)
     # Nothing is encoded and every token is spelled anyway, so neither kept clips nor fewer patches would save a thing.
     settings = SimpleNamespace(**vars(ocp), **dict(steve), kept_clips=None, decoded_patches=None)
-    rows = fit(model, to_unit, dataset, settings, checkpoint, seed=seed, forward=forward,
-               compiled=params.compute.compile)
+    clips = clips_of(dataset, to_unit, settings, seed=seed, device=device, forward=forward)
+    rows = fit(model, clips, settings, checkpoint, seed=seed, forward=forward, compiled=params.compute.compile)
 
     episodes, truth = looked_at(dataset), dataset.group.get("segmentation")
-    masks = find_masks(model, to_unit, (dataset.pixels[e] for e in episodes), window=ocp.window, forward=forward)
+    masks, = find_masks([model], to_unit, [dataset.pixels[e] for e in episodes], window=ocp.window, forward=forward)
     measures = {} if truth is None else slot_measures(masks, truth[:], chosen=[])
     places = moments(len(episodes), dataset.steps)
     save_tensors(paths.steve(task, seed), {"masks": take(masks, places)}, log=rows, slots=measures.get("slots", []),

@@ -6,7 +6,7 @@ import torch
 import zarr
 
 from oclam.checkpoint import Checkpoint
-from oclam.ocp_training import fit
+from oclam.ocp_training import clips_of, fit
 from oclam.steve import Steve, to_unit
 
 SETTINGS = SimpleNamespace(slots=3, slot_dim=8, clip_length=2, batch_size=2, kept_clips=None, decoded_patches=None,
@@ -37,8 +37,10 @@ def attempt(dataset, name, kill_at=None, **changes):
 
     torch.manual_seed(0)
     model = Steve(16, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=8, decoder_layers=1)
-    rows = fit(model, observer, dataset, SimpleNamespace(**vars(SETTINGS) | changes),
-               Checkpoint(name, SETTINGS, interval=0), seed=0, forward=nullcontext, compiled=False)
+    settings = SimpleNamespace(**vars(SETTINGS) | changes)
+    clips = clips_of(dataset, observer, settings, seed=0, device=torch.device("cpu"), forward=nullcontext)
+    rows = fit(model, clips, settings, Checkpoint(name, SETTINGS, interval=0), seed=0, forward=nullcontext,
+               compiled=False)
     return torch.cat([parameter.flatten() for parameter in model.parameters()]).detach(), rows, len(calls)
 
 

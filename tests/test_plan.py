@@ -92,6 +92,13 @@ def test_kept_clips_pass_the_encoder_once():
     assert few.samples == many.samples and many.data > few.data
 
 
+def test_every_start_trains_on_clips_that_are_encoded_once():
+    with torch.device("meta"):
+        one, two, three = (plan("params.yaml", f"ocp.starts={starts}").ocp() for starts in (1, 2, 3))
+    assert (two.samples, three.samples) == (2 * one.samples, 3 * one.samples)
+    assert three.flops - two.flops == two.flops - one.flops < one.flops
+
+
 def test_a_loss_on_some_patches_costs_less_and_steve_needs_no_encoder():
     with torch.device("meta"):
         few, all_patches = (plan("params.yaml", f"ocp.decoded_patches={patches}").ocp() for patches in (16, "null"))
@@ -102,8 +109,8 @@ def test_a_loss_on_some_patches_costs_less_and_steve_needs_no_encoder():
 
 def test_steve_beside_ocp_is_the_model_that_ocp_would_train():
     with torch.device("meta"):
-        found = plan("params.yaml", "ocp.model=steve", "ocp.batch_size=8", "ocp.steps=10", "ocp.decoded_patches=null",
-                     "steve.batch_size=8", "steve.steps=10", "encoder.source=none")
+        found = plan("params.yaml", "ocp.model=steve", "ocp.starts=1", "ocp.batch_size=8", "ocp.steps=10",
+                     "ocp.decoded_patches=null", "steve.batch_size=8", "steve.steps=10", "encoder.source=none")
         ocp, steve = found.ocp(), found.steve()
     assert (steve.total, steve.memory, steve.samples) == (ocp.total, ocp.memory, ocp.samples)
     assert steve.flops < ocp.flops and steve.disk == 0  # which extracts the slots of the whole dataset

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from oclam.seeding import numpy_rng
-from oclam.slot_selection import Probe, behind, choose_slots, combine, probe, probe_behind
+from oclam.slot_selection import Probe, behind, choose_model, choose_slots, combine, probe, probe_behind
 
 STEPS, SLOTS, SIZE = 60, 4, 16
 
@@ -87,3 +87,12 @@ def test_combining():
     slots = np.arange(24.0).reshape(2, 4, 3)
     np.testing.assert_array_equal(combine(slots, [1, 3], "concatenate")[0], [3, 4, 5, 9, 10, 11])
     np.testing.assert_array_equal(combine(slots, [1, 3], "mean")[0], [6, 7, 8])
+
+
+def test_the_model_is_kept_whose_slot_shows_the_actions():
+    frames, masks, actions = scene([2])
+    whole = [np.concatenate([np.ones((STEPS, 1, 2, 2)), np.zeros((STEPS, SLOTS - 1, 2, 2))], 1)] * len(frames)
+    best, errors = choose_model(np.stack([whole, masks, whole]), frames, actions, max_slots=2)
+    chosen, probes = choose_slots(*seen(frames, masks, actions), max_slots=2)
+    assert best == 1 and errors[1] == probes[tuple(chosen)].mse
+    assert errors[0] == errors[2] == probe_behind(*seen(frames, masks, actions), range(SLOTS)).mse > errors[1]

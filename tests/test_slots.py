@@ -24,9 +24,15 @@ def small_units(monkeypatch):
 
 
 @pytest.fixture
-def model():
+def models():
     torch.manual_seed(0)
-    return VideoSaur(12, GRID**2, slots=K, slot_dim=D, feature_hidden=16, decoder_hidden=16, decoder_layers=1)
+    return [VideoSaur(12, GRID**2, slots=K, slot_dim=D, feature_hidden=16, decoder_hidden=16, decoder_layers=1)
+            for _ in range(2)]
+
+
+@pytest.fixture
+def model(models):
+    return models[0]
 
 
 @pytest.fixture
@@ -82,10 +88,14 @@ def test_extraction_equals_one_frame_after_the_other(model, pixels, tmp_path, wi
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])
-def test_masks_of_a_few_episodes_are_those_of_the_extraction(model, pixels, tmp_path, window):
-    found = find_masks(model, Encoder(), pixels[:2], window=window, forward=nullcontext)
-    expected = extract(model, pixels, tmp_path, "slots.zarr", window=window)["masks"][:2]
-    assert found.shape == expected.shape and abs(found.astype(int) - expected).max() <= 1
+def test_masks_of_a_few_episodes_are_those_of_the_extraction_with_every_model(models, pixels, tmp_path, window):
+    encoder = Encoder()
+    found = find_masks(models, encoder, pixels[:2], window=window, forward=nullcontext)
+    assert encoder.frames == 2 * STEPS  # once for all models
+    for k, model in enumerate(models):
+        expected = extract(model, pixels, tmp_path, f"{k}", window=window)["masks"][:2]
+        assert found[k].shape == expected.shape and abs(found[k].astype(int) - expected).max() <= 1
+    assert abs(found[0].astype(int) - found[1]).max() > 1
 
 
 def test_windows_forget_and_recurrence_remembers(model, pixels, tmp_path):

@@ -1,6 +1,7 @@
 """Stages ocp, slot-select and steve on a tiny dataset in which one moving square obeys the actions."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["ocp"] |= {"slots": 3, "slot_dim": 8, "feature_hidden": 16, "decoder_hidden": 16, "decoder_layers": 1,
-                      "kept_clips": 16, "batch_size": 4, "steps": 6, "warmup_steps": 1, "decay_steps": 6}
+                      "kept_clips": 16, "batch_size": 4, "starts": 2, "steps": 6, "warmup_steps": 1, "decay_steps": 6}
     params["steve"] |= {"feature_hidden": 8, "decoder_hidden": 8, "decoder_layers": 1, "batch_size": 2, "steps": 4}
     params["slot_select"] |= {"labelled_episodes": 3, "max_slots": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -70,7 +71,7 @@ def content(path):
 
 
 def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
-    run(project, "ocp")
+    said = run(project, "ocp").stderr
     monkeypatch.chdir(project)
     outs = [paths.ocp("cheetah-run", 0), paths.log(paths.ocp("cheetah-run", 0)), paths.slots("cheetah-run", 0)]
     first = [content(out) for out in outs]
@@ -78,6 +79,8 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert [content(out) for out in outs] == first and not (project / ".resume").exists()
 
     weights, about = load_tensors(outs[0])
+    errors = re.search(r"of each start: ([\d.]+), ([\d.]+); start (\d) is kept", said).groups()
+    assert about["start"] == int(errors[2]) == np.argmin([float(error) for error in errors[:2]])
     assert about["slots"] == 3 and weights["slots.init.mean"].shape == (3, 8)
     assert [row["step"] for row in read_csv(outs[1])] == list(range(1, 7))
     slots = open_zarr(outs[2])
@@ -89,9 +92,10 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert ("WARNING" in done.stderr) != table["better_than_whole_frame"]
     chosen = table["chosen"]
     np.testing.assert_array_equal(selection["slots"][:], slots["slots"][:][:, :, chosen].reshape(EPISODES, STEPS, -1))
-    mask = slots["masks"][:][:, :, chosen].sum(2, dtype=int)
-    assert selection["mask"].shape == (EPISODES, STEPS, SIZE, SIZE)
-    np.testing.assert_allclose(selection["mask"][:].mean((2, 3)), mask.mean((2, 3)), atol=1)
+    masks = slots["masks"][:]
+    held = np.isin(masks.argmax(2), chosen)
+    assert selection["mask"].shape == (EPISODES, STEPS, SIZE, SIZE) and 0 < held.mean() < 1
+    np.testing.assert_allclose(selection["mask"][:].mean((2, 3)), 255 * held.mean((2, 3)), atol=1)
     assert [row["slot"] for row in table["slots"]] == [0, 1, 2]
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
     assert preview["frames"].shape == (6, SIZE, SIZE, 3) and preview["masks"].shape == (6, 3, 4, 4)
@@ -104,6 +108,11 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert len(steve["slots"]) == 3 and steve["best"] == np.argmax([row["agent_iou"] for row in steve["slots"]])
     assert [row["step"] for row in steve["log"]] == list(range(1, 5))
 
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(params.replace("masks: hard", "masks: soft"))
+    run(project, "slot_select")
+    soft = open_zarr(paths.selection("cheetah-run", 0))["mask"][:]
+    np.testing.assert_allclose(soft.mean((2, 3)), masks[:, :, chosen].sum(2, dtype=int).mean((2, 3)), atol=1)
     expected = content(paths.selection("cheetah-run", 0)), table["why"], preview["masks"][0]
     group = zarr.open_group(paths.dataset("cheetah-run", "distracted"), mode="r+")
     del group["segmentation"], group.attrs["segmented_episodes"]
