@@ -156,7 +156,7 @@ class SlotSelect(Section):
     labelled_episodes: Annotated[int, Field(ge=2)]  # all that auto may see of the true actions
     max_slots: Count
     combine: Literal["concatenate", "mean"]
-    masks: Literal["soft", "hard"]  # hard: whole patches, where a chosen slot's mask is the highest
+    masks: Literal["soft", "refined"]  # refined: where a chosen slot's is the highest, along the edges of the frame
 
 
 class LapoImage(Section):

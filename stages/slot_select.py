@@ -12,6 +12,7 @@ from oclam import paths
 from oclam.artifacts import atomic, open_zarr, save_tensors, write_json
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
+from oclam.guided_filter import guided_filter
 from oclam.params import load
 from oclam.previews import looked_at, moments, take
 from oclam.progress import Progress
@@ -19,6 +20,7 @@ from oclam.segmentation import slot_measures
 from oclam.slot_selection import behind, choose_slots, combine, probe, probe_behind
 
 EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
+RADIUS, FILTERED = 2.5, 25  # of the guided filter, in patches; frames filtered at a time, which then fit in the cache
 
 
 def main():
@@ -36,7 +38,7 @@ def main():
     if not table["better_than_whole_frame"]:
         print(f"WARNING: {table['why']} Look at the masks before you trust what is learned from these slots.",
               file=sys.stderr)
-    write_selection(paths.selection(task, seed), slots, chosen, select, dataset.pixels.shape[2])
+    write_selection(paths.selection(task, seed), slots, chosen, select, dataset.pixels)
     write_preview(paths.slot_preview(task, seed), dataset, truth, masks, held_out, chosen)
     write_json(paths.slot_table(task, seed), {"model": slots.attrs["model"], **table})
 
@@ -70,10 +72,10 @@ def choose(task, select, dataset, slots):
         "slots": [{"slot": k, **row([k])} for k in range(count)]}
 
 
-def write_selection(path, slots, chosen, select, size):
+def write_selection(path, slots, chosen, select, pixels):
     """The chosen slots, combined, and the mask of what they hold at image size, of every frame."""
     episodes, steps, _, dim = slots["slots"].shape
-    width = dim * (1 if select.combine == "mean" else len(chosen))
+    width, size = dim * (1 if select.combine == "mean" else len(chosen)), pixels.shape[2]
     with atomic(path) as temporary, Progress(episodes * steps, "writing the selection", " frames") as bar:
         group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": select.combine})
         vectors = group.create_array("slots", shape=(episodes, steps, width), chunks=(EPISODES, steps, width),
@@ -83,22 +85,28 @@ def write_selection(path, slots, chosen, select, size):
         for e in range(0, episodes, EPISODES):
             part = slice(e, min(e + EPISODES, episodes))
             vectors[part] = combine(slots["slots"][part], chosen, select.combine)
-            image[part] = upsample(mask_of(slots["masks"][part], chosen, select), size)
+            masks = slots["masks"][part]
+            image[part] = (np.stack([refined(*pair, chosen) for pair in zip(masks, pixels[part], strict=True)])
+                           if select.masks == "refined" else soft(masks, chosen, select.combine, size))
             bar.update((part.stop - e) * steps)
 
 
-def mask_of(masks, chosen, select):
-    """The chosen slots' mask (E, T, G, G), 0..255, of all slots' masks (E, T, K, G, G)."""
-    if select.masks == "hard":
-        return 255 * np.isin(masks.argmax(2), chosen).astype(np.float32)
+def refined(masks, frames, chosen):
+    """The pixels of the chosen slots' patches, along the edges of the frames; masks (T, K, G, G), frames (T, H, W, 3)
+    -> 0 or 255, uint8 (T, H, W)."""
+    images = torch.from_numpy(frames).movedim(-1, 1) / 255
+    held = torch.from_numpy(np.isin(masks.argmax(1), chosen)).float()[:, None]
+    large = F.interpolate(held, images.shape[2:])
+    radius = round(RADIUS * images.shape[2] / held.shape[2])
+    found = [guided_filter(*part, radius) for part in zip(large.split(FILTERED), images.split(FILTERED), strict=True)]
+    return 255 * (torch.cat(found)[:, 0] > 0.5).byte().numpy()
+
+
+def soft(masks, chosen, how, size):
+    """The chosen slots' masks (E, T, K, G, G), 0..255, added (or their mean), bilinearly uint8 (E, T, size, size)."""
     picked = masks[:, :, chosen].astype(np.float32)
-    return picked.mean(2) if select.combine == "mean" else picked.sum(2)
-
-
-def upsample(mask, size):
-    """Masks on the patch grid (E, T, G, G), 0..255, bilinearly to uint8 (E, T, size, size)."""
-    large = F.interpolate(torch.from_numpy(mask), (size, size), mode="bilinear")
-    return large.round().clamp(0, 255).byte().numpy()
+    mask = torch.from_numpy(picked.mean(2) if how == "mean" else picked.sum(2))
+    return F.interpolate(mask, (size, size), mode="bilinear").round().clamp(0, 255).byte().numpy()
 
 
 def write_preview(path, dataset, truth, masks, held_out, chosen):

@@ -16,6 +16,7 @@ import zarr
 from oclam import paths
 from oclam.artifacts import load_tensors, open_zarr, read_csv, read_json
 from oclam.encoders import FrozenEncoder
+from oclam.guided_filter import guided_filter
 
 ROOT = Path(__file__).parent.parent
 EPISODES, STEPS, SIZE = 6, 24, 32
@@ -93,9 +94,11 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     chosen = table["chosen"]
     np.testing.assert_array_equal(selection["slots"][:], slots["slots"][:][:, :, chosen].reshape(EPISODES, STEPS, -1))
     masks = slots["masks"][:]
-    held = np.isin(masks.argmax(2), chosen)
-    assert selection["mask"].shape == (EPISODES, STEPS, SIZE, SIZE) and 0 < held.mean() < 1
-    np.testing.assert_allclose(selection["mask"][:].mean((2, 3)), 255 * held.mean((2, 3)), atol=1)
+    frames = open_zarr(paths.dataset("cheetah-run", "distracted"))["pixels"][1].transpose(0, 3, 1, 2) / np.float32(255)
+    held = np.isin(masks[1].argmax(1), chosen).repeat(8, 1).repeat(8, 2)[:, None].astype(np.float32)
+    expected = guided_filter(torch.from_numpy(held), torch.from_numpy(frames), 20)[:, 0] > 0.5
+    assert selection["mask"].shape == (EPISODES, STEPS, SIZE, SIZE) and 0 < expected.float().mean() < 1
+    np.testing.assert_array_equal(selection["mask"][1], 255 * expected)
     assert [row["slot"] for row in table["slots"]] == [0, 1, 2]
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
     assert preview["frames"].shape == (6, SIZE, SIZE, 3) and preview["masks"].shape == (6, 3, 4, 4)
@@ -109,7 +112,7 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert [row["step"] for row in steve["log"]] == list(range(1, 5))
 
     params = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(params.replace("masks: hard", "masks: soft"))
+    (project / "params.yaml").write_text(params.replace("masks: refined", "masks: soft"))
     run(project, "slot_select")
     soft = open_zarr(paths.selection("cheetah-run", 0))["mask"][:]
     np.testing.assert_allclose(soft.mean((2, 3)), masks[:, :, chosen].sum(2, dtype=int).mean((2, 3)), atol=1)

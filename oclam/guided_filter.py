@@ -1,0 +1,43 @@
+"""The guided filter (He, Sun and Tang, ECCV 2010, Guided Image Filtering): masks that follow the edges of an image."""
+
+import torch
+from torch.nn import functional as F
+
+__all__ = ["guided_filter"]
+
+
+def guided_filter(masks, images, radius, epsilon=1e-3):
+    """In every window the affine function of the colour that fits the mask best, averaged over windows.
+
+    Args: masks (N, 1, H, W); images (N, 3, H, W), the guide, values 0..1; radius, half a window's edge in pixels, less
+    than H and W; epsilon, what a coefficient's square costs: fluctuations of the colour with less variance are smoothed
+    over. The cost does not depend on the radius. Returns (N, 1, H, W); 1 - masks gives 1 - that.
+    """
+    count = _window_sums(torch.ones_like(masks[:1]), radius)
+
+    def mean(values):
+        return _window_sums(values, radius) / count
+
+    first, second = torch.triu_indices(3, 3, device=masks.device)  # of the symmetric matrix: rr, rg, rb, gg, gb, bb
+    colour, mask = mean(images), mean(masks)
+    products = mean(torch.cat([images * masks, images[:, first] * images[:, second]], 1))
+    covariance = products[:, :3] - colour * mask
+    rr, rg, rb, gg, gb, bb = (products[:, 3:] - colour[:, first] * colour[:, second]).unbind(1)
+    rr, gg, bb = rr + epsilon, gg + epsilon, bb + epsilon
+    # Its inverse by cofactors: a batched solver takes ten times as long on millions of 3 x 3 matrices.
+    adjugate = torch.stack([gg * bb - gb**2, rb * gb - rg * bb, rg * gb - rb * gg,
+                            rb * gb - rg * bb, rr * bb - rb**2, rg * rb - rr * gb,
+                            rg * gb - rb * gg, rg * rb - rr * gb, rr * gg - rg**2], 1).unflatten(1, (3, 3))
+    determinant = rr * adjugate[:, 0, 0] + rg * adjugate[:, 0, 1] + rb * adjugate[:, 0, 2]
+    slope = (adjugate * covariance[:, None]).sum(2) / determinant[:, None]
+    offset = mask - (slope * colour).sum(1, keepdim=True)
+    slope, offset = mean(torch.cat([slope, offset], 1)).split([3, 1], 1)
+    return (slope * images).sum(1, keepdim=True) + offset
+
+
+def _window_sums(values, radius):
+    """Sums over windows cut off at the borders, (..., H, W): differences of running sums, one axis after the other."""
+    for _ in range(2):
+        running = F.pad(values, (radius + 1, radius)).cumsum(-1)
+        values = (running[..., 2 * radius + 1:] - running[..., :-2 * radius - 1]).mT
+    return values
