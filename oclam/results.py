@@ -95,7 +95,7 @@ def gather(scale, tasks, seeds, parameters):
         losses=[row for task in tasks for seed in seeds for row in _losses(task, seed)],
         slots=[{"task": task, "seed": seed, **unmeasured, **row, "chosen": row["slot"] in table["chosen"]}
                for task, seed, table in tables for row in table["slots"]],
-        selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, **table}
+        selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, "mask": {}, **table}
                     for task, seed, table in tables],
         steve=[row for task in tasks for seed in seeds for row in _best_of_steve(task, seed)],
         durations=_durations(tasks, seeds),

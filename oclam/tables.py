@@ -170,6 +170,7 @@ def _slots(results):
                 for row in found]
         together = {**choice, **choice["chosen_probe"]}
         rows.append(("chosen, together", [Cell(number(together[key])) for key in columns]))
+        rows.append(("their mask, by pixels", [Cell(number(choice["mask"].get(key))) for key in columns]))
         rows.append(("whole frame", [Cell(number(choice["whole_frame"].get(key))) for key in columns]))
         best = select(results.steve, task=choice["task"], seed=choice["seed"])
         rows += [(f"STEVE, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
@@ -180,8 +181,8 @@ def _slots(results):
             note += "There is no segmentation in this dataset to judge the choice by."
         else:
             note += (f"FG-ARI {number(choice['fg_ari'])}. It, IoU, recall, area and stability come from the "
-                     "simulator's segmentation on the patch grid; they judge the choice and never make it. "
-                     "STEVE's best slot is the one with the highest IoU.")
+                     "simulator's segmentation on the patch grid, the mask's (what lapo-masks sees) on pixels; they "
+                     "judge the choice and never make it. STEVE's best slot is the one with the highest IoU.")
         yield Table("slots", f"Choice of slots, {choice['task']}, seed {choice['seed']}", note, tuple(columns.values()),
                     rows)
 

@@ -16,7 +16,7 @@ from oclam.guided_filter import guided_filter
 from oclam.params import load
 from oclam.previews import looked_at, moments, take
 from oclam.progress import Progress
-from oclam.segmentation import slot_measures
+from oclam.segmentation import agent_scores, slot_measures
 from oclam.slot_selection import behind, choose_slots, combine, probe, probe_behind
 
 EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
@@ -39,7 +39,11 @@ def main():
         print(f"WARNING: {table['why']} Look at the masks before you trust what is learned from these slots.",
               file=sys.stderr)
     write_selection(paths.selection(task, seed), slots, chosen, select, dataset.pixels)
-    write_preview(paths.slot_preview(task, seed), dataset, truth, masks, held_out, chosen)
+    selected = open_zarr(paths.selection(task, seed))["mask"]
+    if truth is not None:
+        held = np.concatenate([selected[e] for e in held_out])
+        table["mask"] = agent_scores(held > 127, truth[:].reshape(held.shape) > 0)
+    write_preview(paths.slot_preview(task, seed), dataset, truth, masks, selected, held_out, chosen)
     write_json(paths.slot_table(task, seed), {"model": slots.attrs["model"], **table})
 
 
@@ -109,18 +113,19 @@ def soft(masks, chosen, how, size):
     return F.interpolate(mask, (size, size), mode="bilinear").round().clamp(0, 255).byte().numpy()
 
 
-def write_preview(path, dataset, truth, masks, held_out, chosen):
-    """Frames, the agent (where truth is not None) and every slot's mask: some moments over the held-out episodes, and a
-    stretch of the first."""
+def write_preview(path, dataset, truth, masks, selected, held_out, chosen):
+    """Frames, the agent (where truth is not None), every slot's mask and the selection's: some moments over the
+    held-out episodes, and a stretch of the first."""
     shown, film = moments(len(held_out), dataset.steps), [(0, t) for t in range(min(ANIMATION, dataset.steps))]
 
     def at(places):
         return [(held_out[e], t) for e, t in places]
 
     save_tensors(path, {
-        "frames": take(dataset.pixels, at(shown)), "masks": take(masks, shown),
+        "frames": take(dataset.pixels, at(shown)), "masks": take(masks, shown), "selected": take(selected, at(shown)),
         **({} if truth is None else {"segmentation": take(truth, shown)}),
-        "animation_frames": take(dataset.pixels, at(film)), "animation_masks": take(masks, film)},
+        "animation_frames": take(dataset.pixels, at(film)), "animation_masks": take(masks, film),
+        "animation_selected": take(selected, at(film))},
         chosen=list(chosen), episodes=[e for e, _ in at(shown)], steps=[t for _, t in at(shown)])
 
 

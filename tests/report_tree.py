@@ -58,7 +58,7 @@ def scene(count, offset=0):
 
 def forget_segmentation(seeds=SEEDS):
     """Leave the slots' results as they are of a dataset without segmentation."""
-    measures = {"agent_iou", "agent_recall", "area", "stability", "fg_ari"}
+    measures = {"agent_iou", "agent_recall", "area", "stability", "fg_ari", "mask"}
     for seed in seeds:
         table, (preview, about) = read_json(paths.slot_table(TASK, seed)), load_tensors(paths.slot_preview(TASK, seed))
         rows = [{key: row[key] for key in row.keys() - measures} for row in table["slots"]]
@@ -78,11 +78,13 @@ def _slots(seed):
         "why": f"Slot {CHOSEN} has the lowest error.", "better_than_whole_frame": seed == 0, "stability": 0.95,
         "whole_frame": {"probe_mse": 0.4, "probe_r2": 0.4},
         "chosen_probe": {"probe_mse": 0.2, "probe_r2": 0.7, "vector_mse": 0.5},
-        "slots": rows, "fg_ari": 0.5, "agent_iou": 0.6 - 0.2 * seed, "agent_recall": 0.9, "area": 0.25})
-    (frames, masks, truth), (moving, moving_masks, _) = scene(4, seed), scene(12, seed)
+        "slots": rows, "fg_ari": 0.5, "agent_iou": 0.6 - 0.2 * seed, "agent_recall": 0.9, "area": 0.25,
+        "mask": {"agent_iou": 0.8, "agent_recall": 0.95, "area": 0.1}})
+    (frames, masks, truth), (moving, moving_masks, moving_truth) = scene(4, seed), scene(12, seed)
     save_tensors(paths.slot_preview(TASK, seed), {name: torch.from_numpy(array) for name, array in {
         "frames": frames, "masks": masks, "segmentation": truth, "animation_frames": moving,
-        "animation_masks": moving_masks}.items()}, chosen=[CHOSEN])
+        "animation_masks": moving_masks, "selected": 255 * truth, "animation_selected": 255 * moving_truth}.items()},
+        chosen=[CHOSEN])
     save_tensors(paths.steve(TASK, seed), {"masks": torch.from_numpy(masks)}, log=[{"step": 10, "loss": 5.0}], best=1,
                  slots=[{"agent_iou": 0.1 * slot, "agent_recall": 0.5, "area": 0.25, "stability": 0.75}
                         for slot in range(2)])

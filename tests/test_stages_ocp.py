@@ -103,6 +103,10 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
     assert preview["frames"].shape == (6, SIZE, SIZE, 3) and preview["masks"].shape == (6, 3, 4, 4)
     assert about["chosen"] == chosen and set(about["episodes"]) == {4}
+    held, agent = selection["mask"][4] == 255, square_moves(np.random.default_rng(0))[2][4] == 1
+    assert table["mask"]["agent_recall"] == pytest.approx((held & agent).sum((1, 2)).mean() / 64)
+    assert [torch.equal(shown, torch.from_numpy(selection["mask"][4, t])) for shown, t in
+            zip(preview["selected"], about["steps"], strict=True)] == [True] * 6
     run(project, "steve")
     compared, steve = load_tensors(paths.steve("cheetah-run", 0))
     assert (steve["episodes"], steve["steps"]) == (about["episodes"], about["steps"])
@@ -124,7 +128,8 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
     assert (content(paths.selection("cheetah-run", 0)), table["why"]) == expected[:2]
     assert torch.equal(preview["masks"][0], expected[2]) and set(about["episodes"]) == {4, 5}
-    assert "agent_iou" not in table and set(table["slots"][0]) == {"slot", "probe_mse", "probe_r2", "vector_mse"}
+    assert not {"agent_iou", "mask"} & table.keys()
+    assert table["slots"][0].keys() == {"slot", "probe_mse", "probe_r2", "vector_mse"}
     assert "segmentation" not in preview
     run(project, "steve")
     _, steve = load_tensors(paths.steve("cheetah-run", 0))
