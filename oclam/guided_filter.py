@@ -25,9 +25,10 @@ def guided_filter(masks, images, radius, epsilon=1e-3):
     rr, rg, rb, gg, gb, bb = (products[:, 3:] - colour[:, first] * colour[:, second]).unbind(1)
     rr, gg, bb = rr + epsilon, gg + epsilon, bb + epsilon
     # Its inverse by cofactors: a batched solver takes ten times as long on millions of 3 x 3 matrices.
-    adjugate = torch.stack([gg * bb - gb**2, rb * gb - rg * bb, rg * gb - rb * gg,
-                            rb * gb - rg * bb, rr * bb - rb**2, rg * rb - rr * gb,
-                            rg * gb - rb * gg, rg * rb - rr * gb, rr * gg - rg**2], 1).unflatten(1, (3, 3))
+    c_rg, c_rb, c_gb = rb * gb - rg * bb, rg * gb - rb * gg, rg * rb - rr * gb
+    adjugate = torch.stack([gg * bb - gb**2, c_rg, c_rb,
+                            c_rg, rr * bb - rb**2, c_gb,
+                            c_rb, c_gb, rr * gg - rg**2], 1).unflatten(1, (3, 3))
     determinant = rr * adjugate[:, 0, 0] + rg * adjugate[:, 0, 1] + rb * adjugate[:, 0, 2]
     slope = (adjugate * covariance[:, None]).sum(2) / determinant[:, None]
     offset = mask - (slope * colour).sum(1, keepdim=True)
