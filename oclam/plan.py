@@ -134,11 +134,13 @@ class Plan:
             frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip()
         slots, extraction = self.slot_model(model, clip, ocp.decoded_patches)
         clips = ocp.starts * ocp.steps * ocp.batch_size
-        seen = (ocp.kept_clips or clips) * ocp.clip_length + self.frames  # by the frozen encoder
+        labelled = self.params.slot_select.labelled_episodes * self.params.collect.steps if ocp.starts > 1 else 0
+        seen = (ocp.kept_clips or clips) * ocp.clip_length + labelled + self.frames  # by the frozen encoder
+        extracted = ocp.starts * labelled + self.frames
         kept = 2 * (ocp.kept_clips or 0) * sum(part.numel() for part in clip)  # in float16
         row = ocp.slots * (2 * ocp.slot_dim + model.grid**2) + 2 * ocp.slot_dim
         return Cost("ocp", self.runs, "frames", slots.size, slots.size + frozen.size, samples=clips * ocp.clip_length,
-                    flops=seen * frozen.forward + clips * slots.both + self.frames * extraction.forward,
+                    flops=seen * frozen.forward + clips * slots.both + extracted * extraction.forward,
                     disk=4 * ocp.starts * slots.size + self.frames * row,
                     memory=4 * frozen.size + 16 * slots.size + ocp.batch_size * slots.activations,
                     data=self.training_frames * self.pixels + kept)

@@ -92,11 +92,14 @@ def test_kept_clips_pass_the_encoder_once():
     assert few.samples == many.samples and many.data > few.data
 
 
-def test_every_start_trains_on_clips_that_are_encoded_once():
+def test_every_start_trains_on_clips_and_is_judged_on_labelled_frames_that_are_encoded_once():
     with torch.device("meta"):
         one, two, three = (plan("params.yaml", f"ocp.starts={starts}").ocp() for starts in (1, 2, 3))
+        twice, thrice = (plan("params.yaml", f"ocp.starts={starts}", "slot_select.labelled_episodes=16").ocp()
+                         for starts in (2, 3))
     assert (two.samples, three.samples) == (2 * one.samples, 3 * one.samples)
-    assert three.flops - two.flops == two.flops - one.flops < one.flops
+    assert 0 < three.flops - two.flops < two.flops - one.flops < one.flops
+    assert thrice.flops - twice.flops > three.flops - two.flops
 
 
 def test_a_loss_on_some_patches_costs_less_and_steve_needs_no_encoder():
