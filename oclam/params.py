@@ -124,7 +124,8 @@ class Ocp(Section):
     kept_clips: Count | None  # draw and encode this many clips once; null encodes fresh ones at every step
     decoded_patches: Count | None  # random patches of a step on which the loss is taken; null takes all
     batch_size: Count
-    starts: Count  # initialisations; kept is the one behind whose chosen slots labelled frames tell the actions best
+    starts: Count  # initialisations; kept is the one behind whose best slot labelled frames tell the actions best
+    labelled_episodes: Annotated[int, Field(ge=2)]  # of that choice; read where there are several starts
     steps: Count  # of each
     learning_rate: Positive
     warmup_steps: Natural
@@ -272,8 +273,9 @@ class Params(Section):
                     f"slot_select.manual.{task}", slots, f"allowed are distinct indices 0..{self.ocp.slots - 1}")
         require(select.max_slots <= self.ocp.slots, "slot_select.max_slots", select.max_slots,
                 f"ocp.slots is {self.ocp.slots}")
-        require(select.labelled_episodes <= collect.episodes, "slot_select.labelled_episodes",
-                select.labelled_episodes, f"collect.episodes is {collect.episodes}")
+        for key, labelled in (("ocp", self.ocp.labelled_episodes), ("slot_select", select.labelled_episodes)):
+            require(labelled <= collect.episodes, f"{key}.labelled_episodes", labelled,
+                    f"collect.episodes is {collect.episodes}")
         require(collect.segmented_episodes <= collect.test_episodes, "collect.segmented_episodes",
                 collect.segmented_episodes, f"collect.test_episodes is {collect.test_episodes}")
         budgets = self.finetune.budgets

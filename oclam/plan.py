@@ -134,7 +134,7 @@ class Plan:
             frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip()
         slots, extraction = self.slot_model(model, clip, ocp.decoded_patches)
         clips = ocp.starts * ocp.steps * ocp.batch_size
-        labelled = self.params.slot_select.labelled_episodes * self.params.collect.steps if ocp.starts > 1 else 0
+        labelled = ocp.labelled_episodes * self.params.collect.steps if ocp.starts > 1 else 0
         seen = (ocp.kept_clips or clips) * ocp.clip_length + labelled + self.frames  # by the frozen encoder
         extracted = ocp.starts * labelled + self.frames
         kept = 2 * (ocp.kept_clips or 0) * sum(part.numel() for part in clip)  # in float16

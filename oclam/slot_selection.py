@@ -95,15 +95,14 @@ def choose_slots(views, actions, max_slots, margin=1.0):
     return list(leader), probes
 
 
-def choose_model(masks, frames, actions, max_slots):
-    """Which of some models, trained from different initialisations, has the slots that show the agent best.
+def choose_model(masks, frames, actions):
+    """Which of some models, trained from different initialisations, has the slot that shows the agent best.
 
     Args: masks, of every model (models, n, T, K, G, G), soft; frames uint8 (T, H, W, 3) and actions (T, A), of the n
-    labelled trajectories; max_slots. Returns (index of the model, the error of each one's chosen slots).
+    labelled trajectories. Returns (index of the model, the error behind each one's best slot).
     """
     errors = []
     for found in masks:
         views = [behind(*trajectory) for trajectory in zip(frames, found, strict=True)]
-        chosen, probes = choose_slots(views, actions, max_slots)
-        errors.append(probes[tuple(chosen)].mse)
+        errors.append(min(probe_behind(views, actions, [slot]).mse for slot in range(found[0].shape[1])))
     return int(np.argmin(errors)), errors

@@ -25,8 +25,7 @@ from oclam.training import autocast, best_device
 
 def main():
     task, seed = arguments("task", "seed")
-    params = load("compute", "ocp", "steve.feature_hidden", "steve.decoder_hidden", "steve.decoder_layers",
-                  "slot_select.labelled_episodes", "slot_select.max_slots")
+    params = load("compute", "ocp", "steve.feature_hidden", "steve.decoder_hidden", "steve.decoder_layers")
     ocp, device = params.ocp, best_device()
     inputs = [paths.dataset(task, "distracted"), paths.encoder]
     dataset = open_dataset(inputs[0])
@@ -63,13 +62,13 @@ def build(params, observer, size):
 
 
 def choose(models, observer, dataset, params, forward):
-    """The index of the model to keep: as slot-select chooses slots, by the labelled trajectories."""
-    labelled = range(params.slot_select.labelled_episodes)
+    """The index of the model to keep: as slot-select chooses slots, by labelled trajectories."""
+    labelled = range(params.ocp.labelled_episodes)
     frames, actions = [dataset.pixels[e] for e in labelled], [dataset.group["actions"][e] for e in labelled]
     masks = find_masks(models, observer, frames, window=params.ocp.window, forward=forward)
-    best, errors = choose_model(masks, frames, actions, params.slot_select.max_slots)
+    best, errors = choose_model(masks, frames, actions)
     shown = ", ".join(f"{error:.3f}" for error in errors)
-    print(f"Probe error behind the chosen slots of each start: {shown}; start {best} is kept.", file=sys.stderr)
+    print(f"Probe error behind the best slot of each start: {shown}; start {best} is kept.", file=sys.stderr)
     return best
 
 

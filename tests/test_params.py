@@ -89,7 +89,8 @@ WRONG = {  # key to change: what is given, what the line must say
 
 # The default's own numbers may change; the lines of IMPOSSIBLE were written against these.
 STANDARD = {"collect.episodes": 20, "collect.test_episodes": 4, "collect.segmented_episodes": 2, "collect.steps": 1000,
-            "ocp.slots": 6, "bc.epochs": 2, "finetune.budgets": [2, 8, 16], "slot_select.labelled_episodes": 4}
+            "ocp.slots": 6, "bc.epochs": 2, "finetune.budgets": [2, 8, 16],
+            "ocp.labelled_episodes": 4, "slot_select.labelled_episodes": 4}
 
 IMPOSSIBLE = {  # several changes that do not go together: the key at fault, what the line must say
     "tasks": ({"tasks": ["cheetah"]}, "'cheetah' given, a task is domain-task"),
@@ -98,6 +99,7 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "slot_select.manual.cheetah-run": ({"slot_select.manual": {"cheetah-run": [0, 6]}}, "[0, 6] given, allowed are "
                                        "distinct indices 0..5"),
     "slot_select.max_slots": ({"slot_select.max_slots": 7}, "7 given, ocp.slots is 6"),
+    "ocp.labelled_episodes": ({"ocp.labelled_episodes": 21}, "21 given, collect.episodes is 20"),
     "slot_select.labelled_episodes": ({"slot_select.labelled_episodes": 21}, "21 given, collect.episodes is 20"),
     "collect.segmented_episodes": ({"collect.segmented_episodes": 5}, "5 given, collect.test_episodes is 4"),
     "lapo.future_offset": ({"lapo.future_offset": 1000}, "1000 given, an episode has collect.steps = 1000"),

@@ -95,7 +95,7 @@ def test_kept_clips_pass_the_encoder_once():
 def test_every_start_trains_on_clips_and_is_judged_on_labelled_frames_that_are_encoded_once():
     with torch.device("meta"):
         one, two, three = (plan("params.yaml", f"ocp.starts={starts}").ocp() for starts in (1, 2, 3))
-        twice, thrice = (plan("params.yaml", f"ocp.starts={starts}", "slot_select.labelled_episodes=16").ocp()
+        twice, thrice = (plan("params.yaml", f"ocp.starts={starts}", "ocp.labelled_episodes=16").ocp()
                          for starts in (2, 3))
     assert (two.samples, three.samples) == (2 * one.samples, 3 * one.samples)
     assert 0 < three.flops - two.flops < two.flops - one.flops < one.flops
