@@ -28,7 +28,7 @@ from oclam.artifacts import digest, read_json, write_json
 from oclam.errors import UserError
 from oclam.params import read
 
-__all__ = ["Stage", "expand", "in_order", "run_slice", "upstream"]
+__all__ = ["Stage", "expand", "needed_for", "run_slice", "upstream"]
 
 RECORDS = Path(".resume/slices")
 PLACE = re.compile(r"\$\{([\w.]+)\}")
@@ -83,23 +83,19 @@ def upstream(stage, stages):
             if any(f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a in other.outs for b in stage.deps)]
 
 
-def in_order(stages, until=None):
-    """Every Stage after what it needs; `until`, a stage's or an instance's name, leaves out what that does not need."""
-    order = {}
-
-    def visit(name):
-        if name not in order:
-            for needed in upstream(stages[name], stages):
-                visit(needed)
-            order[name] = stages[name]
-
-    for name in stages:
-        if until in (None, name, name.split("@")[0]):
-            visit(name)
-    if not order:
+def needed_for(until, stages):
+    """{name: Stage} of `until`, a stage's or an instance's name, and of all that it needs; None needs every stage."""
+    asked = [name for name in stages if until in (None, name, name.split("@")[0])]
+    if not asked:
         known = dict.fromkeys(name.split("@")[0] for name in stages)
         raise UserError(f"--until: {until!r} given, stages are {', '.join(known)}")
-    return list(order.values())
+    needed = set()
+    while asked:
+        name = asked.pop()
+        if name not in needed:
+            needed.add(name)
+            asked += upstream(stages[name], stages)
+    return {name: stage for name, stage in stages.items() if name in needed}
 
 
 class _Job:
@@ -137,15 +133,14 @@ def run_slice(minutes, until=None, jobs=1):
     """Run what is not done yet for at most `minutes`; stages still running then are ended. Returns whether all is done.
 
     A stage is done when it succeeded with these parameters and dependencies, and its outputs are there.
-    Args: until, as of `in_order`; jobs, how many stages run side by side, each on its share of the cores.
+    Args: until, as of `needed_for`; jobs, how many stages run side by side, each on its share of the cores.
     Raises UserError when a stage fails; those beside it are ended then, and go on at the next call.
     """
     deadline, params, cores = time.monotonic() + 60 * minutes, read().model_dump(), sorted(os.sched_getaffinity(0))
     if not 1 <= jobs <= len(cores):
         raise UserError(f"--jobs: {jobs} given, 1 to {len(cores)} can share {len(cores)} cores")
     shares = [cores[job::jobs] for job in range(jobs)]
-    ordered = in_order(expand(yaml.safe_load(Path("dvc.yaml").read_text()), params), until)
-    stages = {stage.name: stage for stage in ordered}
+    stages = needed_for(until, expand(yaml.safe_load(Path("dvc.yaml").read_text()), params))
     graph = TopologicalSorter({name: upstream(stage, stages) for name, stage in stages.items()})
     graph.prepare()
     ready, running = deque(), []
