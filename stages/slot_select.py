@@ -20,7 +20,7 @@ from oclam.segmentation import agent_scores, slot_measures
 from oclam.slot_selection import behind, choose_slots, combine, probe, probe_behind
 
 EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
-RADIUS, FILTERED = 2.5, 25  # of the guided filter, in patches; frames filtered at a time, which then fit in the cache
+RADIUS, FRAMES = 3.5, 10  # of the guided filter's windows: in patches, and frames before and after
 
 
 def main():
@@ -96,14 +96,13 @@ def write_selection(path, slots, chosen, select, pixels):
 
 
 def refined(masks, frames, chosen):
-    """The pixels of the chosen slots' patches, along the edges of the frames; masks (T, K, G, G), frames (T, H, W, 3)
+    """The pixels of the chosen slots' patches, along edges in space and time; masks (T, K, G, G), frames (T, H, W, 3)
     -> 0 or 255, uint8 (T, H, W)."""
     images = torch.from_numpy(frames).movedim(-1, 1) / 255
     held = torch.from_numpy(np.isin(masks.argmax(1), chosen)).float()[:, None]
-    large = F.interpolate(held, images.shape[2:])
     radius = round(RADIUS * images.shape[2] / held.shape[2])
-    found = [guided_filter(*part, radius) for part in zip(large.split(FILTERED), images.split(FILTERED), strict=True)]
-    return 255 * (torch.cat(found)[:, 0] > 0.5).byte().numpy()
+    found = guided_filter(F.interpolate(held, images.shape[2:]), images, radius, FRAMES)
+    return 255 * (found[:, 0] > 0.5).byte().numpy()
 
 
 def soft(masks, chosen, how, size):
