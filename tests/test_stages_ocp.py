@@ -108,7 +108,7 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     frames = open_zarr(paths.dataset("cheetah-run", "distracted"))["pixels"][1].transpose(0, 3, 1, 2) / np.float32(255)
     held = np.isin(masks[1].argmax(1), chosen).repeat(8, 1).repeat(8, 2)[:, None].astype(np.float32)
     expected = guided_filter(torch.from_numpy(held), torch.from_numpy(frames), 28, 10)[:, 0] > 0.5
-    assert selection["mask"].shape == (EPISODES, STEPS, SIZE, SIZE) 
+    assert selection["mask"].shape == (EPISODES, STEPS, SIZE, SIZE)
     np.testing.assert_array_equal(selection["mask"][1], 255 * expected)
     assert [row["slot"] for row in table["slots"]] == [0, 1, 2]
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
