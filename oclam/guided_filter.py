@@ -16,7 +16,7 @@ def guided_filter(masks, images, radius, frames=0, epsilon=2e-4):
     frames. Returns (N, 1, H, W); 1 - masks gives 1 - that.
     """
     extent = {3: radius, 2: radius} | ({0: frames} if frames else {})
-    count = _window_sums(torch.ones_like(masks), extent)
+    count = _window_sums(torch.ones_like(masks if frames else masks[:1]), extent)
 
     def mean(values):
         return _window_sums(values, extent) / count

@@ -104,5 +104,6 @@ def choose_model(masks, frames, actions):
     errors = []
     for found in masks:
         views = [behind(*trajectory) for trajectory in zip(frames, found, strict=True)]
-        errors.append(min(probe_behind(views, actions, [slot]).mse for slot in range(found[0].shape[1])))
+        (best,), probes = choose_slots(views, actions, 1)
+        errors.append(probes[best,].mse)
     return int(np.argmin(errors)), errors

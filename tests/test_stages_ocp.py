@@ -82,6 +82,24 @@ def test_refined_patches_are_the_agents_pixels():
     np.testing.assert_array_equal(found, 255 * agent[0])
 
 
+def test_selected_are_the_agents_slot_and_pixels(project, monkeypatch):
+    monkeypatch.chdir(project)
+    _, actions, agent = square_moves(np.random.default_rng(0))
+    labels = 2 * agent.reshape(EPISODES, STEPS, 4, 8, 4, 8).max((3, 5))  # slot 2 has what the square touches
+    labels[..., :2][labels[..., :2] == 0] = 1  # and slots 1 and 0 the rest, to the left and to the right
+    masks = 255 * (labels[:, :, None] == np.arange(3)[:, None, None]).astype(np.uint8)
+    vectors = np.arange(EPISODES * STEPS * 3 * 8, dtype=np.float16).reshape(EPISODES, STEPS, 3, 8)
+    slots = zarr.open_group(paths.slots("cheetah-run", 0), mode="w", attributes={"model": "videosaur"})
+    for name, value in {"slots": vectors, "masks": masks}.items():
+        slots.create_array(name, data=value)
+    run(project, "slot_select")
+    selection, table = open_zarr(paths.selection("cheetah-run", 0)), read_json(paths.slot_table("cheetah-run", 0))
+    assert table["chosen"] == [2] and table["segmentation_choice"] == 2 and table["better_than_whole_frame"]
+    np.testing.assert_array_equal(selection["slots"][:], vectors[:, :, 2])
+    np.testing.assert_array_equal(selection["mask"][:], 255 * agent)
+    assert table["mask"] == {"agent_iou": 1, "agent_recall": 1, "area": pytest.approx(64 / SIZE**2)}
+
+
 def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     said = run(project, "ocp").stderr
     monkeypatch.chdir(project)
