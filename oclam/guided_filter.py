@@ -1,5 +1,4 @@
-"""The guided filter (He, Sun and Tang, ECCV 2010, Guided Image Filtering): masks that follow the edges of an image,
-here of a film: windows may span frames too."""
+"""The guided filter (He, Sun and Tang, ECCV 2010, Guided Image Filtering): masks that follow the edges of an image."""
 
 import torch
 from torch.nn import functional as F
@@ -7,19 +6,17 @@ from torch.nn import functional as F
 __all__ = ["guided_filter"]
 
 
-def guided_filter(masks, images, radius, frames=0, epsilon=2e-4):
+def guided_filter(masks, images, radius, epsilon=2e-4):
     """In every window the affine function of the colour that fits the mask best, averaged over windows.
 
     Args: masks (N, 1, H, W); images (N, 3, H, W), the guide, values 0..1; radius, half a window's edge in pixels;
-    frames, how many before and after its own a window spans, where N is time; epsilon, what a coefficient's square
-    costs: fluctuations of the colour with less variance are smoothed over. The cost depends on neither radius nor
-    frames. Returns (N, 1, H, W); 1 - masks gives 1 - that.
+    epsilon, what a coefficient's square costs: fluctuations of the colour with less variance are smoothed over. The
+    cost does not depend on the radius. Returns (N, 1, H, W); 1 - masks gives 1 - that.
     """
-    extent = {3: radius, 2: radius} | ({0: frames} if frames else {})
-    count = _window_sums(torch.ones_like(masks if frames else masks[:1]), extent)
+    count = _window_sums(torch.ones_like(masks[:1]), radius)
 
     def mean(values):
-        return _window_sums(values, extent) / count
+        return _window_sums(values, radius) / count
 
     first, second = torch.triu_indices(3, 3, device=masks.device)  # of the symmetric matrix: rr, rg, rb, gg, gb, bb
     colour, mask = mean(images), mean(masks)
@@ -39,12 +36,9 @@ def guided_filter(masks, images, radius, frames=0, epsilon=2e-4):
     return (slope * images).sum(1, keepdim=True) + offset
 
 
-def _window_sums(values, extent):
-    """Sums over windows cut off at the borders, (N, C, H, W): differences of running sums, one axis after the other.
-
-    extent is {axis: half a window's edge}.
-    """
-    for axis, radius in extent.items():
+def _window_sums(values, radius):
+    """Sums over windows cut off at the borders, (N, C, H, W): differences of running sums, one axis after the other."""
+    for axis in (3, 2):
         size = values.shape[axis]
         running = F.pad(values, (0, 0) * (3 - axis) + (radius + 1, radius)).cumsum(axis)
         values = running.narrow(axis, 2 * radius + 1, size) - running.narrow(axis, 0, size)

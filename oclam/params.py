@@ -157,7 +157,7 @@ class SlotSelect(Section):
     labelled_episodes: Annotated[int, Field(ge=2)]  # all that auto may see of the true actions
     max_slots: Count
     combine: Literal["concatenate", "mean"]
-    masks: Literal["soft", "refined"]  # refined: where a chosen slot's is the highest, along the edges of the frame
+    masks: Literal["soft", "refined"]  # refined: where a chosen slot's is the highest, then by colour to pixels
 
 
 class LapoImage(Section):

@@ -12,15 +12,14 @@ from oclam import paths
 from oclam.artifacts import atomic, open_zarr, save_tensors, write_json
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
-from oclam.guided_filter import guided_filter
 from oclam.params import load
 from oclam.previews import looked_at, moments, take
 from oclam.progress import Progress
+from oclam.refinement import refine
 from oclam.segmentation import agent_scores, slot_measures
 from oclam.slot_selection import behind, choose_slots, combine, probe, probe_behind
 
 EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
-RADIUS, FRAMES = 3.5, 10  # of the guided filter's windows: in patches, and frames before and after
 
 
 def main():
@@ -90,19 +89,12 @@ def write_selection(path, slots, chosen, select, pixels):
             part = slice(e, min(e + EPISODES, episodes))
             vectors[part] = combine(slots["slots"][part], chosen, select.combine)
             masks = slots["masks"][part]
-            image[part] = (np.stack([refined(*pair, chosen) for pair in zip(masks, pixels[part], strict=True)])
-                           if select.masks == "refined" else soft(masks, chosen, select.combine, size))
+            if select.masks == "refined":
+                held = np.isin(masks.argmax(2), chosen)
+                image[part] = 255 * np.stack([refine(*episode) for episode in zip(held, pixels[part], strict=True)])
+            else:
+                image[part] = soft(masks, chosen, select.combine, size)
             bar.update((part.stop - e) * steps)
-
-
-def refined(masks, frames, chosen):
-    """The pixels of the chosen slots' patches, along edges in space and time; masks (T, K, G, G), frames (T, H, W, 3)
-    -> 0 or 255, uint8 (T, H, W)."""
-    images = torch.from_numpy(frames).movedim(-1, 1) / 255
-    held = torch.from_numpy(np.isin(masks.argmax(1), chosen)).float()[:, None]
-    radius = round(RADIUS * images.shape[2] / held.shape[2])
-    found = guided_filter(F.interpolate(held, images.shape[2:]), images, radius, FRAMES)
-    return 255 * (found[:, 0] > 0.5).byte().numpy()
 
 
 def soft(masks, chosen, how, size):
