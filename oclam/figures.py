@@ -148,14 +148,14 @@ def reconstructions(current, target, prediction, swapped, stamp):
 
 
 @matplotlib.rc_context(STYLE)
-def slot_grid(frames, masks, chosen, selected, stamp, segmentation=None):
-    """Frame, the agent's true segmentation, what lapo-masks sees, all masks over the frame, and what each slot sees;
-    chosen ones framed.
+def slot_grid(frames, masks, chosen, selected, seen, stamp, segmentation=None):
+    """Frame, the agent's true segmentation, what the chosen slots hold and what lapo-masks sees of it, all masks over
+    the frame, and what each slot sees; chosen ones framed.
 
     Args: frames uint8 (N, H, W, 3); masks uint8 (N, K, G, G); chosen, slot indices; selected, their mask uint8
-    (N, H, W); segmentation (N, H, W) of 0 and 1.
+    (N, H, W); seen, what lapo-masks sees, uint8 (N, H, W, 3); segmentation (N, H, W) of 0 and 1.
     """
-    columns = [*_observed(frames, segmentation), ("lapo-masks", _fade(frames, selected / 255)),
+    columns = [*_observed(frames, segmentation), ("chosen slots", _fade(frames, selected / 255)), ("lapo-masks", seen),
                *_slot_columns("all slots", frames, masks, chosen)]
     figure, grid = _image_grid(columns, stamp)
     for column, (title, _) in enumerate(columns):
@@ -178,11 +178,11 @@ def model_comparison(frames, models, stamp, segmentation=None):
     return _image_grid(columns, stamp)[0]
 
 
-def animation(frames, masks, selected):
+def animation(frames, masks, seen):
     """Frames (M, H, W, 3) beside all slots and what lapo-masks sees: uint8 (M, H, 3 W + 4, 3)."""
     gap = np.full((*frames.shape[:2], 2, 3), 255, np.uint8)
     tinted = overlay(frames, upsample(masks, frames.shape[1]))
-    return np.concatenate([frames, gap, tinted, gap, _fade(frames, selected / 255)], 2)
+    return np.concatenate([frames, gap, tinted, gap, seen], 2)
 
 
 def upsample(masks, size):

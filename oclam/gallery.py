@@ -50,8 +50,8 @@ def _charts(results, task, folder):
 def _slots(results, task, folder):
     tensors, metadata = load_tensors(paths.slot_preview(task, results.seeds[0]))
     arrays, chosen = {name: tensor.numpy() for name, tensor in tensors.items()}, metadata["chosen"]
-    grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, arrays["selected"], results.stamp,
-                             arrays.get("segmentation"))
+    grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, arrays["selected"], arrays["seen"],
+                             results.stamp, arrays.get("segmentation"))
     yield _saved(grid, folder / f"slots-{task}.png", "slots",
                  f"{task}, seed {results.seeds[0]}: moments of held-out episodes, seen by lapo-masks and each slot.",
                  wide=True)
@@ -62,7 +62,7 @@ def _slots(results, task, folder):
                  f"{task}, seed {results.seeds[0]}: {ocp} and STEVE on the same frames (the paper's Figure 4).",
                  wide=True)
     path = folder / f"slots-{task}.gif"
-    moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "selected")]
+    moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "seen")]
     figures.save_gif(figures.animation(*moving), path)
     yield Picture("slots", f"{task}, seed {results.seeds[0]}: a held-out episode as observed, all slots, and what "
                   "lapo-masks sees.", path, pixels=True)

@@ -29,9 +29,8 @@ PICTURES, POINTS = 6, 2000  # held-out moments that the report shows: reconstruc
 class Images:
     """Observations of the image model: flat frame indices (B,) -> (B, 3 stack, H, W) in [-1, 1].
 
-    Args: frames, uint8 rows (H, W, 3); masks, uint8 rows (H, W). With masks alone the frames are multiplied by them
-    (lapo-masks); with background_weight too the frames stay plain and the loss counts this much outside the masks
-    (lapo-focus).
+    Args: frames, uint8 rows (H, W, 3); of lapo-focus masks, uint8 rows (H, W), and background_weight, what the loss
+    counts outside of them.
     """
 
     frames: Frames
@@ -41,20 +40,14 @@ class Images:
     background_weight: float | None = None
 
     def __call__(self, t):
-        images = to_image(self.frames.gather(stack_index(t, self.stack, self.steps)))
-        if self.masks is None or self.background_weight is not None:
-            return images
-        return (images + 1) * self._mask(t) - 1  # outside the masks black, which is -1
+        return to_image(self.frames.gather(stack_index(t, self.stack, self.steps)))
 
     def weight(self, t):
         """What every value of observation t counts in the loss, or None where all count the same."""
-        if self.background_weight is None:
+        if self.masks is None:
             return None
-        return self.background_weight + (1 - self.background_weight) * self._mask(t)
-
-    def _mask(self, t):
         masks = self.masks.gather(stack_index(t, self.stack, self.steps))  # (B, stack, H, W)
-        return masks.repeat_interleave(3, 1).float() / 255
+        return self.background_weight + (1 - self.background_weight) * masks.repeat_interleave(3, 1).float() / 255
 
 
 @dataclass(frozen=True)
@@ -188,11 +181,16 @@ def learn_from_images(task, seed, variant, params, background_weight=None):
     background_weight is lapo-focus's alone.
     """
     dataset, device = open_dataset(paths.dataset(task, view_of(variant))), best_device()
-    episodes, inputs, masks = range(dataset.episodes + dataset.test_episodes), [dataset.path], None
+    episodes, inputs = range(dataset.episodes + dataset.test_episodes), [dataset.path]
+    pixels, masks = dataset.pixels, None
     if variant in ("lapo-masks", "lapo-focus"):
         inputs.append(paths.selection(task, seed))
-        masks = Frames.load(open_zarr(inputs[-1])["mask"], episodes, device)
-    observe = Images(Frames.load(dataset.pixels, episodes, device), dataset.steps, params.lapo.frame_stack, masks,
+        selection = open_zarr(inputs[-1])
+        if variant == "lapo-masks":
+            pixels = selection["frames"]
+        else:
+            masks = Frames.load(selection["mask"], episodes, device)
+    observe = Images(Frames.load(pixels, episodes, device), dataset.steps, params.lapo.frame_stack, masks,
                      background_weight)
     torch.manual_seed(seed_of("lapo", task, seed))
     with device:

@@ -158,6 +158,7 @@ class SlotSelect(Section):
     max_slots: Count
     combine: Literal["concatenate", "mean"]
     masks: Literal["soft", "refined"]  # refined: where a chosen slot's is the highest, then by colour to pixels
+    registered: bool  # lapo-masks' frames are turned and scaled as the masks lie, against a camera that rolls and nears
 
 
 class LapoImage(Section):

@@ -173,7 +173,7 @@ class Plan:
 
     def slot_select(self):
         return Cost("slot-select", self.runs, "frames", samples=self.frames,
-                    disk=self.frames * (2 * self.slot_width + self.mask))
+                    disk=self.frames * (2 * self.slot_width + self.mask + self.pixels))
 
     @cached_property
     def latent_action_models(self):
@@ -191,7 +191,7 @@ class Plan:
         on_slots, latent_dim = variant == "lapo-slots", self.params.lapo.latent_dim
         settings = self.params.lapo_slots if on_slots else self.params.lapo
         model, label = self.latent_action_models["slots" if on_slots else "images"]
-        samples, masked = self.samples(settings), variant in ("lapo-masks", "lapo-focus")
+        samples, masked = self.samples(settings), variant == "lapo-focus"
         return Cost(variant, self.runs, "triples", model.size, model.size, samples=samples,
                     flops=samples * model.both + self.frames * label.forward,
                     disk=4 * model.size + 2 * self.frames * latent_dim,

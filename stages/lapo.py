@@ -1,6 +1,6 @@
 """Train an image latent action model, label every transition with it and probe the labels.
 
-Variants: lapo (distracted frames), lapo-masks (the same times the chosen slots' masks), lapo-no-distractors (clean).
+Variants: lapo (distracted frames), lapo-masks (the same behind the chosen slots' masks), lapo-no-distractors (clean).
 """
 
 from oclam.cli import arguments, run

@@ -16,6 +16,7 @@ from oclam.params import load
 from oclam.previews import looked_at, moments, take
 from oclam.progress import Progress
 from oclam.refinement import refine
+from oclam.registration import mask_moments, poses, register
 from oclam.segmentation import agent_scores, slot_measures
 from oclam.slot_selection import behind, choose_slots, combine, probe, probe_behind
 
@@ -37,12 +38,12 @@ def main():
     if not table["better_than_whole_frame"]:
         print(f"WARNING: {table['why']} Look at the masks before you trust what is learned from these slots.",
               file=sys.stderr)
-    write_selection(paths.selection(task, seed), slots, chosen, select, dataset.pixels)
-    selected = open_zarr(paths.selection(task, seed))["mask"]
+    write_selection(paths.selection(task, seed), slots, chosen, select, dataset)
+    selection = open_zarr(paths.selection(task, seed))
     if truth is not None:
-        held = np.concatenate([selected[e] for e in held_out])
+        held = np.concatenate([selection["mask"][e] for e in held_out])
         table["mask"] = agent_scores(held > 127, truth[:].reshape(held.shape) > 0)
-    write_preview(paths.slot_preview(task, seed), dataset, truth, masks, selected, held_out, chosen)
+    write_preview(paths.slot_preview(task, seed), dataset, truth, masks, selection, held_out, chosen)
     write_json(paths.slot_table(task, seed), {"model": slots.attrs["model"], **table})
 
 
@@ -75,18 +76,22 @@ def choose(task, select, dataset, slots):
         "slots": [{"slot": k, **row([k])} for k in range(count)]}
 
 
-def write_selection(path, slots, chosen, select, pixels):
-    """The chosen slots, combined, and the mask of what they hold at image size, of every frame."""
+def write_selection(path, slots, chosen, select, dataset):
+    """Of every frame the chosen slots, combined, the mask of what they hold at image size, and what shows behind it."""
+    with atomic(path) as temporary:
+        group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": select.combine})
+        write_slots(group, slots, chosen, select, dataset.pixels)
+        write_frames(group, dataset, select.registered)
+
+
+def write_slots(group, slots, chosen, select, pixels):
     episodes, steps, _, dim = slots["slots"].shape
     width, size = dim * (1 if select.combine == "mean" else len(chosen)), pixels.shape[2]
-    with atomic(path) as temporary, Progress(episodes * steps, "writing the selection", " frames") as bar:
-        group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": select.combine})
-        vectors = group.create_array("slots", shape=(episodes, steps, width), chunks=(EPISODES, steps, width),
-                                     dtype="float16")
-        image = group.create_array("mask", shape=(episodes, steps, size, size), chunks=(EPISODES, 100, size, size),
-                                   shards=(EPISODES, 100 * -(-steps // 100), size, size), dtype="uint8")
-        for e in range(0, episodes, EPISODES):
-            part = slice(e, min(e + EPISODES, episodes))
+    vectors = group.create_array("slots", shape=(episodes, steps, width), chunks=(EPISODES, steps, width),
+                                 dtype="float16")
+    image = create_images(group, "mask", (episodes, steps, size, size))
+    with Progress(episodes * steps, "writing slots and masks", " frames") as bar:
+        for part in parts(episodes):
             vectors[part] = combine(slots["slots"][part], chosen, select.combine)
             masks = slots["masks"][part]
             if select.masks == "refined":
@@ -94,7 +99,35 @@ def write_selection(path, slots, chosen, select, pixels):
                 image[part] = 255 * np.stack([refine(*episode) for episode in zip(held, pixels[part], strict=True)])
             else:
                 image[part] = soft(masks, chosen, select.combine, size)
-            bar.update((part.stop - e) * steps)
+            bar.update(len(masks) * steps)
+
+
+def write_frames(group, dataset, registered):
+    """What lapo-masks sees: frames times their masks and, where registered, at the angle and size of the mean mask."""
+    pixels, masks = dataset.pixels, group["mask"]
+    episodes, steps = pixels.shape[:2]
+    frames = create_images(group, "frames", pixels.shape)
+    if registered:
+        lie = torch.stack([mask_moments(torch.from_numpy(masks[e]) / 255) for e in range(episodes)])
+        reference = lie[:dataset.episodes].mean((0, 1))
+    with Progress(episodes * steps, "masking frames", " frames") as bar:
+        for part in parts(episodes):
+            images = torch.from_numpy(pixels[part] * (masks[part][..., None] / np.float32(255)))
+            if registered:
+                films = zip(images.movedim(-1, 2), lie[part], strict=True)
+                images = torch.stack([register(film, poses(each, reference)) for film, each in films]).movedim(2, -1)
+            frames[part] = images.round().byte().numpy()
+            bar.update(len(images) * steps)
+
+
+def create_images(group, name, shape):
+    blocks = 100 * -(-shape[1] // 100)
+    return group.create_array(name, shape=shape, chunks=(EPISODES, 100, *shape[2:]),
+                              shards=(EPISODES, blocks, *shape[2:]), dtype="uint8")
+
+
+def parts(episodes):
+    return [slice(e, min(e + EPISODES, episodes)) for e in range(0, episodes, EPISODES)]
 
 
 def soft(masks, chosen, how, size):
@@ -104,19 +137,20 @@ def soft(masks, chosen, how, size):
     return F.interpolate(mask, (size, size), mode="bilinear").round().clamp(0, 255).byte().numpy()
 
 
-def write_preview(path, dataset, truth, masks, selected, held_out, chosen):
-    """Frames, the agent (where truth is not None), every slot's mask and the selection's: some moments over the
-    held-out episodes, and a stretch of the first."""
+def write_preview(path, dataset, truth, masks, selection, held_out, chosen):
+    """Frames, the agent (where truth is not None), every slot's mask, the selection's and what lapo-masks sees: some
+    moments over the held-out episodes, and a stretch of the first."""
     shown, film = moments(len(held_out), dataset.steps), [(0, t) for t in range(min(ANIMATION, dataset.steps))]
 
     def at(places):
         return [(held_out[e], t) for e, t in places]
 
     save_tensors(path, {
-        "frames": take(dataset.pixels, at(shown)), "masks": take(masks, shown), "selected": take(selected, at(shown)),
+        "frames": take(dataset.pixels, at(shown)), "masks": take(masks, shown),
+        "selected": take(selection["mask"], at(shown)), "seen": take(selection["frames"], at(shown)),
         **({} if truth is None else {"segmentation": take(truth, shown)}),
         "animation_frames": take(dataset.pixels, at(film)), "animation_masks": take(masks, film),
-        "animation_selected": take(selected, at(film))},
+        "animation_seen": take(selection["frames"], at(film))},
         chosen=list(chosen), episodes=[e for e, _ in at(shown)], steps=[t for _, t in at(shown)])
 
 

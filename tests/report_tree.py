@@ -83,7 +83,8 @@ def _slots(seed):
     (frames, masks, truth), (moving, moving_masks, moving_truth) = scene(4, seed), scene(12, seed)
     save_tensors(paths.slot_preview(TASK, seed), {name: torch.from_numpy(array) for name, array in {
         "frames": frames, "masks": masks, "segmentation": truth, "animation_frames": moving,
-        "animation_masks": moving_masks, "selected": 255 * truth, "animation_selected": 255 * moving_truth}.items()},
+        "animation_masks": moving_masks, "selected": 255 * truth, "seen": frames * truth[..., None],
+        "animation_seen": moving * moving_truth[..., None]}.items()},
         chosen=[CHOSEN])
     save_tensors(paths.steve(TASK, seed), {"masks": torch.from_numpy(masks)}, log=[{"step": 10, "loss": 5.0}], best=1,
                  slots=[{"agent_iou": 0.1 * slot, "agent_recall": 0.5, "area": 0.25, "stability": 0.75}

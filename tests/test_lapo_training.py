@@ -12,7 +12,7 @@ from oclam.checkpoint import FOLDER, Checkpoint
 from oclam.datasets import Frames, open_dataset, stack_index
 from oclam.lapo import SlotLatentActionModel, load_model
 from oclam.lapo_training import Images, Slots, learn, learn_from_images, pictures, projection
-from oclam.params import Compute, LapoImage
+from oclam.params import Compute, LapoImage, view_of
 
 E, HELD_OUT, T, SIZE = 3, 2, 12, 16
 VARIANTS = {"lapo": None, "lapo-masks": None, "lapo-no-distractors": None, "lapo-focus": 0.1}
@@ -37,7 +37,9 @@ def world(tmp_path, monkeypatch):
         for name, array in arrays.items():
             group.create_array(name, data=array)
     masks = rng.integers(0, 256, (E + HELD_OUT, T, SIZE, SIZE), dtype=np.uint8)
-    zarr.create_group(paths.selection("a-b", 0)).create_array("mask", data=masks)
+    selection = zarr.create_group(paths.selection("a-b", 0))
+    selection.create_array("mask", data=masks)
+    selection.create_array("frames", data=rng.integers(0, 256, (*masks.shape, 3), dtype=np.uint8))
 
 
 def written(variant):
@@ -58,6 +60,10 @@ def test_each_variant_writes_all_its_artifacts(world, variant):
     assert {"online_mse", "ridge_mse", "ridge_r2", "ridge_mse_per_dim", "ridge_r2_per_dim", "shuffled_mse",
             "frame_difference_mse", "action_variance"} <= set(probe)
     samples, _ = load_tensors(paths.samples("a-b", 0, variant))
+    source = (zarr.open_group(paths.selection("a-b", 0))["frames"] if variant == "lapo-masks" else
+              zarr.open_group(paths.dataset("a-b", view_of(variant)))["pixels"])
+    held_out = source[E:].reshape(-1, SIZE, SIZE, 3)
+    assert all((held_out == image.numpy()).all((1, 2, 3)).any() for image in samples["current"])
     assert {name: tuple(samples[name].shape) for name in samples} == {
         **{name: (6, SIZE, SIZE, 3) for name in ("current", "target", "prediction", "swapped")},
         "latents": (22, 2), "actions": (22, 2)}
@@ -153,24 +159,11 @@ def test_a_killed_stage_goes_on_to_the_same_bytes(world, monkeypatch, killed_in)
     assert written("lapo") == expected
 
 
-def images(**more):
+def test_lapo_focus_sees_plain_frames_and_weighs_by_the_targets_masks():
     torch.manual_seed(0)
     frames = torch.randint(0, 256, (2 * T, SIZE, SIZE, 3), dtype=torch.uint8)
     masks = torch.randint(0, 256, (2 * T, SIZE, SIZE), dtype=torch.uint8)
-    return frames, masks, Images(Frames(frames, "cpu"), T, 2, Frames(masks, "cpu"), **more)
-
-
-def test_lapo_masks_sees_every_frame_of_the_stack_times_its_own_mask():
-    frames, masks, observe = images()
-    t = torch.tensor([0, 5, T, T + 3])
-    product = frames.float() / 255 * masks[..., None].float() / 255  # 0..1
-    expected = (product * 2 - 1)[stack_index(t, 2, T)].permute(0, 1, 4, 2, 3).flatten(1, 2)
-    torch.testing.assert_close(observe(t), expected)
-    assert observe.weight(t) is None
-
-
-def test_lapo_focus_sees_plain_frames_and_weighs_by_the_targets_masks():
-    frames, masks, observe = images(background_weight=0.25)
+    observe = Images(Frames(frames, "cpu"), T, 2, Frames(masks, "cpu"), background_weight=0.25)
     plain, t = Images(Frames(frames, "cpu"), T, 2), torch.tensor([0, 5, T, T + 3])
     assert torch.equal(observe(t), plain(t)) and plain.weight(t) is None
     mask = masks[stack_index(t, 2, T)].float() / 255  # (B, 2, H, W)

@@ -17,6 +17,7 @@ from oclam import paths
 from oclam.artifacts import load_tensors, open_zarr, read_csv, read_json
 from oclam.encoders import FrozenEncoder
 from oclam.refinement import refine
+from oclam.registration import mask_moments, poses, register
 
 ROOT = Path(__file__).parent.parent
 EPISODES, STEPS, SIZE = 6, 24, 32
@@ -87,6 +88,10 @@ def test_selected_are_the_agents_slot_and_pixels(project, monkeypatch):
     assert table["chosen"] == [2] and table["segmentation_choice"] == 2 and table["better_than_whole_frame"]
     np.testing.assert_array_equal(selection["slots"][:], vectors[:, :, 2])
     np.testing.assert_array_equal(selection["mask"][:], 255 * agent)
+    lie = torch.stack([mask_moments(torch.from_numpy(episode)) for episode in agent])
+    film = torch.from_numpy(255.0 * agent[5]).float()[:, None] * torch.tensor([1, 0, 0]).view(3, 1, 1)  # it is red
+    upright = register(film, poses(lie[5], lie[:4].mean((0, 1))))  # against the mean over what is trained on
+    np.testing.assert_array_equal(selection["frames"][5], upright.round().byte().movedim(1, -1))
     assert table["mask"] == {"agent_iou": 1, "agent_recall": 1, "area": pytest.approx(64 / SIZE**2)}
 
 
@@ -124,6 +129,8 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert table["mask"]["agent_recall"] == pytest.approx((held & agent).sum((1, 2)).mean() / 64)
     assert [torch.equal(shown, torch.from_numpy(selection["mask"][4, t])) for shown, t in
             zip(preview["selected"], about["steps"], strict=True)] == [True] * 6
+    assert [torch.equal(shown, torch.from_numpy(selection["frames"][4, t])) for shown, t in
+            zip(preview["seen"], about["steps"], strict=True)] == [True] * 6
     run(project, "steve")
     compared, steve = load_tensors(paths.steve("cheetah-run", 0))
     assert (steve["episodes"], steve["steps"]) == (about["episodes"], about["steps"])
@@ -133,9 +140,12 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert [row["step"] for row in steve["log"]] == list(range(1, 5))
 
     params = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(params.replace("masks: refined", "masks: soft"))
+    params = params.replace("masks: refined", "masks: soft").replace("registered: true", "registered: false")
+    (project / "params.yaml").write_text(params)
     run(project, "slot_select")
-    soft = open_zarr(paths.selection("cheetah-run", 0))["mask"][:]
+    selection, pixels = open_zarr(paths.selection("cheetah-run", 0)), square_moves(np.random.default_rng(0))[0]
+    soft = selection["mask"][:]
+    np.testing.assert_allclose(selection["frames"][:], pixels * (soft / 255)[..., None], rtol=0, atol=0.501)
     np.testing.assert_allclose(soft.mean((2, 3)), masks[:, :, chosen].sum(2, dtype=int).mean((2, 3)), atol=1)
     expected = content(paths.selection("cheetah-run", 0)), table["why"], preview["masks"][0]
     group = zarr.open_group(paths.dataset("cheetah-run", "distracted"), mode="r+")
