@@ -1,0 +1,59 @@
+"""slot-select's work on a frame: patches to pixels, against counting colours anew in every window, and registration.
+
+`python -m tests.bench.masks`
+"""
+
+import time
+
+import numpy as np
+import torch
+
+from oclam.backgrounds import dead_leaves
+from oclam.refinement import SPAN, held_share, refine
+from oclam.registration import mask_moments, poses, register
+
+FRAMES, SIZE, PATCH, ANEW = 250, 64, 4, 20
+
+
+def scene():
+    """A bar that turns before a video of dead leaves: frames, its pixels, the patches that it touches."""
+    frames = dead_leaves(np.random.default_rng(0), FRAMES, SIZE)
+    y, x = np.mgrid[:SIZE, :SIZE] - SIZE / 2
+    angle = np.sin(np.arange(FRAMES) / 5)[:, None, None]
+    agent = (abs(x * np.cos(angle) + y * np.sin(angle)) < 20) & (abs(y * np.cos(angle) - x * np.sin(angle)) < 2)
+    frames[agent] = [250, 160, 60]
+    return frames, agent, agent.reshape(FRAMES, SIZE // PATCH, PATCH, SIZE // PATCH, PATCH).any((2, 4))
+
+
+def milliseconds(call, frames):
+    call()
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started) / frames
+
+
+def main():
+    frames, agent, patches = scene()
+    found = refine(patches, frames)
+    held, near = torch.from_numpy(agent), torch.ones(agent.shape, dtype=torch.bool)
+    images = torch.from_numpy(frames).movedim(-1, 1)
+
+    def anew():
+        for t in range(FRAMES // 2, FRAMES // 2 + ANEW):
+            window = slice(t - SPAN, t + SPAN + 1)
+            held_share(held[window], near[window], images[window])
+
+    def registered():
+        lie = mask_moments(held)
+        register(images.float(), poses(lie, lie.mean(0)))
+
+    whole, share = milliseconds(lambda: refine(patches, frames), FRAMES), milliseconds(
+        lambda: held_share(held, near, images), FRAMES)
+    print(f"patches to pixels: {whole:.2f} ms a frame, of them counting colours twice {2 * share:.2f}; "
+          f"counting anew in every window takes {milliseconds(anew, ANEW) / share:.0f} times as long")
+    print(f"registration: {milliseconds(registered, FRAMES):.2f} ms a frame")
+    print(f"IoU with the bar's pixels: {(agent & found).sum() / (agent | found).sum():.2f}")
+
+
+if __name__ == "__main__":
+    main()
