@@ -108,7 +108,8 @@ def write_frames(group, dataset, registered):
     episodes, steps = pixels.shape[:2]
     frames = create_images(group, "frames", pixels.shape)
     if registered:
-        lie = torch.stack([mask_moments(torch.from_numpy(masks[e]) / 255) for e in range(episodes)])
+        lie = torch.cat([torch.stack([mask_moments(film / 255) for film in torch.from_numpy(masks[part])])
+                         for part in parts(episodes)])
         reference = lie[:dataset.episodes].mean((0, 1))
     with Progress(episodes * steps, "masking frames", " frames") as bar:
         for part in parts(episodes):
