@@ -34,18 +34,21 @@ def test_an_image_is_scaled_and_turned():
     assert found.shape == (1, 3, 2, 3) and found[0, 0, 1, 2] == 1 and found.sum() == 1
 
 
-def test_every_parameter_learns_and_the_loss_falls(model):
-    images = torch.rand(2, 2, 3, 16, 16)
-    optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
-    for _ in range(120):
-        found = model(images, torch.zeros(2, 3, 8))
+def test_every_parameter_has_a_gradient_at_the_first_update(model):
+    model(torch.rand(2, 2, 3, 16, 16), torch.randn(2, 3, 8))["loss"].backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_small_steps_against_the_gradient_lower_the_loss(model):
+    images, noise = torch.rand(2, 2, 3, 16, 16), torch.randn(2, 3, 8)
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-3), []
+    for _ in range(40):
         optimizer.zero_grad()
-        found["loss"].backward()
+        loss = model(images, noise)["loss"]
+        loss.backward()
         optimizer.step()
-        losses.append(found["loss"].item())
-    unused = {"slots.init.log_std"}  # without noise
-    assert all(p.grad.abs().sum() > 0 for name, p in model.named_parameters() if name not in unused)
-    assert losses[-1] < 0.7 * losses[0]
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.96 * sum(losses[:10])
 
 
 def test_no_few_tokens_take_all():
