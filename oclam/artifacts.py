@@ -91,10 +91,14 @@ def read_csv(path):
 
 
 def digest(path):
-    """Cheap identity of an artifact's content: every file's name, size, first and last 64 KiB."""
+    """Cheap identity of an artifact's content: every file's name, size, first and last 64 KiB.
+
+    What Python compiles beside code does not count.
+    """
     path, block, content = _existing(path), 1 << 16, hashlib.sha256()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    for file in files:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_file() or "__pycache__" in file.parts:
+            continue
         size = file.stat().st_size
         content.update(f"{file.relative_to(path)}:{size}:".encode())
         with file.open("rb") as stream:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from oclam import render
 from oclam.artifacts import atomic, write_json
+from oclam.envs import make, rendering
 from oclam.errors import UserError
 from oclam.progress import Progress
 from oclam.seeding import numpy_rng, seed_of
@@ -80,7 +80,7 @@ def collect(plan, folder, path, workers=None):
     Args: folder, for work in progress: a later call with the same plan goes on from its finished shards; workers,
     processes, by default one a core. Returns the episodes' returns. Raises UserError for what does not fit together.
     """
-    render.choose()  # once, for all workers
+    rendering.choose()  # once, for all workers
     store, records = Path(folder) / "store.zarr", Path(folder) / "shards"
     if not ((records / "created").exists() and store.exists()):  # or killed after its store had gone to its place
         shutil.rmtree(folder, ignore_errors=True)
@@ -140,8 +140,6 @@ def _create(plan, store):
 
 
 def _environment(plan, split):
-    from oclam.envs import make  # only workers need it
-
     return make(plan.task, plan.view, plan.env, plan.backgrounds, split)
 
 

@@ -5,7 +5,6 @@ counted as the code has them, in seconds.
 """
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +16,15 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from oclam import paths
+from oclam import paths, suite
 from oclam.artifacts import load_tensors
-from oclam.bc import ActionDecoder, Actor
 from oclam.datasets import FrameSampler
 from oclam.errors import UserError
-from oclam.lapo import ImageLatentActionModel, SlotLatentActionModel
-from oclam.ocp import VideoSaur
+from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.params import FULL_VARIANTS, LAPO_VARIANTS, VARIANTS, read
-from oclam.steve import Steve
+from oclam.policies.networks import ActionDecoder, Actor
+from oclam.slots.steve import Steve
+from oclam.slots.videosaur import VideoSaur
 
 __all__ = ["Cost", "Plan"]
 
@@ -81,7 +80,7 @@ class Plan:
         self.training_frames = collect.episodes * collect.steps
         self.frames = (collect.episodes + collect.test_episodes) * collect.steps
         self.pixels, self.mask = size * size * 3, size * size  # bytes of a frame
-        self.action_dim, self.state_dim = (max(dims) for dims in zip(*map(_widths, params.tasks), strict=True))
+        self.action_dim, self.state_dim = (max(dims) for dims in zip(*map(suite.sizes, params.tasks), strict=True))
         select = params.slot_select
         chosen = select.max_slots if select.method == "auto" else max(map(len, select.manual.values()))
         self.slot_width = params.ocp.slot_dim * (chosen if select.combine == "concatenate" else 1)
@@ -269,19 +268,6 @@ class Plan:
 
 def _size(model):
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _widths(task):
-    """How many numbers the task's actions and its proprioceptive states have."""
-    os.environ.setdefault("MUJOCO_GL", "disable")  # before the import; nothing is rendered here
-    from dm_control import suite
-
-    try:
-        environment = suite.load(*task.split("-", 1))
-    except ValueError as error:
-        raise UserError(f"tasks: {task!r} given, which dm_control does not know ({error})") from None
-    states = environment.observation_spec().values()
-    return environment.action_spec().shape[0], sum(int(torch.Size(spec.shape).numel()) for spec in states)
 
 
 def _bytes(count):

@@ -1,9 +1,9 @@
 """Reads nothing, an archive or the user's videos; writes the backgrounds' store."""
 
 from oclam import paths
-from oclam.backgrounds import texture_edge, write_store
+from oclam.backgrounds.footage import videos_from
+from oclam.backgrounds.store import texture_edge, write_store
 from oclam.cli import arguments, run
-from oclam.footage import videos_from
 from oclam.params import load
 
 

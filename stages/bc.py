@@ -4,11 +4,11 @@ from oclam import paths
 from oclam.artifacts import open_zarr, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.cloning import Images, fit, seeded
 from oclam.datasets import Frames, FrameSampler, open_dataset
 from oclam.errors import UserError
 from oclam.params import load, view_of
-from oclam.policies import Card, save_actor
+from oclam.policies.files import Card, save_actor
+from oclam.policies.training import Images, fit, seeded
 from oclam.training import best_device
 
 

@@ -5,13 +5,13 @@ The actor is that of the latent variants; its linear head gives the action itsel
 
 from oclam import paths
 from oclam.artifacts import atomic, write_csv
-from oclam.bc import Policy
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.cloning import Images, fit, seeded, true_actions
 from oclam.datasets import Frames, FrameSampler, open_dataset
 from oclam.params import load, view_of
-from oclam.policies import Card, save_policy
+from oclam.policies.files import Card, save_policy
+from oclam.policies.networks import Policy
+from oclam.policies.training import Images, fit, seeded, true_actions
 from oclam.training import best_device
 
 

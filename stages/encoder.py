@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from oclam import expert_policy, paths
+from oclam import paths
 from oclam.artifacts import atomic
 from oclam.checkpoint import Checkpoint
 from oclam.cli import run
-from oclam.distill import EPISODE_FRAMES, TASKS, distill, new_student, render, teach
-from oclam.encoders import make_encoder
+from oclam.encoders.distill import EPISODE_FRAMES, TASKS, distill, new_student, render, teach
+from oclam.encoders.files import make_encoder, save_encoder
+from oclam.experts.policy import load as load_expert
 from oclam.params import load
 from oclam.training import best_device
 
@@ -24,7 +25,7 @@ def main():
         distilled(params)
         return
     source = paths.embedded_encoder if settings.source == "embedded" else settings.source
-    make_encoder(source, settings.name).resize(settings.image_size).save(paths.encoder)
+    save_encoder(paths.encoder, make_encoder(source, settings.name).resize(settings.image_size))
 
 
 def distilled(params):
@@ -38,7 +39,7 @@ def distilled(params):
     distill(student, frames, targets, checkpoint, steps=settings.distill_steps, batch_size=settings.distill_batch,
             learning_rate=settings.distill_learning_rate)
     student.about["source"] = f"distilled from {settings.teacher}"
-    student.save(paths.encoder, torch.float16)
+    save_encoder(paths.encoder, student, torch.float16)
     checkpoint.remove()
 
 
@@ -47,7 +48,7 @@ def rendered(count, experts, path):
     if not path.exists():
         from oclam import envs  # late: only distillation needs a renderer
 
-        policies = {task: expert_policy.load(experts / f"{task}.safetensors", task) for task in TASKS
+        policies = {task: load_expert(experts / f"{task}.safetensors", task) for task in TASKS
                     if (experts / f"{task}.safetensors").exists()}
         print(f"encoder: experts of {', '.join(policies) or 'no task'}, random actions elsewhere", file=sys.stderr)
         environments = [envs.make(task, "distracted", envs.PAPER, paths.backgrounds) for task in TASKS]

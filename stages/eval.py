@@ -6,9 +6,9 @@ from functools import partial
 from oclam import envs, paths
 from oclam.artifacts import write_csv
 from oclam.cli import arguments, run
-from oclam.evaluation import episode_seeds, evaluate
+from oclam.evaluation.episodes import episode_seeds, evaluate
 from oclam.params import load, view_of
-from oclam.policies import load_policies
+from oclam.policies.files import load_policies
 from oclam.video import write_video
 
 FILM, EVERY, FPS = 300, 3, 15  # of the first 300 steps every third frame

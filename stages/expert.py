@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from oclam import expert_policy, paths
+from oclam import paths
 from oclam.artifacts import read_csv, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.errors import UserError
+from oclam.experts import policy as expert_policy
 from oclam.params import load
 
 
@@ -30,13 +31,13 @@ def shipped(task, settings):
 
 def trained(task, settings):
     try:
-        from oclam import expert
+        from oclam.experts.training import train
     except ModuleNotFoundError as error:
         raise UserError(f"expert.train: true given, but {error.name} is not installed; pip install 'oclam[expert]', or "
                         "false for the shipped experts") from None
     training = settings.training[task]
     checkpoint = Checkpoint(f"expert-{task}", (training, settings.evaluation_episodes))
-    policy, curve = expert.train(task, training, checkpoint, settings.evaluation_episodes)
+    policy, curve = train(task, training, checkpoint, settings.evaluation_episodes)
     checkpoint.remove()
     return policy, curve
 

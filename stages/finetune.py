@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from oclam import paths
 from oclam.artifacts import atomic, write_csv
-from oclam.bc import Policy
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.cloning import fine_tune
 from oclam.datasets import open_dataset
 from oclam.params import load, view_of
-from oclam.policies import load_actor, save_actor, save_policy
+from oclam.policies.files import load_actor, save_actor, save_policy
+from oclam.policies.networks import Policy
+from oclam.policies.training import fine_tune
 from oclam.training import best_device
 
 

@@ -5,7 +5,7 @@ Variants: lapo (distracted frames), lapo-masks (the same behind the chosen slots
 
 from oclam.cli import arguments, run
 from oclam.errors import UserError
-from oclam.lapo_training import learn_from_images
+from oclam.latent_actions.training import learn_from_images
 from oclam.params import load
 
 VARIANTS = ("lapo", "lapo-masks", "lapo-no-distractors")

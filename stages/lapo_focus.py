@@ -1,7 +1,7 @@
 """Train lapo-focus: plain distracted frames, a loss weighted by the chosen slots' masks; then labels and probes."""
 
 from oclam.cli import arguments, run
-from oclam.lapo_training import learn_from_images
+from oclam.latent_actions.training import learn_from_images
 from oclam.params import load
 
 

@@ -7,8 +7,8 @@ from oclam.artifacts import open_zarr
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
-from oclam.lapo import SlotLatentActionModel
-from oclam.lapo_training import Slots, learn
+from oclam.latent_actions.models import SlotLatentActionModel
+from oclam.latent_actions.training import Slots, learn
 from oclam.params import load
 from oclam.seeding import seed_of
 from oclam.training import best_device

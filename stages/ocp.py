@@ -8,18 +8,18 @@ from functools import partial
 import torch
 
 from oclam import paths
+from oclam.agent.selection import choose_model
 from oclam.artifacts import save_tensors, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
-from oclam.encoders import load_encoder
-from oclam.ocp import VideoSaur
-from oclam.ocp_training import clips_of, fit
+from oclam.encoders.files import load_encoder
 from oclam.params import load
 from oclam.seeding import seed_of
-from oclam.slot_selection import choose_model
-from oclam.slots import extract_slots, find_masks
-from oclam.steve import Steve, to_unit
+from oclam.slots.extraction import extract_slots, find_masks
+from oclam.slots.steve import Steve, to_unit
+from oclam.slots.training import clips_of, fit
+from oclam.slots.videosaur import VideoSaur
 from oclam.training import autocast, best_device
 
 

@@ -3,11 +3,11 @@
 from oclam import paths
 from oclam.artifacts import atomic, write_csv, write_json
 from oclam.cli import run
-from oclam.gallery import draw
-from oclam.html import page
 from oclam.params import load
 from oclam.plan import Plan
-from oclam.results import gather, metrics
+from oclam.report.gallery import draw
+from oclam.report.page import page
+from oclam.report.results import gather, metrics
 
 
 def main():

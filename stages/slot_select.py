@@ -9,16 +9,16 @@ import zarr
 from torch.nn import functional as F
 
 from oclam import paths
+from oclam.agent.measures import agent_scores, slot_measures
+from oclam.agent.previews import looked_at, moments, take
+from oclam.agent.refinement import refine
+from oclam.agent.registration import mask_moments, poses, register
+from oclam.agent.selection import behind, choose_slots, combine, probe, probe_behind
 from oclam.artifacts import atomic, open_zarr, save_tensors, write_json
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
 from oclam.params import load
-from oclam.previews import looked_at, moments, take
 from oclam.progress import Progress
-from oclam.refinement import refine
-from oclam.registration import mask_moments, poses, register
-from oclam.segmentation import agent_scores, slot_measures
-from oclam.slot_selection import behind, choose_slots, combine, probe, probe_behind
 
 EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
 

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 import torch
 
 from oclam import paths
+from oclam.agent.measures import slot_measures
+from oclam.agent.previews import looked_at, moments, take
 from oclam.artifacts import save_tensors
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
-from oclam.ocp_training import clips_of, fit
 from oclam.params import load
-from oclam.previews import looked_at, moments, take
 from oclam.seeding import seed_of
-from oclam.segmentation import slot_measures
-from oclam.slots import find_masks
-from oclam.steve import Steve, to_unit
+from oclam.slots.extraction import find_masks
+from oclam.slots.steve import Steve, to_unit
+from oclam.slots.training import clips_of, fit
 from oclam.training import autocast, best_device
 
 

@@ -16,7 +16,8 @@ import pytest
 import zarr
 
 from oclam import collect, envs
-from oclam.backgrounds import dead_leaves, write_store
+from oclam.backgrounds.generated import dead_leaves
+from oclam.backgrounds.store import write_store
 from oclam.collect import Plan, damaged
 from oclam.errors import UserError
 from oclam.params import Collect

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +6,8 @@ import yaml
 
 from oclam.errors import UserError
 from oclam.params import load, read
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 FILES = sorted([ROOT / "params.yaml", *(ROOT / "params").glob("*.yaml")])
 
 

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,7 @@ from oclam.datasets import TripleSampler
 from oclam.errors import UserError
 from oclam.params import read
 from oclam.plan import Plan, main
-
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
 
 
 def plan(path, *changes):

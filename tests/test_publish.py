@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 SMALL = {"durations.csv", "losses.csv", "probes.csv", "returns.csv", "slots.csv", "metrics.json", "figures/a.svg"}
 
 

@@ -14,8 +14,8 @@ from dvc.repo import Repo
 from oclam.errors import UserError
 from oclam.params import read
 from oclam.slices import expand, needed_for, run_slice, upstream
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 STAGES = expand(yaml.safe_load((ROOT / "dvc.yaml").read_text()), read(ROOT / "params.yaml").model_dump())
 
 

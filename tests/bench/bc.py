@@ -8,12 +8,12 @@ import time
 import torch
 from torch.nn import functional as F
 
-from oclam.bc import Policy
-from oclam.cloning import Images
 from oclam.datasets import Frames, FrameSampler, Prefetch
 from oclam.memory import keep_freed_memory
 from oclam.params import read
-from oclam.policies import Card
+from oclam.policies.files import Card
+from oclam.policies.networks import Policy
+from oclam.policies.training import Images
 from oclam.training import best_device
 
 EPISODES, STEPS = 4, 250

@@ -16,10 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from oclam.backgrounds import dead_leaves, write_store
+from oclam.backgrounds.footage import square
+from oclam.backgrounds.generated import dead_leaves
+from oclam.backgrounds.store import write_store
 from oclam.collect import Plan, collect
-from oclam.envs import PAPER, make
-from oclam.footage import square
+from oclam.envs.distracting import PAPER, make
 from oclam.params import Collect
 from tests.bench.package import FRAMES, RESETS, TASK, cpu_seconds
 

@@ -11,15 +11,26 @@ from itertools import islice
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from oclam import envs, expert_policy, paths
-from oclam.distill import EPISODE_FRAMES, TASKS, new_student, propagate, render
-from oclam.encoders import load_encoder, make_encoder
+from oclam import envs, paths
+from oclam.agent.measures import agent_patches
+from oclam.encoders.distill import EPISODE_FRAMES, TASKS, new_student, render
+from oclam.encoders.files import load_encoder, make_encoder
+from oclam.experts.policy import load as load_expert
 from oclam.params import read
-from oclam.segmentation import agent_patches
 
 FIRST = 10_000  # seeds of episodes that no training saw
 BATCH = 32
+
+
+def propagate(reference, label, queries):
+    """Give every patch the label of the nearest patch, by cosine, of a reference frame.
+
+    Args: reference, (P, D); label, bool (P,); queries, (T, P, D). Returns bool (T, P).
+    """
+    nearest = (F.normalize(queries, dim=-1) @ F.normalize(reference, dim=-1).T).argmax(-1)
+    return label[nearest]
 
 
 def main():
@@ -48,7 +59,7 @@ def main():
 
 def held_out(rounds):
     """Frames uint8 (N, H, W, 3) and masks uint8 (N, H, W), episode after episode, the tasks in turn."""
-    policies = {task: expert_policy.load(paths.expert(task), task) for task in TASKS if paths.expert(task).exists()}
+    policies = {task: load_expert(paths.expert(task), task) for task in TASKS if paths.expert(task).exists()}
     environments = [envs.make(task, "distracted", envs.PAPER, paths.backgrounds, "test") for task in TASKS]
     episodes = islice(render(environments, policies, FIRST), rounds * len(TASKS))
     return map(np.concatenate, zip(*episodes, strict=True))

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from oclam import envs
-from oclam.backgrounds import texture_edge, write_store
-from oclam.bc import Policy
-from oclam.evaluation import episode_seeds, evaluate
+from oclam.backgrounds.store import texture_edge, write_store
+from oclam.evaluation.episodes import episode_seeds, evaluate
 from oclam.params import read
-from oclam.policies import Agent, Card
+from oclam.policies.files import Agent, Card
+from oclam.policies.networks import Policy
 
 TASK, VIEW = "cheetah-run", "distracted"
 

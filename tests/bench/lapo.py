@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from oclam.datasets import Frames, TripleSampler
-from oclam.lapo import ImageLatentActionModel, SlotLatentActionModel
-from oclam.lapo_training import Images, Slots, fit
+from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
+from oclam.latent_actions.training import Images, Slots, fit
 from oclam.memory import keep_freed_memory
 from oclam.params import read
 

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import torch
 
-from oclam.backgrounds import dead_leaves
-from oclam.refinement import SPAN, held_share, refine
-from oclam.registration import mask_moments, poses, register
+from oclam.agent.refinement import SPAN, held_share, refine
+from oclam.agent.registration import mask_moments, poses, register
+from oclam.backgrounds.generated import dead_leaves
 
 FRAMES, SIZE, PATCH, ANEW = 250, 64, 4, 20
 

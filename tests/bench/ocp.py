@@ -10,10 +10,10 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from oclam.encoders import FrozenEncoder
+from oclam.encoders.frozen import FrozenEncoder
 from oclam.memory import keep_freed_memory
-from oclam.ocp import VideoSaur
 from oclam.params import read
+from oclam.slots.videosaur import VideoSaur
 from oclam.training import autocast, best_device
 
 SCALES = {"embedded": ("params.yaml", "vit_tiny_patch16_224", {"img_size": 64, "patch_size": 4, "depth": 2}, 8),

@@ -1,0 +1,69 @@
+"""A fine-tuned policy in the Gymnasium environment.
+
+`python -m oclam.act data/cheetah-run/seed0/lapo-slots/policies --budget 8 --video episode.mp4` acts for one episode,
+prints its return and films it. In code:
+
+    policies, cards = load_policies(folder, [8])
+    agent = Agent(policies, cards[0].frame_stack)
+    environment = gymnasium.make("oclam/cheetah-run-v0")
+    frame, _ = environment.reset(seed=0)
+    action = agent.act(frame[None])[0]
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from oclam import envs, paths
+from oclam.errors import UserError
+from oclam.evaluation.episodes import evaluate
+from oclam.params import load
+from oclam.policies.files import Agent, load_policies
+from oclam.video import caption, check_name, write_video
+
+__all__ = ["Agent", "load_policies", "play"]
+
+
+def play(folder, budget=None, task=None, seed=0, steps=1000, split="test"):
+    """Act in one episode, at most `steps` long, of the environment that `params.yaml` describes.
+
+    Args: folder, of policies; budget, labelled trajectories, 0 for all, or None for the most there is; task, must be
+    the policy's where it is given; seed, of the episode; split, of the background videos.
+    Returns (return, frames uint8 (N, H, W, 3), rewards (N,), Card).
+    """
+    env = load("env").env
+    expected = {"image_size": env.image_size} | ({"task": task} if task else {})
+    policies, cards = load_policies(folder, None if budget is None else [budget], **expected)
+    policy, card = policies[-1], cards[-1]
+    make = partial(envs.make, card.task, card.view, env, paths.backgrounds, split)
+    returns, frames, rewards = evaluate([policy], card.frame_stack, make, [seed], steps, "acting", film=steps)
+    return returns.item(), frames, rewards, card
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m oclam.act", description="Act with a policy for one episode.")
+    parser.add_argument("folder", type=Path, help="such as data/cheetah-run/seed0/lapo-slots/policies")
+    parser.add_argument("--budget", type=int, help="labelled trajectories, 0 for all; default: the most there is")
+    parser.add_argument("--task", help="refuse a policy of another task")
+    parser.add_argument("--seed", type=int, default=0, help="of the episode")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--video", type=Path, help="where to film the episode: .mp4 or .gif")
+    options = parser.parse_args()
+    if options.steps < 1:
+        raise UserError(f"--steps: {options.steps} given, at least 1 is needed")
+    if options.video:
+        check_name(options.video)
+    gained, frames, rewards, card = play(options.folder, options.budget, options.task, options.seed, options.steps)
+    labels = f"{card.budget} labelled" if card.budget else "all labels"
+    title = f"{card.task}, {card.variant}, {labels}"
+    print(f"{title}, {card.view}: return {gained:.1f}")
+    if options.video:
+        write_video(options.video, caption(frames, rewards, title), fps=30)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

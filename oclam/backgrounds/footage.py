@@ -1,0 +1,189 @@
+"""Real videos for the background: DAVIS 2017, downloaded and verified or a local copy, and the user's own."""
+
+import hashlib
+import http.client
+import io
+import re
+import urllib.error
+import urllib.request
+import zipfile
+from contextlib import redirect_stderr
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+import av
+import cv2
+import numpy as np
+
+from oclam.backgrounds.generated import GeneratedVideos
+from oclam.errors import UserError
+from oclam.progress import Progress
+
+with redirect_stderr(io.StringIO()):  # gym, which the package only registers with, announces its end on every import
+    from distracting_control.background import DAVIS17_TRAINING_VIDEOS, DAVIS17_VALIDATION_VIDEOS
+
+__all__ = ["davis", "fetch", "folder", "square", "videos_from"]
+
+ARCHIVE = "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip"
+ARCHIVE_SIZE = 832766765  # this and the checksum as TensorFlow Datasets records them (video/davis/checksums.tsv)
+ARCHIVE_SHA256 = "e3d0b5b77c3d031b000a19e0e25e3e2cac65d183755601bc2cf066df1a2aa492"
+VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def videos_from(params, size, downloads):
+    """The videos that `oclam.params.Backgrounds` asks for, by split, each an iterable of (name, video).
+
+    A split for evaluation holds half as many as the one for training. Raises UserError for what is missing or damaged.
+    """
+    counts = {"train": params.videos, "test": -(-params.videos // 2)}
+    if params.source == "generated":
+        return {split: _generated(split, count, params, size) for split, count in counts.items()}
+    if params.source == "folder":
+        found = folder(Path(params.path))
+    else:
+        path = Path(params.path) if params.path else fetch(ARCHIVE, downloads, ARCHIVE_SIZE, ARCHIVE_SHA256)
+        found = davis(path)
+    for split, count in counts.items():
+        print(f"backgrounds: {min(count, len(found[split]))} videos to {split}, {len(found[split])} of {params.source}")
+    return {split: _resized(found[split][:count], params.frames, size) for split, count in counts.items()}
+
+
+def _generated(split, count, params, size):
+    for k in range(count):  # a sequence of its own each, since one remembers what it made
+        yield f"dead leaves {k}", GeneratedVideos(split, count, params.frames, size, params.seed)[k]
+
+
+def _resized(sources, frames, size):
+    for name, pictures in sources:
+        yield name, np.stack([square(picture, size) for picture in islice(pictures(), frames)])
+
+
+def square(picture, size):
+    """Squeeze a picture (H, W, 3) into a square, as the package does, without aliasing where it shrinks."""
+    shrinks = min(picture.shape[:2]) > size
+    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def davis(path):
+    """Find DAVIS 2017's sequences in its archive, or in a folder with its layout, whole or in part.
+
+    Returns {"train": [(name, function that yields pictures (H, W, 3))], "test": [...]} by DAVIS's own two lists.
+    """
+    frames = _archive_frames(path) if path.is_file() else _folder_frames(path)
+    splits = {"train": DAVIS17_TRAINING_VIDEOS, "test": DAVIS17_VALIDATION_VIDEOS}
+    found = {split: [(name, lambda name=name: (_decode(*frame) for frame in frames[name]))
+                     for name in names if name in frames] for split, names in splits.items()}
+    for split, names in splits.items():
+        if not found[split]:
+            raise UserError(f"backgrounds.path: {path} holds none of DAVIS 2017's {len(names)} videos to {split}; "
+                            "give the 480p archive or the folder with JPEGImages/480p")
+    return found
+
+
+def _archive_frames(path):
+    """Sequence -> [(name, function that reads the bytes)], in order, read from the archive without unpacking it."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: no usable archive ({error}); remove it to download it again") from None
+    frames = {}
+    for member in sorted(archive.namelist()):
+        if member.startswith("/") or ".." in PurePosixPath(member).parts or "\\" in member:
+            raise UserError(f"{path}: refused, its member {member!r} leaves the folder; get the official archive")
+        if match := re.search(r"(?:^|/)JPEGImages/480p/([^/]+)/[^/]+\.jpg$", member):
+            frames.setdefault(match[1], []).append((f"{path}: {member}", lambda member=member: archive.read(member)))
+    return frames
+
+
+def _folder_frames(path):
+    for root in (path / "JPEGImages" / "480p", path / "DAVIS" / "JPEGImages" / "480p", path):
+        if root.is_dir():
+            return {sequence.name: _images(sequence) for sequence in sorted(root.iterdir()) if sequence.is_dir()}
+    raise UserError(f"backgrounds.path: {path} does not exist; give DAVIS 2017's archive or folder, null downloads")
+
+
+def _images(path):
+    return [(str(file), file.read_bytes) for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGES]
+
+
+def _decode(name, read):
+    try:
+        picture = cv2.imdecode(np.frombuffer(read(), np.uint8), cv2.IMREAD_COLOR)
+    except (zipfile.BadZipFile, cv2.error) as error:
+        raise UserError(f"{name} is damaged ({' '.join(str(error).split())}); get it again") from None
+    if picture is None:
+        raise UserError(f"{name} is damaged or no picture; get it again")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def folder(path):
+    """Find the user's videos: files that PyAV decodes, and folders of frames. Every third is kept for evaluation.
+
+    Returns as `davis` does.
+    """
+    if not path.is_dir():
+        raise UserError(f"backgrounds.path: {path} is no folder; give the one with your videos or folders of frames")
+    found = []
+    for entry in sorted(path.iterdir()):
+        if entry.suffix.lower() in VIDEOS:
+            found.append((entry.name, lambda entry=entry: _film(entry)))
+        elif entry.is_dir() and (frames := _images(entry)):
+            found.append((entry.name, lambda frames=frames: (_decode(*frame) for frame in frames)))
+    if len(found) < 2:
+        raise UserError(f"backgrounds.path: {path} has {len(found)} videos or folders of frames, at least 2 are needed "
+                        "(every third is kept for evaluation)")
+    return {"train": [video for k, video in enumerate(found) if k % 3 != 1], "test": found[1::3]}
+
+
+def _film(path):
+    try:
+        with av.open(path) as container:
+            decoded = 0
+            for frame in container.decode(video=0):
+                decoded += 1
+                yield frame.to_ndarray(format="rgb24")
+    except (av.error.FFmpegError, IndexError) as error:
+        raise UserError(f"backgrounds.path: {path} cannot be decoded ({error}); convert or remove it") from None
+    if not decoded:
+        raise UserError(f"backgrounds.path: {path} has no frames; remove it")
+
+
+def fetch(url, into, size, sha256):
+    """Download a file into the folder `into`, going on where a broken download stopped, and verify it.
+
+    Returns its path. Raises UserError when it cannot be had, or is not what it should be.
+    """
+    path = into / url.rpartition("/")[2]
+    part = path.with_name(f"{path.name}.part")
+    if path.exists():
+        return path
+    into.mkdir(parents=True, exist_ok=True)
+    while (begin := part.stat().st_size if part.exists() else 0) < size:
+        try:
+            _download(url, part, begin, size)
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            reason = str(error)
+        else:
+            reason = "the connection closed early"
+        if (part.stat().st_size if part.exists() else 0) <= begin:
+            raise UserError(f"{url}: no download ({reason}); what came is kept and the next run goes on, or set "
+                            "backgrounds.path to a local copy")
+    with part.open("rb") as file:
+        given = hashlib.file_digest(file, "sha256").hexdigest()
+    if given != sha256:
+        part.unlink()
+        raise UserError(f"{url}: the download's SHA-256 is {given}, {sha256} expected; run again, or set "
+                        "backgrounds.path to a copy that you trust")
+    return part.replace(path)
+
+
+def _download(url, part, begin, size):
+    request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        resumes = response.status == http.client.PARTIAL_CONTENT
+        with part.open("ab" if resumes else "wb") as file, \
+                Progress(size, f"download {part.stem}", "B", initial=begin if resumes else 0) as bar:
+            while block := response.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))

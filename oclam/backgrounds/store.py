@@ -1,0 +1,48 @@
+"""The store of background videos.
+
+Wherever it comes from, a video is uint8 (frames, S, S, 3), S the edge of the texture that it becomes.
+"""
+
+
+import zarr
+
+from oclam.artifacts import atomic, open_zarr
+
+__all__ = ["FULL_TEXTURE", "StoredVideos", "texture_edge", "write_store"]
+
+FULL_TEXTURE = 800  # edge of the suite's own sky texture
+
+
+def texture_edge(renderer, texture_size):
+    """Edge of a background frame: `texture_size` for the fast renderer, the suite's own for the reference."""
+    return texture_size if renderer == "fast" else FULL_TEXTURE
+
+
+class StoredVideos:
+    """One split of the backgrounds' store, a sequence of videos read when asked for."""
+
+    def __init__(self, path, split):
+        group = open_zarr(path)[split]
+        self._videos = [group[str(k)] for k in range(len(list(group.array_keys())))]
+
+    def __len__(self):
+        return len(self._videos)
+
+    def __getitem__(self, k):
+        return self._videos[k][:]
+
+
+def write_store(path, videos, source):
+    """Write the backgrounds' store, one file a video.
+
+    Args: videos, split -> iterable of (name, uint8 (frames, S, S, 3)); source, noted in the attributes.
+    """
+    with atomic(path) as temporary:
+        group = zarr.create_group(temporary)
+        for split, named in videos.items():
+            names = []
+            for k, (name, video) in enumerate(named):
+                group.create_array(f"{split}/{k}", data=video, chunks=video.shape, compressors=None)
+                names.append(name)
+            group[split].attrs["names"] = names
+        group.attrs["source"] = source

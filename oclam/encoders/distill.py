@@ -1,0 +1,161 @@
+"""The embedded encoder: a small vision transformer for 64x64 frames that learns DINOv2's features of the tasks.
+
+Teacher and student see the same frame, the teacher enlarged until both have the same patches. The student's outputs
+predict the teacher's features and keys through linear heads that are dropped afterwards. The cosines between all
+patches of neighbouring frames, which are what VideoSAUR's similarity loss takes of an encoder, are learned as well.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from oclam.artifacts import atomic
+from oclam.encoders.frozen import FrozenEncoder
+from oclam.progress import Progress
+from oclam.seeding import numpy_rng, seed_of, torch_rng
+from oclam.training import best_device, linear_decay, train
+
+__all__ = ["EPISODE_FRAMES", "TASKS", "Distillation", "distill", "new_student", "render", "teach"]
+
+TASKS = ("cheetah-run", "walker-run", "hopper-hop", "humanoid-walk")
+ARCHITECTURE = "vit_tiny_patch16_224"
+PATCH, DIM, DEPTH, HEADS, MLP_RATIO = 4, 192, 3, 3, 2.0
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the teacher's
+STEPS, STRIDE = 60, 5  # of an episode, and between two frames that are kept
+EPISODE_FRAMES = STEPS // STRIDE
+CHUNK = 32  # frames whose teacher outputs share a file
+WARMUP = 0.05  # share of the steps
+RELATION_WEIGHT = 10.0
+
+
+def new_student(image_size, seed=0):
+    """The untrained student: a timm ViT with patches of 4 pixels, as a FrozenEncoder."""
+    kwargs = {"img_size": image_size, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS,
+              "mlp_ratio": MLP_RATIO, "class_token": False, "global_pool": ""}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of("student", seed))
+        vit = timm.create_model(ARCHITECTURE, num_classes=0, **kwargs)
+    return FrozenEncoder(vit, name=ARCHITECTURE, kwargs=kwargs, image_size=image_size, mean=MEAN, std=STD,
+                         source="random")
+
+
+def render(environments, policies, first=0):
+    """Short episodes of every task in turn, every second round with the expert of a task that has one.
+
+    Args: environments, one of each task; policies, by task, from states to actions, for a task that is absent it is
+    random throughout; first, the first round's number, which is its episodes' seed.
+    Yields, without end, pixels uint8 (EPISODE_FRAMES, H, W, 3) and the agent's mask uint8 (EPISODE_FRAMES, H, W).
+    """
+    for episode in itertools.count(first):
+        for env in environments:
+            rng, action = numpy_rng("distill", env.task, episode), 0
+            pixels, info = env.reset(seed=episode, options={"segmentation": True})
+            frames, masks = [], []
+            for step in range(STEPS):
+                if step % STRIDE == 0:
+                    frames.append(pixels)
+                    masks.append(info["segmentation"])
+                if episode % 2 and env.task in policies:
+                    acting = policies[env.task](info["state"])
+                else:  # random, but lasting, so that the limbs go somewhere
+                    action = 0.8 * action + 0.5 * rng.standard_normal(env.action_space.shape)
+                    acting = np.clip(action, -1, 1)
+                pixels, _, _, _, info = env.step(acting)
+            yield np.stack(frames), np.stack(masks)
+
+
+def teach(teacher, frames, folder):
+    """Write the teacher's outputs for all frames, chunk by chunk, where those already there are left alone.
+
+    Args: teacher, a FrozenEncoder; frames, uint8 (N, H, W, 3). Returns a list of memory maps float16
+    (CHUNK, 2, patches, dim): features and keys.
+    """
+    chunks = []
+    with Progress(len(frames), "teacher", " frames") as bar:
+        for k in range(0, len(frames), CHUNK):
+            path = Path(folder) / f"teacher{k // CHUNK}.npy"
+            if not path.exists():
+                outputs = teacher(torch.from_numpy(frames[k:k + CHUNK]).to(teacher.mean.device))
+                with atomic(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, torch.stack(outputs, 1).half().cpu().numpy())
+            chunks.append(np.load(path, mmap_mode="r"))
+            bar.update(len(chunks[-1]))
+    return chunks
+
+
+class Distillation(nn.Module):
+    """The student with what only training needs: a linear head for features and one for keys.
+
+    Args: student, a FrozenEncoder, made trainable here; mean and std, float32 (2, dim), of the teacher's outputs.
+    """
+
+    def __init__(self, student, mean, std):
+        super().__init__()
+        self.student = student
+        student.vit.requires_grad_(True)
+        self.heads = nn.ModuleList(nn.Linear(student.dim, mean.shape[-1]) for _ in range(2))
+        self.register_buffer("target_mean", mean)
+        self.register_buffer("target_std", std)
+
+    def forward(self, images, targets):
+        """Losses for uint8 frames (B, H, W, 3), pairs of neighbours, and the teacher's outputs (B, 2, P, dim)."""
+        outputs = self.student.encode(images)
+        loss = {"prediction": 0, "relation": 0}
+        for k, (output, head) in enumerate(zip(outputs, self.heads, strict=True)):
+            centred = targets[:, k] - self.target_mean[k]  # DINOv2's raw cosines crowd near 1
+            target = centred / self.target_std[k]
+            predicted = head(F.layer_norm(output, output.shape[-1:]))
+            cosine = 1 - F.cosine_similarity(predicted, target, dim=-1).mean()
+            loss["prediction"] += cosine + F.smooth_l1_loss(predicted, target)
+            loss["relation"] += F.mse_loss(relations(output), relations(centred))
+        return loss | {"loss": loss["prediction"] + RELATION_WEIGHT * loss["relation"]}
+
+
+def relations(outputs):
+    """Cosines between all patches of the two frames of every pair: (B, P, D) -> (B / 2, 2 P, 2 P)."""
+    x = F.normalize(outputs, dim=-1).unflatten(0, (-1, 2)).flatten(1, 2)
+    return x @ x.mT
+
+
+def distill(student, frames, chunks, checkpoint, *, steps, batch_size, learning_rate, seed=0):
+    """Train the student on frames uint8 (N, H, W, 3) with the teacher's outputs that `teach` gave.
+
+    Returns the rows of the loss. The student is trained in place.
+    """
+    device = best_device()
+    sample = torch.from_numpy(np.concatenate(chunks[::max(len(chunks) // 8, 1)])).float()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of("heads", seed))
+        model = Distillation(student, sample.mean((0, 2)), sample.std((0, 2))).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.02)
+    pairs, drawn = len(frames) // 2, batch_size // 2
+
+    def step(i):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * linear_decay(i, steps, int(WARMUP * steps))
+        epoch, k = divmod(i, pairs // drawn)
+        order = torch.randperm(pairs, generator=torch_rng("distill", seed, epoch))[k * drawn:(k + 1) * drawn]
+        index = (2 * order[:, None] + torch.arange(2)).flatten().tolist()  # two neighbours each
+        images = torch.from_numpy(frames[index]).to(device)
+        targets = torch.from_numpy(np.stack([chunks[n // CHUNK][n % CHUNK] for n in index])).to(device).float()
+        if torch.rand((), generator=torch_rng("mirror", seed, i)) < 0.5:
+            images, targets = images.flip(2), flip(targets)
+        loss = model(images, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss["loss"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return train(step, steps, {"model": model, "optimizer": optimizer}, checkpoint, samples=batch_size, unit=" frames")
+
+
+def flip(targets):
+    """Mirror patches (B, 2, P, D), row by row of a square grid, from left to right."""
+    side = int(targets.shape[2] ** 0.5)
+    return targets.unflatten(2, (side, side)).flip(3).flatten(2, 3)

@@ -1,0 +1,98 @@
+"""Frozen encoders from files and from the hub."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from torch import nn
+
+from oclam.artifacts import load_tensors, save_tensors
+from oclam.encoders.frozen import FrozenEncoder
+from oclam.errors import UserError
+
+__all__ = ["load_encoder", "make_encoder", "save_encoder"]
+
+WEIGHTS = "model.safetensors"  # its name in every repository of the hub
+HUB_TIMEOUT = 4.0  # seconds until a hub that does not answer counts as out of reach
+
+
+def save_encoder(path: Path, encoder: FrozenEncoder, dtype: torch.dtype = torch.float32) -> None:
+    """Write an encoder's weights and description as safetensors."""
+    tensors = {key: value.to(dtype) for key, value in encoder.vit.state_dict().items()}
+    save_tensors(path, tensors, patch_size=encoder.patch_size, **encoder.about)
+
+
+def load_encoder(path):
+    """Read what `save_encoder` wrote. Raises UserError for a missing, damaged or foreign file."""
+    tensors, about = load_tensors(path)
+    if "kwargs" not in about:
+        raise UserError(f"{path}: does not say what encoder it holds; give such a file as encoder.source, and the "
+                        "stage encoder makes one that does")
+    vit = timm.create_model(about["name"], num_classes=0, **about["kwargs"])
+    vit.norm = nn.Identity()
+    vit.load_state_dict({key: value.float() for key, value in tensors.items()})
+    del about["patch_size"]  # which the architecture implies
+    return FrozenEncoder(vit, **about)
+
+
+def make_encoder(source, name, parameter="encoder.source"):
+    """The encoder that the parameters ask for, at the size that it was trained with.
+
+    Args: source, `hub` or a safetensors file: with timm's names for the architecture `name`, or written by
+    `save_encoder` and then saying itself what it is; parameter, which holds `source`.
+    Raises UserError, naming the parameter, for what cannot be had.
+    """
+    if source != "hub" and not Path(source).is_file():
+        raise UserError(f"{parameter}: {str(source)!r} given, which is no file; name safetensors with timm's names")
+    if source != "hub" and "kwargs" in load_tensors(source)[1]:
+        return load_encoder(source)
+    _check_name(name)
+    file = _hub_file(name, parameter) if source == "hub" else Path(source)
+    tensors, _ = load_tensors(file)
+    try:
+        vit = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
+        absent = [key for key in vit.state_dict() if key.startswith("blocks.") and key not in tensors]
+        if absent:  # timm leaves what a file lacks at random when the file has another number of classes
+            raise KeyError(f"{absent[0]} is missing")
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{parameter}: {source} does not fit the architecture {name} "
+                        f"({' '.join(str(error).split())[:160]})") from None
+    config = vit.pretrained_cfg
+    size = vit.patch_embed.img_size[0]
+    return FrozenEncoder(vit, name=name, kwargs={"img_size": size}, image_size=size, mean=config["mean"],
+                         std=config["std"], source="hub" if source == "hub" else file.name)
+
+
+def _check_name(name):
+    if not timm.is_model(name):
+        raise UserError(f"encoder.name: {name!r} given, which timm {timm.__version__} does not know")
+    with torch.device("meta"):
+        vit = timm.create_model(name)
+    if not hasattr(vit, "blocks") or not hasattr(vit.blocks[-1], "attn"):
+        raise UserError(f"encoder.name: {name!r} given, allowed are timm's vision transformers")
+
+
+def _hub_file(name, parameter):
+    """The weights' file in the hub's cache, downloaded when it is not there yet."""
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    if repository is None:
+        raise UserError(f"encoder.name: {name!r} given, of which the hub has no weights")
+    cached = try_to_load_from_cache(repository, WEIGHTS)
+    if isinstance(cached, str):
+        return Path(cached)
+    _check_hub(repository, parameter)
+    return Path(hf_hub_download(repository, WEIGHTS))
+
+
+def _check_hub(repository, parameter):
+    # Asked first, because timm tries an absent hub again and again for more than 15 seconds.
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT)
+    except urllib.error.HTTPError:
+        return  # it answered
+    except OSError as error:
+        raise UserError(f"{parameter}: the hub at {constants.ENDPOINT} is out of reach ({error}); name "
+                        f"a local file instead, such as {WEIGHTS} of the repository {repository}") from None

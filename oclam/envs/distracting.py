@@ -1,0 +1,103 @@
+"""One task of dm_control's suite with the paper's distractors, as a Gymnasium environment."""
+
+import gymnasium
+import numpy as np
+
+from oclam import suite
+from oclam.backgrounds.generated import GeneratedVideos
+from oclam.backgrounds.store import StoredVideos, texture_edge
+from oclam.envs import rendering
+from oclam.envs.distractors import Background, distract, reseed
+from oclam.errors import UserError
+from oclam.params import Env
+
+__all__ = ["PAPER", "DistractingEnv", "make"]
+
+PAPER = Env(image_size=64, renderer="fast", texture_size=128, background=True, background_dynamic=True, color=True,
+            color_scale=0.1, color_dynamic=True, camera=True, camera_scale=0.1, camera_dynamic=True)
+
+
+class DistractingEnv(gymnasium.Env):
+    """One task, seen through 64x64 pixels.
+
+    Observations are uint8 (size, size, 3). `info["state"]` holds dm_control's observation, float32 (S,), in the suite's
+    own order; after `reset(options={"segmentation": True})`, `info["segmentation"]` holds the simulator's own mask of
+    the agent, uint8 (size, size), 1 where it is.
+
+    Args: task, such as "cheetah-run"; view, "distracted" or "clean"; params, `oclam.params.Env`; backgrounds, the store
+    of background videos or None for generated ones; split, of the background videos: "train" or "test".
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(self, task="cheetah-run", view="distracted", params=PAPER, backgrounds=None, split="train",
+                 render_mode="rgb_array"):
+        if view not in ("distracted", "clean"):
+            raise UserError(f"view: {view!r} given, allowed are distracted and clean")
+        self.task, self.render_mode = task, render_mode
+        self._env = suite.load(task)
+        domain, _ = suite.TASKS[task]
+        camera = 2 if domain == "quadruped" else 0  # as the package does
+        self._task, self._physics = self._env.task, self._env.physics
+        self._wrappers, self._background = {}, None
+        if view == "distracted":
+            if params.background:
+                videos = StoredVideos(backgrounds, split) if backgrounds else _default_videos(split, params)
+                self._background = Background(self._physics, domain, videos, params.background_dynamic)
+            self._env, self._wrappers = distract(self._env, domain, camera, params)
+        self._renderer = rendering.Renderer(self._physics.model.ptr, params.image_size, camera, params.renderer)
+        actions = self._env.action_spec()
+        self.action_space = gymnasium.spaces.Box(actions.minimum.astype(np.float32), actions.maximum.astype(np.float32))
+        self.observation_space = gymnasium.spaces.Box(0, 255, (params.image_size, params.image_size, 3), np.uint8)
+        self.spec_steps = self._env._step_limit  # an episode's length
+        self.state_size = suite.sizes(task)[1]
+
+    def reset(self, *, seed=None, options=None):
+        """Begin the episode that belongs to `seed`. options: {"segmentation": True} asks for the agent's mask."""
+        super().reset(seed=seed)
+        draws = ("physics", "background", "camera", "color")
+        seeds = dict(zip(draws, self.np_random.integers(2**32, size=len(draws)).tolist(), strict=True))
+        reseed(self._task, seeds["physics"])
+        for name, wrapper in self._wrappers.items():
+            reseed(wrapper, seeds[name])
+        self._segmented = bool(options and options.get("segmentation"))
+        time_step = self._env.reset()
+        if self._background:
+            self._background.reset(seeds["background"])
+            self._renderer.upload(self._background.texture)
+        return self._observe(time_step)
+
+    def step(self, action):
+        """Act for one control step. The episode is truncated at the suite's own length."""
+        time_step = self._env.step(np.asarray(action, np.float64))
+        if self._background and self._background.step():
+            self._renderer.upload(self._background.texture)
+        terminated = time_step.last() and time_step.discount == 0
+        pixels, info = self._observe(time_step)
+        return pixels, float(time_step.reward), terminated, time_step.last() and not terminated, info
+
+    def _observe(self, time_step):
+        data = self._physics.data.ptr
+        self._pixels = self._renderer.pixels(data)
+        info = {"state": suite.flatten(time_step.observation)}
+        if self._segmented:
+            info["segmentation"] = self._renderer.segment(data)
+        return self._pixels.copy(), info
+
+    def render(self):
+        """The last observation."""
+        return self._pixels.copy()
+
+    def close(self):
+        """Free the renderer."""
+        self._renderer.close()
+
+
+def _default_videos(split, params):
+    edge = texture_edge(params.renderer, params.texture_size)
+    return GeneratedVideos(split, count=20 if split == "train" else 10, frames=60, size=edge, seed=0)
+
+
+def make(task, view, params, backgrounds=None, split="train"):
+    """The environment as the pipeline uses it; the arguments are `DistractingEnv`'s."""
+    return DistractingEnv(task, view, params, backgrounds, split)

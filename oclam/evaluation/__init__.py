@@ -1,0 +1,1 @@
+"""Returns of policies in the environment."""

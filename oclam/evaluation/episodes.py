@@ -1,0 +1,166 @@
+"""Returns of policies: all their episodes advance in lockstep, environments in worker processes, policies in batches.
+
+The batches depend on the policies and episodes alone, so that the number of workers cannot change a bit of the result.
+"""
+
+import multiprocessing
+import os
+import signal
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from oclam.errors import UserError
+from oclam.policies.files import Agent
+from oclam.progress import Progress
+from oclam.seeding import seed_of
+from oclam.training import best_device
+
+__all__ = ["Environments", "episode_seeds", "evaluate"]
+
+
+def episode_seeds(seed, episodes):
+    """The seeds of the evaluation's episodes, the same for every policy and apart from those of any dataset."""
+    if episodes < 1:
+        raise UserError(f"eval.episodes: {episodes} given, at least 1 is needed")
+    return [seed_of("evaluation", seed, episode) for episode in range(episodes)]
+
+
+def evaluate(policies, frame_stack, make, seeds, steps, name="evaluation", workers=None, film=0):
+    """Act in one episode a policy and seed, at most `steps` long.
+
+    Args: policies, list of P Policy; make, a function without arguments that gives a Gymnasium environment with pixels
+    (H, W, 3) uint8; seeds, of the E episodes; workers, processes (default: one a core); film, how many frames to keep.
+    Returns (returns float64 (P, E), frames uint8 (film, H, W, 3) and rewards (film,) of the last policy's first
+    episode). Raises what make raises, before any work.
+    """
+    # Two halves: while the policies look at one, the workers step the other. Every half has all policies, each with an
+    # equal share, in order. Environment (p, e) has the number p * E + e.
+    halves = [half for half in np.array_split(np.arange(len(seeds)), 2) if len(half)]
+    numbers = [(np.arange(len(policies))[:, None] * len(seeds) + half).ravel() for half in halves]
+    rewards = np.zeros((steps, len(policies) * len(seeds)))
+    filmed = []
+    with (Environments(make, numbers, workers) as environments, _one_thread(),  # forks, so before any use of a GPU
+          Progress(rewards.size, name, " frames") as bar):
+        device = best_device()
+        agents = [Agent(policies, frame_stack, device) for _ in halves]
+        for half, of in enumerate(numbers):
+            environments.send(half, [seeds[number % len(seeds)] for number in of])
+        for step in range(steps + 1):
+            for half, (of, agent) in enumerate(zip(numbers, agents, strict=True)):
+                frames, gained = environments.receive(half)
+                if half == 0 and step < film:
+                    filmed.append(frames[of == (len(policies) - 1) * len(seeds)][0])
+                if step > 0:
+                    rewards[step - 1, of] = gained
+                if step < steps:
+                    environments.send(half, agent.act(frames))
+                    bar.update(len(of))
+    last = rewards[:, (len(policies) - 1) * len(seeds)]
+    return rewards.sum(0).reshape(len(policies), len(seeds)), np.stack(filmed) if filmed else None, last[:film]
+
+
+class Environments:
+    """Groups of environments in worker processes; a group is asked with `send` and answers at `receive`.
+
+    Args: make, a function that gives an environment; groups, arrays of environment numbers; workers. A context
+    manager. While one group's answer is looked at, the workers go on with what else was sent.
+    """
+
+    def __init__(self, make, groups, workers=None):
+        workers = min(workers or len(os.sched_getaffinity(0)), max(map(len, groups)))
+        before = np.cumsum([0, *map(len, groups)])  # dealt out through all groups, so that no worker has two more
+        self._shares = [[range((worker - first) % workers, len(group), workers) for worker in range(workers)]
+                        for first, group in zip(before, groups, strict=False)]
+        context = multiprocessing.get_context("fork")  # no second import of everything; workers never touch torch
+        self._pipes, self._processes = [], []
+        for worker in range(workers):
+            pipe, far = context.Pipe()
+            counts = [len(shares[worker]) for shares in self._shares]
+            process = context.Process(target=_work, args=(far, make, counts), daemon=True)
+            process.start()
+            far.close()
+            self._pipes.append(pipe)
+            self._processes.append(process)
+
+    def __enter__(self):
+        try:
+            for worker in range(len(self._pipes)):
+                self._answer(worker)  # that its environments are there
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join()
+
+    def send(self, group, requests):
+        """Begin an episode in every environment of the group (its seed, an int) or act in it (an action, (A,))."""
+        for pipe, share in zip(self._pipes, self._shares[group], strict=True):
+            pipe.send((group, [requests[i] for i in share]))
+
+    def receive(self, group):
+        """Frames uint8 (B, H, W, 3) and rewards (B,) that the last request gave; a finished episode stands still."""
+        answers = [self._answer(worker) for worker in range(len(self._pipes))]
+        order = np.argsort(np.concatenate([list(share) for share in self._shares[group]]))
+        frames, rewards = ([value for answer in answers for value in answer[part]] for part in range(2))
+        return np.stack(frames)[order], np.array(rewards)[order]
+
+    def _answer(self, worker):
+        try:
+            answer = self._pipes[worker].recv()
+        except EOFError:
+            raise RuntimeError(f"evaluation worker {worker} died; was it out of memory?") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@contextmanager
+def _one_thread():
+    """The workers have the cores; and so the policies' sums are in the same order on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _work(pipe, make, counts):
+    """A worker: make the environments, then answer requests until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends us
+    try:
+        groups = [[_Episode(make()) for _ in range(count)] for count in counts]
+        pipe.send(None)
+        while True:
+            group, requests = pipe.recv()
+            answers = [episode.answer(request) for episode, request in zip(groups[group], requests, strict=True)]
+            pipe.send(([frame for frame, _ in answers], [reward for _, reward in answers]))
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is gone
+    except Exception as error:
+        pipe.send(error)
+
+
+class _Episode:
+    """One environment, from a seed to the end of its episode."""
+
+    def __init__(self, environment):
+        self.environment = environment
+
+    def answer(self, request):
+        if isinstance(request, int):
+            self.frame, _ = self.environment.reset(seed=request)
+            self.ended, reward = False, 0.0
+        elif self.ended:
+            reward = 0.0
+        else:
+            self.frame, reward, terminated, truncated, _ = self.environment.step(request)
+            self.ended = terminated or truncated
+        return self.frame, reward

@@ -1,0 +1,1 @@
+"""Expert policies: the file, batched environments and training."""

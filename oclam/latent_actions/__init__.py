@@ -1,0 +1,1 @@
+"""Latent action models: training, labels and probes."""

@@ -1,0 +1,125 @@
+"""Latent action models: what happened between two observations (inverse), and what follows from it (forward)."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from oclam.cnn import ImageDecoder, ImageEncoder, orthogonal
+
+__all__ = ["ImageForward", "ImageInverse", "ImageLatentActionModel", "MlpHead", "SlotLatentActionModel",
+           "reconstruction_error"]
+
+
+class ImageInverse(nn.Module):
+    """IDM: both observations over channels, encoder, GELU, linear. Two (B, C, H, W) -> latent (B, L)."""
+
+    def __init__(self, channels, size, latent_dim, scale, residual_blocks):
+        super().__init__()
+        self.encoder = ImageEncoder(2 * channels, scale, residual_blocks)
+        self.head = nn.Linear(self.encoder.channels * (size // 8) ** 2, latent_dim)
+
+    def forward(self, now, later):
+        return self.head(F.gelu(self.encoder(torch.cat([now, later], 1)).flatten(1)))
+
+
+class ImageForward(nn.Module):
+    """FDM: the encoded observation beside a map made of the latent, decoded. (B, C, H, W), (B, L) -> (B, C, H, W)."""
+
+    def __init__(self, channels, size, latent_dim, scale, residual_blocks):
+        super().__init__()
+        self.encoder = ImageEncoder(channels, scale, residual_blocks)
+        self.latent = nn.Linear(latent_dim, self.encoder.channels * (size // 8) ** 2)
+        self.decoder = ImageDecoder(2 * self.encoder.channels, scale, residual_blocks)
+        self.image = nn.Conv2d(self.decoder.channels, channels, 1)
+
+    def forward(self, now, latent):
+        code = self.encoder(now)
+        code = torch.cat([code, self.latent(latent).view_as(code)], 1)  # (B, 2 x encoder.channels, H/8, W/8)
+        return torch.tanh(self.image(F.gelu(self.decoder(code))))
+
+
+class ImageLatentActionModel(nn.Module):
+    """LAPO on stacked frames (arXiv 2312.10812; the paper's Table 8).
+
+    Args: channels, 3 x frame_stack; size, the image's edge, a multiple of 8; latent_dim; scale; residual_blocks.
+    Images are (B, channels, size, size) in [-1, 1].
+    """
+
+    def __init__(self, channels, size, latent_dim, scale, residual_blocks):
+        super().__init__()
+        self.sizes = {"channels": channels, "size": size, "latent_dim": latent_dim, "scale": scale,
+                      "residual_blocks": residual_blocks}
+        self.idm = ImageInverse(channels, size, latent_dim, scale, residual_blocks)
+        self.fdm = ImageForward(channels, size, latent_dim, scale, residual_blocks)
+        orthogonal(self)
+
+    def forward(self, now, future):
+        """Latent (B, L) of what happens from `now` to `future`, and the observation that follows `now` under it."""
+        latent = self.idm(now, future)
+        return latent, self.fdm(now, latent)
+
+
+class MlpBlock(nn.Module):
+    """x -> LayerNorm(x + W''(GELU(W' x))). (B, dim) -> (B, dim)."""
+
+    def __init__(self, dim, expansion):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, expansion * dim), nn.GELU(), nn.Linear(expansion * dim, dim))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x):
+        return self.norm(x + self.mlp(x))
+
+
+class MlpHead(nn.Module):
+    """h = B0(W0 x), then twice h = B(W [h, skip]), then W3 h. (B, input_dim), (B, skip_dim) -> (B, output_dim)."""
+
+    def __init__(self, input_dim, skip_dim, output_dim, hidden_dim, expansion):
+        super().__init__()
+        widths = (input_dim, hidden_dim + skip_dim, hidden_dim + skip_dim)
+        self.linear = nn.ModuleList(nn.Linear(width, hidden_dim) for width in widths)
+        self.block = nn.ModuleList(MlpBlock(hidden_dim, expansion) for _ in widths)
+        self.output = nn.Linear(hidden_dim, output_dim)
+
+    def forward(self, x, skip):
+        for linear, block in zip(self.linear, self.block, strict=True):
+            h = block(linear(x))  # (B, hidden_dim)
+            x = torch.cat([h, skip], 1)
+        return self.output(h)
+
+
+class SlotLatentActionModel(nn.Module):
+    """LAPO on slots (the paper's Table 7): both heads see their skip input at every layer.
+
+    Args: slot_dim, the chosen slots' width; latent_dim; hidden_dim; expansion of the blocks' hidden layer.
+    """
+
+    def __init__(self, slot_dim, latent_dim, hidden_dim, expansion):
+        super().__init__()
+        self.sizes = {"slot_dim": slot_dim, "latent_dim": latent_dim, "hidden_dim": hidden_dim, "expansion": expansion}
+        self.inverse = MlpHead(2 * slot_dim, 2 * slot_dim, latent_dim, hidden_dim, expansion)
+        self.forward_head = MlpHead(slot_dim + latent_dim, latent_dim, slot_dim, hidden_dim, expansion)
+        orthogonal(self)
+
+    def idm(self, now, later):
+        """Two (B, slot_dim) -> latent (B, L)."""
+        both = torch.cat([now, later], 1)
+        return self.inverse(both, both)
+
+    def fdm(self, now, latent):
+        """(B, slot_dim), (B, L) -> (B, slot_dim)."""
+        return self.forward_head(torch.cat([now, latent], 1), latent)
+
+    def forward(self, now, future):
+        """Latent (B, L) of what happens from `now` to `future`, and the slots that follow `now` under it."""
+        latent = self.idm(now, future)
+        return latent, self.fdm(now, latent)
+
+
+def reconstruction_error(prediction, target, weight=None):
+    """Mean squared error, or weight x squared error over the weights' mean (after MaskLAM, arXiv 2602.02259).
+
+    All (B, ...); a constant weight changes nothing, and weights that are all 0 give 0.
+    """
+    error = (prediction - target).square()
+    return error.mean() if weight is None else (weight * error).mean() / weight.mean().clamp_min(1e-8)

@@ -1,0 +1,86 @@
+"""How much of the true actions latents hold, linearly: ridge regression on held-out trajectories, and its controls.
+
+The online probe, a linear layer trained beside the model on detached latents, is in `oclam.latent_actions.training`;
+this one is stricter. It is fitted on the training trajectories in closed form, its penalty is chosen on the first half
+of the held-out trajectories, and its error is taken on the second half, which neither saw.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from oclam.errors import UserError
+from oclam.ridge import PENALTIES, Moments
+from oclam.seeding import numpy_rng
+
+__all__ = ["frame_differences", "moments", "probe", "probe_frames", "probe_latents", "splits"]
+
+FLOOR_EPISODES = 100  # of training, enough for the 768 inputs of the frame-difference probe
+
+
+def splits(episodes, test_episodes):
+    """Episodes that fit, that choose the penalty, and that are reported on: three ranges."""
+    if test_episodes < 2:
+        raise UserError(f"collect.test_episodes: {test_episodes} given; probes need 2 or more held-out trajectories")
+    middle = episodes + test_episodes // 2
+    return range(episodes), range(episodes, middle), range(middle, episodes + test_episodes)
+
+
+def moments(blocks, device):
+    """Moments of all blocks (x (N, X), y (N, Y)), summed on `device` in float64."""
+    joint = 0
+    for x, y in blocks:
+        x, y = (torch.as_tensor(part, device=device, dtype=torch.float64) for part in (x, y))
+        rows = torch.cat([torch.ones_like(x[:, :1]), x, y], 1)
+        joint = joint + rows.T @ rows
+    return Moments(joint.cpu().numpy(), x.shape[1])
+
+
+def probe(fit, choose, report, targets=slice(None)):
+    """Ridge regression from the moments of three splits, for the chosen target columns.
+
+    Returns penalty, mse and r2 (means over target dimensions), mse_per_dim, r2_per_dim, variance; plain numbers. A
+    dimension that does not vary has R2 0.
+    """
+    ridges = {penalty: fit.fit(penalty) for penalty in PENALTIES}
+    penalty = min(PENALTIES, key=lambda p: choose.mse(ridges[p])[targets].mean())
+    mse, variance = report.mse(ridges[penalty])[targets], report.variance[targets]
+    r2 = np.where(variance > 1e-12, 1 - mse / np.maximum(variance, 1e-12), 0.0)
+    return {"penalty": penalty, "mse": mse.mean().item(), "r2": r2.mean().item(), "mse_per_dim": mse.tolist(),
+            "r2_per_dim": r2.tolist(), "variance": variance.mean().item()}
+
+
+def probe_latents(latents, actions, episodes, seed, device):
+    """Probe the label store, and the same latents beside the actions of other moments.
+
+    Args: latents, array (E, T-1, L); actions (E, T, A), the first `episodes` of both were trained on; seed, of the
+    shuffling, which mixes all transitions of a split. Returns probe.json's ridge and control entries.
+    """
+    width = actions.shape[-1]
+    true = actions[:, :latents.shape[1]]
+
+    def blocks(split):
+        flat = true[split.start:split.stop].reshape(-1, width)
+        shuffled = numpy_rng("probe", seed, split.start).permutation(flat).reshape(len(split), -1, width)
+        for i, episode in enumerate(split):
+            yield latents[episode], np.concatenate([true[episode], shuffled[i]], 1)
+
+    parts = [moments(blocks(split), device) for split in splits(episodes, len(actions) - episodes)]
+    ridge, control = probe(*parts, slice(width)), probe(*parts, slice(width, None))
+    return {**{f"ridge_{key}": ridge[key] for key in ("penalty", "mse", "r2", "mse_per_dim", "r2_per_dim")},
+            "shuffled_mse": control["mse"], "shuffled_r2": control["r2"], "action_variance": ridge["variance"]}
+
+
+def frame_differences(frames, edge=16):
+    """Difference of consecutive frames, averaged to edge x edge: uint8 (T, H, W, 3) -> float32 (T-1, 3 edge^2)."""
+    frames = torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
+    return F.adaptive_avg_pool2d(frames, edge).diff(dim=0).flatten(1)
+
+
+def probe_frames(pixels, actions, episodes, device):
+    """The floor: actions from raw frame differences, by the same probe, fitted on at most 100 trajectories."""
+    fit, *held_out = splits(episodes, len(actions) - episodes)
+    parts = [moments(((frame_differences(pixels[e]), actions[e, :-1]) for e in split), device)
+             for split in (fit[:FLOOR_EPISODES], *held_out)]
+    floor = probe(*parts)
+    return {"frame_difference_mse": floor["mse"], "frame_difference_r2": floor["r2"]}

@@ -1,0 +1,1 @@
+"""Policies that are cloned from latent or true actions."""

@@ -1,0 +1,98 @@
+"""Which pictures the report shows, from which artifact each is drawn, and what is said under it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from oclam import paths
+from oclam.artifacts import load_tensors, read_csv
+from oclam.params import VARIANTS
+from oclam.report import figures
+from oclam.report.results import LATENT_VARIANTS, select
+
+__all__ = ["Picture", "draw"]
+
+OCP_MODELS = {"videosaur": "VideoSAUR", "steve": "ocp (STEVE)"}
+LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "bc": "behaviour cloning"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the report: the section it stands in, its caption, its file."""
+
+    section: str
+    caption: str
+    path: Path
+    wide: bool = False  # many small images in a row; scrolls on a narrow screen
+    pixels: bool = False  # shown enlarged with sharp pixels
+
+
+def draw(results, folder):
+    """Draw every picture of `results` (pixels of the first seed only) into `folder`. Returns Pictures in order."""
+    return [picture for task in results.tasks
+            for part in (_charts(results, task, folder), _slots(results, task, folder), _latents(results, task, folder),
+                         _policies(results, task)) for picture in part]
+
+
+def _charts(results, task, folder):
+    probes = [row for row in results.probes if row["task"] == task]
+    returns = [row for row in results.returns if row["task"] == task and row["budget"] > 0]
+    yield _saved(figures.probe_bars(probes, results.stamp), folder / f"probes-{task}.svg", "probes",
+                 f"{task}: error of the action probe by variant, on held-out trajectories. Bars are means over seeds, "
+                 "dots single seeds.")
+    yield _saved(figures.return_curves(returns, results.stamp), folder / f"returns-{task}.svg", "returns",
+                 f"{task}: return against the number of labelled trajectories. Lines are interquartile means, bands "
+                 "their 95% bootstrap intervals, the dashed line is behaviour cloning on all labels.")
+    for stage, name in LOSSES.items():
+        rows = [row for row in results.losses if (row["task"], row["stage"]) == (task, stage)]
+        yield _saved(figures.loss_curves(rows, results.stamp), folder / f"losses-{stage}-{task}.svg", "losses",
+                     f"{task}: {name}. Losses of different variants are of different things.")
+
+
+def _slots(results, task, folder):
+    tensors, metadata = load_tensors(paths.slot_preview(task, results.seeds[0]))
+    arrays, chosen = {name: tensor.numpy() for name, tensor in tensors.items()}, metadata["chosen"]
+    grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, arrays["selected"], arrays["seen"],
+                             results.stamp, arrays.get("segmentation"))
+    yield _saved(grid, folder / f"slots-{task}.png", "slots",
+                 f"{task}, seed {results.seeds[0]}: moments of held-out episodes, seen by lapo-masks and each slot.",
+                 wide=True)
+    ocp = OCP_MODELS[results.selections[0]["model"]]
+    models = {ocp: arrays["masks"], "STEVE": load_tensors(paths.steve(task, results.seeds[0]))[0]["masks"].numpy()}
+    comparison = figures.model_comparison(arrays["frames"], models, results.stamp, arrays.get("segmentation"))
+    yield _saved(comparison, folder / f"models-{task}.png", "slots",
+                 f"{task}, seed {results.seeds[0]}: {ocp} and STEVE on the same frames (the paper's Figure 4).",
+                 wide=True)
+    path = folder / f"slots-{task}.gif"
+    moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "seen")]
+    figures.save_gif(figures.animation(*moving), path)
+    yield Picture("slots", f"{task}, seed {results.seeds[0]}: a held-out episode as observed, all slots, and what "
+                  "lapo-masks sees.", path, pixels=True)
+
+
+def _latents(results, task, folder):
+    for variant in LATENT_VARIANTS:
+        tensors, _ = load_tensors(paths.samples(task, results.seeds[0], variant))
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        if "prediction" in arrays:  # the slot model predicts slots, not images
+            figure = figures.reconstructions(*(arrays[key] for key in ("current", "target", "prediction", "swapped")),
+                                             results.stamp)
+            yield _saved(figure, folder / f"reconstructions-{task}-{variant}.png", "reconstructions",
+                         f"{task}, {variant}: the forward model's t+1 beside the truth; then the same frame with "
+                         "another pair's latent action, and what that changes.")
+        yield _saved(figures.latent_map(arrays["latents"], arrays["actions"], results.stamp),
+                     folder / f"latents-{task}-{variant}.png", "latents",
+                     f"{task}, {variant}: held-out latent actions on their first two principal components, coloured by "
+                     "the true action.")
+
+
+def _policies(results, task):
+    for variant in VARIANTS:
+        video = paths.episode_video(task, results.seeds[0], variant)
+        rows = read_csv(paths.evaluation(task, results.seeds[0], variant))
+        shown = select(rows, budget=max(row["budget"] for row in rows), episode=0)[0]["return"]
+        yield Picture("policies", f"{task}, {variant}: the episode returned {shown:.0f}.", video, pixels=True)
+
+
+def _saved(figure, path, section, caption, wide=False):
+    figures.save(figure, path)
+    return Picture(section, caption, path, wide)

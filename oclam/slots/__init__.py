@@ -1,0 +1,1 @@
+"""Object-centric models: slots and masks of every frame."""

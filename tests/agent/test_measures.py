@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from oclam.agent.measures import adjusted_rand_index, agent_patches, agent_scores, assignment_stability, slot_measures
+
+AGENT = np.zeros((2, 4, 4), bool)
+AGENT[:, 1, :] = True  # a row: 4 of 16 patches
+
+
+def test_a_patch_is_agent_from_a_tenth_of_its_pixels():
+    image = np.zeros((1, 20, 20), np.uint8)  # a 2 x 2 grid of 100-pixel patches
+    image[0, 0, :10] = 1  # 10 pixels of the first
+    image[0, 10, 10:19] = 1  # 9 pixels of the last
+    assert agent_patches(image, 2)[0].tolist() == [[True, False], [False, False]]
+
+
+def test_scores_of_hand_made_masks():
+    assert agent_scores(AGENT, AGENT) == {"agent_iou": 1, "agent_recall": 1, "area": 0.25}
+    assert agent_scores(~AGENT, AGENT) == {"agent_iou": 0, "agent_recall": 0, "area": 0.75}
+    assert agent_scores(np.ones_like(AGENT), AGENT) == {"agent_iou": 0.25, "agent_recall": 1, "area": 1}
+    half = AGENT.copy()
+    half[:, :, 2:] = False
+    assert agent_scores(half, AGENT) == {"agent_iou": 0.5, "agent_recall": 0.5, "area": 0.125}
+
+
+def test_frames_without_the_agent_do_not_count():
+    agent = AGENT.copy()
+    agent[1] = False
+    held = np.ones_like(AGENT)
+    held[0] = AGENT[0]
+    assert agent_scores(held, agent) == {"agent_iou": 1, "agent_recall": 1, "area": 0.25}
+
+
+def test_rand_index_of_known_labellings():
+    truth = np.array([0, 0, 1, 1, 2, 2])
+    assert adjusted_rand_index(truth, (truth + 1) % 3, foreground=False) == 1  # names do not matter
+    assert adjusted_rand_index(truth, np.array([5, 5, 0, 0, 1, 1])) == 1
+    assert adjusted_rand_index(truth, np.array([0, 1, 0, 1, 0, 1]), foreground=False) == pytest.approx(-4 / 11)
+    # Hubert and Arabie by hand: 1 pair together of 2 and 2, 1 of 6 pairs
+    assert adjusted_rand_index(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2]), foreground=False) == pytest.approx(4 / 7)
+
+
+def test_foreground_rand_index_ignores_the_background():
+    truth = np.array([0, 0, 0, 1, 1, 2, 2])
+    assert adjusted_rand_index(truth, np.array([0, 1, 2, 3, 3, 4, 4])) == 1
+    assert adjusted_rand_index(truth, np.array([3, 3, 3, 3, 3, 3, 3])) == 0
+
+
+def test_foreground_rand_index_of_one_object_is_all_or_nothing():
+    truth = np.array([0, 1, 1, 1])
+    assert adjusted_rand_index(truth, np.array([2, 2, 2, 2])) == 1
+    assert adjusted_rand_index(truth, np.array([2, 2, 2, 0])) == 0
+
+
+def test_stability_is_the_share_of_frames_that_the_agent_spends_with_a_slot():
+    agent = np.zeros((4, 2, 2), bool)
+    agent[:, 0] = True
+    labels = np.zeros((4, 2, 2), int)
+    labels[:3, 0] = 2  # three frames in slot 2, the last in slot 0
+    labels[:, 1] = 1
+    np.testing.assert_allclose(assignment_stability(labels, agent, 3), [0.25, 0, 0.75])
+
+
+def test_measures_of_a_known_assignment():
+    segmentation = np.repeat(AGENT, 4, 0).reshape(2, 4, 4, 4).astype(np.uint8)  # 2 episodes x 4 frames
+    masks = np.zeros((2, 4, 3, 4, 4), np.uint8)
+    masks[:, :, 0], masks[:, :, 2, 1] = 100, 150  # slot 2 holds the agent's row, slot 0 the rest
+    masks[1, 3, 2, 1] = 0  # but for one frame
+    found = slot_measures(masks, segmentation, chosen=[2])
+    assert found["segmentation_choice"] == 2 and found["fg_ari"] == 1
+    assert found["slots"][2] == {"agent_iou": 7 / 8, "agent_recall": 7 / 8, "area": 7 / 32, "stability": 7 / 8}
+    assert {key: found[key] for key in found["slots"][2]} == found["slots"][2]
+    assert found["slots"][1] == {"agent_iou": 0, "agent_recall": 0, "area": 0, "stability": 0}
+    together = slot_measures(masks, segmentation, chosen=[0, 2])
+    assert (together["agent_recall"], together["area"], together["agent_iou"]) == (1, 1, 0.25)

@@ -1,0 +1,24 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from oclam.agent.previews import PICTURES, looked_at, moments, take
+
+
+@pytest.mark.parametrize(("group", "count"), [({"segmentation": np.zeros((3, 4, 2, 2))}, 3), ({}, PICTURES)])
+def test_the_segmented_episodes_are_looked_at_or_the_first_that_are_held_out(group, count):
+    dataset = SimpleNamespace(group=group, episodes=10, test_episodes=8)
+    assert looked_at(dataset) == range(10, 10 + count)
+
+
+def test_no_more_episodes_are_looked_at_than_are_held_out():
+    assert looked_at(SimpleNamespace(group={}, episodes=10, test_episodes=2)) == range(10, 12)
+
+
+def test_moments_span_the_time_and_every_episode():
+    places = moments(4, 250)
+    assert [t for _, t in places][:: PICTURES - 1] == [0, 249] and {e for e, _ in places} == set(range(4))
+    assert np.diff([t for _, t in places]).min() >= 49
+    array = np.arange(4 * 250).reshape(4, 250)
+    assert take(array, places).tolist() == [250 * e + t for e, t in places]

@@ -1,0 +1,64 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from oclam.agent import refinement
+from oclam.agent.refinement import held_share, refine
+
+
+def film(shape, frames=3, size=16, patch=4):
+    """A red object of this shape (bool (h, w)) on noise, a step to the right a frame: frames, object, its patches."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(120, size=(frames, size, size, 3), dtype=np.uint8)
+    agent = np.zeros((frames, size, size), bool)
+    for t in range(frames):
+        agent[t, 5:5 + shape.shape[0], 3 + t:3 + t + shape.shape[1]] = shape
+    pixels[agent] = [250, 10, 10]
+    return pixels, agent, agent.reshape(frames, size // patch, patch, size // patch, patch).any((2, 4))
+
+
+@pytest.mark.parametrize("span", [0, 1, 9])
+def test_share_is_what_a_count_of_pixels_gives(span, monkeypatch):
+    monkeypatch.setattr(refinement, "SPAN", span)
+    rng = np.random.default_rng(0)
+    images = 40 * rng.integers(2, size=(4, 3, 5, 6), dtype=np.uint8)
+    images += rng.integers(8, size=images.shape, dtype=np.uint8)
+    near = rng.random((4, 5, 6)) < 0.8
+    held = near & (rng.random((4, 5, 6)) < 0.5)
+    found = held_share(*map(torch.from_numpy, (held, near, images)))
+    for t in range(4):
+        window = slice(max(t - span, 0), t + span + 1)
+        colours = [tuple(colour) for colour in (images[window] // 8).transpose(0, 2, 3, 1).reshape(-1, 3)]
+        all_near, all_held = (Counter(colour for colour, counts in zip(colours, mask[window].ravel(), strict=True)
+                                      if counts) for mask in (near, held))
+        for row, column in np.ndindex(5, 6):
+            colour = tuple(images[t, :, row, column] // 8)
+            assert found[t, row, column] == pytest.approx(all_held[colour] / (all_near[colour] + 1))
+
+
+def test_patches_become_the_objects_pixels_whatever_the_order_of_channels():
+    pixels, agent, patches = film(np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 0, 0, 1]], bool), frames=6)
+    assert patches.mean() > 1.8 * agent.mean()
+    np.testing.assert_array_equal(refine(patches, pixels), agent)
+    np.testing.assert_array_equal(refine(patches, pixels[..., ::-1].copy()), agent)
+    assert not refine(np.zeros_like(patches), pixels).any()
+
+
+def test_what_one_frame_cannot_tell_from_the_object_others_can():
+    pixels, agent, patches = film(np.ones((2, 4), bool), frames=6)
+    stone = np.zeros_like(agent)
+    stone[:, 9:12, 4:7] = True
+    pixels[stone] = [10, 10, 250]
+    patches[0] |= stone[0].reshape(4, 4, 4, 4).any((1, 3))  # one frame's patches take it in
+    np.testing.assert_array_equal(refine(patches, pixels), agent)
+    assert (refine(patches[:1], pixels[:1])[0] & stone[0]).any()
+
+
+def test_only_colours_nearby_compete():
+    pixels, agent, patches = film(np.ones((2, 2), bool), size=48, frames=2)
+    pixels[:, 30:, 30:] = [250, 10, 10]  # the object's colour, but far more of it, more than two patches away
+    np.testing.assert_array_equal(refine(patches, pixels), agent)
+    pixels[:, 12:, :] = [250, 10, 10]  # as much of it next to the object hides it
+    assert not refine(patches, pixels).any()

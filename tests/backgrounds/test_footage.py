@@ -1,0 +1,198 @@
+"""Real videos: DAVIS by its lists from archive or folder, downloads that break, the user's own files."""
+
+import hashlib
+import http.server
+import threading
+import weakref
+import zipfile
+from types import SimpleNamespace
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from oclam.backgrounds import footage
+from oclam.errors import UserError
+
+
+def picture(value, height=48, width=85):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def jpeg(value):
+    return cv2.imencode(".jpg", picture(value))[1].tobytes()
+
+
+def parameters(**changes):
+    return SimpleNamespace(**{"source": "davis", "path": None, "videos": 60, "frames": 10, "seed": 0, **changes})
+
+
+def read(source):
+    return {split: {name: video for name, video in videos} for split, videos in source.items()}
+
+
+@pytest.fixture
+def davis_folder(tmp_path):
+    for sequence, value in (("bear", 40), ("boat", 80), ("camel", 120), ("unknown", 200)):
+        folder = tmp_path / "DAVIS" / "JPEGImages" / "480p" / sequence
+        folder.mkdir(parents=True)
+        for t in range(3):
+            (folder / f"{t:05}.jpg").write_bytes(jpeg(value + t))
+    return tmp_path / "DAVIS"
+
+
+@pytest.fixture
+def davis_archive(tmp_path, davis_folder):
+    with zipfile.ZipFile(tmp_path / "davis.zip", "w") as archive:
+        for file in sorted(davis_folder.rglob("*.jpg")):
+            archive.write(file, file.relative_to(tmp_path))
+    return tmp_path / "davis.zip"
+
+
+@pytest.mark.parametrize("kind", ["davis_folder", "davis_archive"])
+def test_davis_is_split_by_its_lists(request, kind):
+    path = request.getfixturevalue(kind)
+    found = read(footage.videos_from(parameters(path=str(path)), 16, None))
+    assert {split: sorted(videos) for split, videos in found.items()} == {"train": ["bear", "boat"], "test": ["camel"]}
+    assert found["train"]["bear"].shape == (3, 16, 16, 3)
+    np.testing.assert_allclose(found["test"]["camel"].mean((1, 2, 3)), [120, 121, 122], atol=1)
+
+
+def test_videos_and_frames_are_limited(davis_folder):
+    found = read(footage.videos_from(parameters(path=str(davis_folder), videos=1, frames=2), 16, None))
+    assert list(found["train"]) == ["bear"] and len(found["train"]["bear"]) == 2
+
+
+def test_the_lists_are_davis_2017s():
+    train, test = footage.DAVIS17_TRAINING_VIDEOS, footage.DAVIS17_VALIDATION_VIDEOS
+    assert (len(train), len(test), len({*train, *test})) == (60, 30, 90)
+
+
+@pytest.mark.parametrize("member", ["../outside.jpg", "/etc/outside.jpg", "DAVIS/../../outside.jpg", "..\\outside.jpg"])
+def test_a_member_that_leaves_the_folder_is_refused(davis_archive, member):
+    with zipfile.ZipFile(davis_archive, "a") as archive:
+        archive.writestr(member, b"")
+    with pytest.raises(UserError, match="refused"):
+        footage.davis(davis_archive)
+
+
+def test_damage_is_named(davis_folder, davis_archive):
+    (davis_folder / "JPEGImages" / "480p" / "bear" / "00001.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="bear.00001.jpg"):
+        read(footage.videos_from(parameters(path=str(davis_folder)), 16, None))
+    content = bytearray(davis_archive.read_bytes())
+    content[content.index(b"bear/00000.jpg") + 100] ^= 255
+    davis_archive.write_bytes(content)
+    with pytest.raises(UserError, match="bear.00000.jpg is damaged"):
+        read(footage.videos_from(parameters(path=str(davis_archive)), 16, None))
+    davis_archive.write_bytes(content[:1000])
+    with pytest.raises(UserError, match="no usable archive"):
+        footage.davis(davis_archive)
+
+
+def test_a_folder_without_davis_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="backgrounds.path"):
+        footage.davis(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        footage.davis(tmp_path / "nowhere")
+
+
+def test_generated_videos_are_not_kept():
+    """As many and as long as at the paper's scale, at the suite's own size, they would be 21 GB."""
+    videos = iter(footage.videos_from(parameters(source="generated", videos=2, frames=2), 16, None)["train"])
+    first = weakref.ref(next(videos)[1])
+    next(videos)
+    assert first() is None
+
+
+class Unreliable(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT, by ranges if told to, and hangs up after BITE bytes."""
+
+    content, bite, ranges, requests = b"", 0, True, 0
+
+    def do_GET(self):
+        type(self).requests += 1
+        begin = int(self.headers["Range"].removeprefix("bytes=").rstrip("-")) if self.ranges else 0
+        self.send_response(206 if self.ranges else 200)
+        self.send_header("Content-Length", str(len(self.content) - begin))
+        self.end_headers()
+        self.wfile.write(self.content[begin:begin + self.bite])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    handler = type("Handler", (Unreliable,), {"content": np.random.default_rng(0).bytes(100_000)})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield SimpleNamespace(handler=handler, url=f"http://127.0.0.1:{server.server_port}/archive.zip",
+                          sha256=hashlib.sha256(handler.content).hexdigest())
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
+    server.handler.bite = 30_000
+    path = footage.fetch(server.url, tmp_path, 100_000, server.sha256)
+    assert path.read_bytes() == server.handler.content
+    assert server.handler.requests == 4
+    footage.fetch(server.url, tmp_path, 100_000, server.sha256)
+    assert server.handler.requests == 4
+
+
+def test_a_server_without_ranges_begins_anew(server, tmp_path):
+    server.handler.bite, server.handler.ranges = 100_000, False
+    (tmp_path / "archive.zip.part").write_bytes(b"x" * 1000)
+    assert footage.fetch(server.url, tmp_path, 100_000, server.sha256).read_bytes() == server.handler.content
+
+
+def test_a_dead_connection_keeps_what_came(server, tmp_path):
+    (tmp_path / "archive.zip.part").write_bytes(server.handler.content[:40_000])
+    with pytest.raises(UserError, match="backgrounds.path"):
+        footage.fetch(server.url, tmp_path, 100_000, server.sha256)
+    assert (tmp_path / "archive.zip.part").stat().st_size == 40_000
+
+
+def test_a_wrong_checksum_is_refused(server, tmp_path):
+    server.handler.bite = 100_000
+    with pytest.raises(UserError, match="SHA-256"):
+        footage.fetch(server.url, tmp_path, 100_000, "0" * 64)
+    assert not list(tmp_path.iterdir())
+
+
+def film(path, values):
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 96, 64
+        for value in values:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(value, 64, 96), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_a_folder_of_films_and_frames(tmp_path):
+    film(tmp_path / "a.mp4", [50, 60, 70, 80])
+    film(tmp_path / "b.mp4", [100] * 3)
+    (tmp_path / "c").mkdir()
+    for t in range(5):
+        cv2.imwrite(str(tmp_path / "c" / f"{t}.png"), picture(10 * t, 30 + t, 200))
+    (tmp_path / "notes.txt").write_text("not a video")
+    found = read(footage.videos_from(parameters(source="folder", path=str(tmp_path)), 16, None))
+    assert {split: sorted(videos) for split, videos in found.items()} == {"train": ["a.mp4", "c"], "test": ["b.mp4"]}
+    np.testing.assert_allclose(found["train"]["a.mp4"].mean((1, 2, 3)), [50, 60, 70, 80], atol=4)
+    np.testing.assert_array_equal(found["train"]["c"].mean((1, 2, 3)), [0, 10, 20, 30, 40])
+
+
+def test_a_folder_without_films_or_with_a_broken_one_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="at least 2"):
+        footage.folder(tmp_path)
+    (tmp_path / "a.mp4").write_bytes(b"broken")
+    (tmp_path / "b.mp4").write_bytes(b"broken")
+    with pytest.raises(UserError, match="a.mp4 cannot be decoded"):
+        read(footage.videos_from(parameters(source="folder", path=str(tmp_path)), 16, None))
+    with pytest.raises(UserError, match="is no folder"):
+        footage.folder(tmp_path / "nowhere")

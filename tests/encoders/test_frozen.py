@@ -1,0 +1,181 @@
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from oclam import paths
+from oclam.artifacts import load_tensors
+from oclam.encoders.files import load_encoder, make_encoder, save_encoder
+from oclam.encoders.frozen import FrozenEncoder
+from oclam.errors import UserError
+
+TEACHER = Path("../shared/assets/encoders/vit_small_patch14_dinov2.lvd142m.fp16.safetensors")
+NAME = "vit_tiny_patch16_224"
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    kwargs = SMALL | kwargs
+    vit = timm.create_model(NAME, num_classes=0, **kwargs)
+    for parameter in vit.parameters():  # layer scale, biases and tokens start where mistakes would not show
+        parameter.data.normal_(std=0.3)
+    return FrozenEncoder(vit, name=NAME, kwargs=kwargs, image_size=kwargs["img_size"], source="random", **HALF)
+
+
+def frames(count=3, size=32):
+    return torch.randint(256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_paper_size_of_the_base_encoder():
+    with torch.device("meta"):
+        vit = timm.create_model("vit_base_patch8_224.dino", num_classes=0)
+    encoder = FrozenEncoder(vit, name="", kwargs={}, image_size=224, source="", **HALF)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 85_806_336
+    assert (encoder.dim, encoder.grid) == (768, 28)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"reg_tokens": 4}, {"class_token": False, "global_pool": ""},
+                                    {"dynamic_img_size": True}, {"qk_norm": True}, {"init_values": 0.1},
+                                    {"reg_tokens": 2, "no_embed_class": True}], ids=str)
+def test_features_and_keys_are_the_last_block_s(kwargs):
+    encoder, images = small(**kwargs), frames()
+    features, keys = encoder(images)
+    assert features.shape == keys.shape == (3, encoder.grid**2, encoder.dim) == (3, 16, 24)
+
+    vit, block = encoder.vit, encoder.vit.blocks[-1]
+    tokens = []
+    handle = block.register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0]))
+    vit.forward_features((images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
+    handle.remove()
+    weight, bias = block.attn.qkv.weight[24:48], block.attn.qkv.bias[24:48]
+    expected = block.attn.k_norm((block.norm1(tokens[0]) @ weight.T + bias).unflatten(-1, (3, 8))).flatten(-2)
+    torch.testing.assert_close(features, block(tokens[0])[:, vit.num_prefix_tokens:])
+    torch.testing.assert_close(keys, expected[:, vit.num_prefix_tokens:])
+
+
+def test_one_pass_a_frame():
+    encoder, calls = small(), []
+    for module in (encoder.vit.patch_embed, encoder.vit.blocks[-1].attn.qkv):
+        module.register_forward_hook(lambda *_: calls.append(1))
+    encoder(frames())
+    assert len(calls) == 2
+
+
+def test_patches_stand_row_by_row():
+    encoder = small(class_token=False, global_pool="")
+    for block in encoder.vit.blocks:
+        torch.nn.init.zeros_(block.attn.proj.weight)  # nothing passes from patch to patch
+    image = frames(1)
+    changed = image.clone()
+    changed[:, 8:16, 16:24] ^= 255  # second row, third column
+    differs = (encoder(image)[0] != encoder(changed)[0]).any(-1)[0]
+    assert differs.nonzero().flatten().tolist() == [1 * 4 + 2]
+
+
+def test_frames_are_resized_inside():
+    encoder = small()
+    flat = torch.full((1, 20, 20, 3), 77, dtype=torch.uint8)
+    torch.testing.assert_close(encoder(flat), encoder(torch.full((1, 32, 32, 3), 77, dtype=torch.uint8)))
+    assert encoder.pixels(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match="float32"):
+        encoder(torch.zeros(1, 32, 32, 3))
+
+
+def test_stays_frozen():
+    encoder = small(proj_drop_rate=0.5).train()
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    torch.testing.assert_close(encoder(frames()), encoder(frames()))
+    assert not encoder(frames())[0].requires_grad
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    encoder = small(reg_tokens=2)
+    save_encoder(tmp_path / "encoder.safetensors", encoder)
+    again = load_encoder(tmp_path / "encoder.safetensors")
+    assert again.about == encoder.about
+    for left, right in zip(again(frames()), encoder(frames()), strict=True):
+        assert torch.equal(left, right)
+    assert load_tensors(tmp_path / "encoder.safetensors")[1]["patch_size"] == 8
+
+
+def test_another_image_size_keeps_what_is_not_position(tmp_path):
+    encoder = small()
+    before = {key: value.clone() for key, value in encoder.vit.state_dict().items()}
+    encoder.resize(64)
+    assert encoder.grid == 8 and encoder(frames(size=64))[0].shape == (3, 64, 24)
+    after = encoder.vit.state_dict()
+    assert after["pos_embed"].shape == (1, 65, 24)
+    assert all(torch.equal(after[key], before[key]) for key in before if key != "pos_embed")
+    save_encoder(tmp_path / "encoder.safetensors", encoder)
+    torch.testing.assert_close(load_encoder(tmp_path / "encoder.safetensors")(frames()), encoder(frames()))
+
+
+def test_a_file_with_timm_s_names_and_the_encoder_s_own(tmp_path):
+    vit = timm.create_model(NAME)
+    save_file(vit.state_dict(), tmp_path / "timm.safetensors")
+    encoder = make_encoder(tmp_path / "timm.safetensors", NAME)
+    assert (encoder.grid, encoder.about["source"]) == (14, "timm.safetensors")
+    assert torch.equal(encoder.vit.blocks[3].attn.qkv.weight, vit.blocks[3].attn.qkv.weight)
+    save_encoder(tmp_path / "own.safetensors", encoder.resize(32))
+    assert make_encoder(tmp_path / "own.safetensors", "ignored").about == encoder.about
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_had_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="^encoder.source: 'absent' given") as error:
+        make_encoder("absent", NAME)
+    one_line(error)
+    with pytest.raises(UserError, match="^encoder.name: 'vit_nothing' given"):
+        make_encoder("hub", "vit_nothing")
+    with pytest.raises(UserError, match="^encoder.name: 'resnet18' given"):
+        make_encoder("hub", "resnet18")
+    with pytest.raises(UserError, match="^encoder.image_size: 30 given"):
+        small().resize(30)
+    weights = timm.create_model(NAME, depth=1).state_dict()
+    save_file(weights, tmp_path / "shallow.safetensors")
+    with pytest.raises(UserError, match=f"^encoder.source: .*shallow.safetensors does not fit .* {NAME}") as error:
+        make_encoder(tmp_path / "shallow.safetensors", NAME)
+    one_line(error)
+    with pytest.raises(UserError, match="encoder.source"):
+        load_encoder(tmp_path / "shallow.safetensors")
+
+
+def test_a_hub_out_of_reach_is_one_line_after_seconds(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("oclam.encoders.files.try_to_load_from_cache", lambda *_: None)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="^encoder.source: .*local file.*model.safetensors of .*vit_tiny") as error:
+        make_encoder("hub", "vit_tiny_patch16_224.augreg_in21k")
+    one_line(error)
+    assert time.monotonic() - started < 8
+
+
+def test_the_embedded_encoder():
+    assert paths.embedded_encoder.stat().st_size < 6e6
+    tensors, _ = load_tensors(paths.embedded_encoder)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    encoder = load_encoder(paths.embedded_encoder)
+    features, keys = encoder(frames(2, 64))
+    assert features.shape == keys.shape == (2, 256, encoder.dim) and encoder.grid == 16
+    assert torch.isfinite(features).all() and torch.isfinite(keys).all()
+
+
+@pytest.mark.skipif(not TEACHER.exists(), reason="DINOv2's weights are not beside the project")
+def test_dinov2_from_a_local_file():
+    encoder = make_encoder(TEACHER, "vit_small_patch14_dinov2.lvd142m").resize(56)
+    features, _ = encoder(frames(1, 64))
+    reference = timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True, num_classes=0, img_size=56,
+                                  dynamic_img_size=True, pretrained_cfg_overlay={"file": str(TEACHER)}).eval()
+    (expected,) = reference.forward_intermediates(encoder.pixels(frames(1, 64)), indices=1, output_fmt="NLC",
+                                                  intermediates_only=True)
+    torch.testing.assert_close(features, expected, atol=2e-3, rtol=0)  # timm resamples positions in float16

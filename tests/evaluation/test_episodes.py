@@ -1,0 +1,112 @@
+import os
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from oclam.errors import UserError
+from oclam.evaluation.episodes import Environments, episode_seeds, evaluate
+from oclam.policies.files import Agent, Card
+from oclam.policies.networks import Policy
+
+CARD = Card("cheetah-run", "clean", "lapo", 0, image_size=16, frame_stack=2, encoder_scale=1, residual_blocks=1,
+            latent_dim=6, hidden_dim=5, action_dim=2, budget=1)
+
+
+class Noise(gymnasium.Env):
+    """Frames of noise that the last action stirs; the reward is the action's sum plus a share of the seed."""
+
+    def __init__(self, length=1000):
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed, self.time, self.shift = seed, 0, 0
+        return self._frame(), {}
+
+    def step(self, action):
+        self.time += 1
+        self.shift = int(100 * np.abs(action).sum())
+        reward = float(action.sum()) + (self.seed % 7)
+        return self._frame(), reward, False, self.time >= self.length, {"process": os.getpid()}
+
+    def _frame(self):
+        return (self.np_random.integers(0, 200, (16, 16, 3)) + self.shift % 56).astype(np.uint8)
+
+
+def policies(count, shared=True):
+    torch.manual_seed(0)
+    actor = CARD.actor()
+    return [Policy(actor if shared else CARD.actor(), CARD.decoder()) for _ in range(count)]
+
+
+def naive(policy, seed, steps, length=1000):
+    """One environment, one policy call a step."""
+    environment, agent, total = Noise(length), Agent([policy], 2), 0.0
+    frame, _ = environment.reset(seed=seed)
+    for _ in range(steps):
+        frame, reward, terminated, truncated, _ = environment.step(agent.act(frame[None])[0])
+        total += reward
+        if terminated or truncated:
+            break
+    return total
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_lockstep_equals_one_episode_after_the_other(shared):
+    several, seeds = policies(2, shared), episode_seeds(0, 3)
+    returns, _, _ = evaluate(several, 2, Noise, seeds, steps=6, workers=2)
+    expected = [[naive(policy, seed, 6) for seed in seeds] for policy in several]
+    assert np.allclose(returns, expected, atol=1e-2)  # the frames count actions in steps of 1/100
+    assert len(np.unique(returns.round(6))) == 6
+
+
+def test_number_of_workers_changes_no_bit():
+    results = [evaluate(policies(2), 2, Noise, episode_seeds(0, 5), steps=8, workers=workers, film=4)
+               for workers in (1, 2, 3, 7)]
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+def test_film_is_the_last_policys_first_episode():
+    returns, frames, rewards = evaluate(policies(2), 2, Noise, episode_seeds(0, 2), steps=5, workers=1, film=100)
+    assert frames.shape == (6, 16, 16, 3) and len(rewards) == 5  # the frame after the last action too
+    assert rewards.sum() == pytest.approx(returns[1, 0])
+    environment = Noise()
+    assert np.array_equal(frames[0], environment.reset(seed=episode_seeds(0, 2)[0])[0])
+
+
+def test_a_finished_episode_gains_nothing_more():
+    returns, _, _ = evaluate(policies(1), 2, partial(Noise, length=3), episode_seeds(0, 2), steps=9, workers=1)
+    assert np.allclose(returns, [[naive(policies(1)[0], seed, 9, length=3) for seed in episode_seeds(0, 2)]], atol=1e-2)
+
+
+def test_seeds_are_a_prefix_of_more_seeds_and_differ_by_evaluation():
+    assert episode_seeds(0, 25)[:5] == episode_seeds(0, 5)
+    assert not set(episode_seeds(0, 25)) & set(episode_seeds(1, 25))
+    with pytest.raises(UserError, match="eval.episodes: 0 given"):
+        episode_seeds(0, 0)
+
+
+def test_an_environment_that_cannot_be_made_fails_before_any_work():
+    def broken():
+        raise UserError("no OpenGL renderer works here")
+
+    with pytest.raises(UserError, match="no OpenGL renderer"):
+        evaluate(policies(1), 2, broken, [0], steps=5, workers=2)
+
+
+def test_environments_live_in_as_many_processes_as_asked():
+    groups = [np.arange(4), np.arange(4, 6)]
+    with Environments(Noise, groups, workers=2) as environments:
+        assert len(environments._processes) == 2
+        for group, members in enumerate(groups):
+            environments.send(group, [10 + int(number) for number in members])
+        for group, members in enumerate(groups):  # both were asked before either answered
+            frames, rewards = environments.receive(group)
+            assert np.array_equal(frames, [Noise().reset(seed=10 + int(number))[0] for number in members])
+            assert not rewards.any()
+    assert not any(process.is_alive() for process in environments._processes)

@@ -1,0 +1,149 @@
+"""Training: batched stepping equals dm_control, NumPy equals sbx, resumed equals uninterrupted."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sbx", reason="experts are trained with the extra `expert` alone")
+
+from oclam.checkpoint import Checkpoint  # noqa: E402
+from oclam.errors import UserError  # noqa: E402
+from oclam.experts import training as expert  # noqa: E402
+from oclam.experts.policy import Policy  # noqa: E402
+from oclam.experts.vector import BATCHED, EPISODE, Copies  # noqa: E402
+from oclam.params import Training  # noqa: E402
+from oclam.suite import flatten, load  # noqa: E402
+
+HYPERPARAMETERS = {
+    "PPO": {"n_steps": 8, "batch_size": 8, "n_epochs": 2, "net_arch": [8], "log_std_init": -0.5, "learning_rate": 0.01,
+            "target_kl": 0.02},
+    "SAC": {"buffer_size": 64, "learning_starts": 8, "batch_size": 4, "net_arch": [8, 8], "gradient_steps": 2},
+    "CrossQ": {"buffer_size": 64, "learning_starts": 8, "batch_size": 4, "net_arch": [8, 8], "gradient_steps": 2},
+}
+
+
+def training(algorithm="PPO", steps=48, **hyperparameters):
+    return Training(algorithm=algorithm, steps=steps, environments=2, episode_steps=5, evaluate_every=16,
+                    hyperparameters=HYPERPARAMETERS[algorithm] | hyperparameters)
+
+
+@pytest.fixture(scope="module", params=HYPERPARAMETERS)
+def learner(request):
+    """A learner after one round; compiling is what takes long."""
+    learner = expert.Learner("cheetah-run", training(request.param))
+    learner.advance(lambda: True)
+    return learner
+
+
+@pytest.mark.parametrize("task", [*BATCHED, "reacher-easy"])
+def test_copies_are_dm_control(task):
+    copies, actions = Copies(task, 2, seed=5, stagger=False), np.random.default_rng(0)
+    alone = [load(task, 5 + k) for k in range(2)]
+    observation = copies.reset()
+    steps = [environment.reset() for environment in alone]
+    np.testing.assert_allclose(observation, [flatten(step.observation) for step in steps], rtol=1e-6)
+    for _ in range(30):
+        action = actions.uniform(-1, 1, (2, *copies.action_space.shape)).astype(np.float32)
+        observation, reward, done, _ = copies.step(action)
+        steps = [environment.step(one) for environment, one in zip(alone, action, strict=True)]
+        np.testing.assert_allclose(observation, [flatten(step.observation) for step in steps], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(reward, [step.reward for step in steps], rtol=1e-5, atol=1e-6)
+        assert not done.any()
+
+
+def test_batched_rewards_far_from_the_start_are_dm_controls():
+    """Standing and running change the reward; a random policy hardly sees either, so states are set by hand."""
+    for task in BATCHED:
+        copies, rng = Copies(task, 2, seed=0, stagger=False), np.random.default_rng(1)
+        copies.reset()
+        seen = []
+        for _ in range(20):
+            for physics in copies.physics:
+                physics.reset()  # upright, as the model file has it
+                physics.data.qvel[:] = rng.normal(size=physics.model.nv) * 0.1
+                physics.data.qvel[:2] = rng.uniform(0, 8)  # forward is the second in walker
+            _, rewards, _, _ = copies.step(rng.uniform(-1, 1, (2, *copies.action_space.shape)))
+            expected = [environment.task.get_reward(environment.physics) for environment in copies.environments]
+            np.testing.assert_allclose(rewards, expected, rtol=1e-5, atol=1e-6)
+            seen += expected
+        assert max(seen) > 0.3 and len(set(seen)) > 5, task
+
+
+def test_time_alone_ends_an_episode_and_staggering_spreads_the_ends():
+    copies = Copies("cheetah-run", 4, seed=0, steps=20)
+    copies.reset()
+    assert list(copies.elapsed) == [0, 5, 10, 15] and Copies("cheetah-run", 1, seed=0).steps == EPISODE == 1000
+    copies.elapsed[:] = [19, 0, 0, 0]
+    observation, _, done, infos = copies.step(np.zeros((4, 6)))
+    assert list(done) == [True, False, False, False] and copies.elapsed[0] == 0
+    assert infos[0]["TimeLimit.truncated"] and not infos[1]
+    assert not np.allclose(infos[0]["terminal_observation"], observation[0])
+
+
+def test_numpy_policy_is_sbx_deterministic_prediction(learner):
+    observations = np.random.default_rng(0).normal(size=(50, 17)).astype(np.float32) * 3
+    expected, _ = learner.model.predict(learner.normaliser.normalize_obs(observations), deterministic=True)
+    np.testing.assert_allclose(learner.policy()(observations), expected, atol=1e-5)
+    assert np.ptp(expected) > 0.1
+
+
+def test_resumed_learner_is_uninterrupted(learner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = expert.Learner("cheetah-run", learner.training)
+    checkpoint = Checkpoint("resumed", learner.training)
+    checkpoint.save({"learner": learner}, steps=learner.steps)
+    learner.advance(lambda: True)
+    assert checkpoint.restore({"learner": other}) == {"steps": 16} and other.steps == 16
+    other.advance(lambda: True)
+    assert other.steps == learner.steps == 32
+    torch.testing.assert_close(other.state_dict(), learner.state_dict(), rtol=0, atol=0)
+
+
+class Scripted:
+    """A learner whose policies' returns are known beforehand."""
+
+    returns = {10: 5.0, 20: 9.0, 30: 7.0, 40: 8.0}
+
+    def __init__(self, task, training):
+        self.steps = 0
+
+    def advance(self, tick):
+        tick()
+        self.steps += 10
+
+    def policy(self):
+        zeros = [(np.zeros((6, 17), np.float32), np.zeros(6, np.float32))]
+        facts = {"steps": self.steps}
+        return Policy("cheetah-run", "PPO", zeros, np.zeros(17), np.ones(17), 10.0, "tanh", "clip", facts)
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_training_keeps_the_best_policy_and_goes_on_after_a_kill(tmp_path, monkeypatch):
+    def measured(policy, episodes, *purpose):
+        if policy.facts["steps"] == fatal:
+            raise KeyboardInterrupt
+        return np.full(episodes, Scripted.returns[policy.facts["steps"]])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(expert, "Learner", Scripted)
+    monkeypatch.setattr(expert, "measure", measured)
+    monkeypatch.setattr(expert, "remeasured", lambda policy, episodes: policy)
+    checkpoint, fatal = Checkpoint("best", 0, interval=0), 30
+    with pytest.raises(KeyboardInterrupt):
+        expert.train("cheetah-run", training(steps=40), checkpoint, 2)
+    fatal = None
+    monkeypatch.setitem(Scripted.returns, 10, None)  # must not be trained again
+    policy, rows = expert.train("cheetah-run", training(steps=40), checkpoint, 2)
+    assert rows == [{"step": step, "return_mean": mean, "return_std": 0.0}
+                    for step, mean in ((10, 5.0), (20, 9.0), (30, 7.0), (40, 8.0))]
+    assert policy.facts["steps"] == 20
+
+
+def test_unknown_hyperparameter_is_named():
+    with pytest.raises(UserError, match=r"expert.training.cheetah-run.hyperparameters: n_step given"):
+        expert.Learner("cheetah-run", training(n_step=3))

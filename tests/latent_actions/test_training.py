@@ -1,0 +1,208 @@
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from oclam import paths
+from oclam.artifacts import load_tensors, read_csv, read_json
+from oclam.checkpoint import FOLDER, Checkpoint
+from oclam.datasets import Frames, open_dataset, stack_index
+from oclam.latent_actions import training as lapo_training
+from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
+from oclam.latent_actions.training import Images, Slots, learn, learn_from_images, pictures, projection
+from oclam.params import Compute, LapoImage, view_of
+
+E, HELD_OUT, T, SIZE = 3, 2, 12, 16
+VARIANTS = {"lapo": None, "lapo-masks": None, "lapo-no-distractors": None, "lapo-focus": 0.1}
+PARAMS = SimpleNamespace(
+    compute=Compute(precision="float32", compile=False),
+    lapo=LapoImage(latent_dim=4, frame_stack=2, future_offset=3, encoder_scale=1, residual_blocks=1, batch_size=8,
+                   epochs=3.0, warmup_epochs=0.5, learning_rate=1e-3))
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Tiny stores of the contract's layout."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for view in ("distracted", "clean"):
+        group = zarr.create_group(paths.dataset("a-b", view))
+        group.attrs.update(task="a-b", view=view, episodes=E, test_episodes=HELD_OUT)
+        arrays = {"pixels": rng.integers(0, 256, (E + HELD_OUT, T, SIZE, SIZE, 3), dtype=np.uint8),
+                  "actions": rng.normal(size=(E + HELD_OUT, T, 2)).astype(np.float32),
+                  "states": np.zeros((E + HELD_OUT, T, 1), np.float32),
+                  "rewards": np.zeros((E + HELD_OUT, T), np.float32)}
+        for name, array in arrays.items():
+            group.create_array(name, data=array)
+    masks = rng.integers(0, 256, (E + HELD_OUT, T, SIZE, SIZE), dtype=np.uint8)
+    selection = zarr.create_group(paths.selection("a-b", 0))
+    selection.create_array("mask", data=masks)
+    selection.create_array("frames", data=rng.integers(0, 256, (*masks.shape, 3), dtype=np.uint8))
+
+
+def written(variant):
+    outputs = [paths.lapo("a-b", 0, variant), paths.log(paths.lapo("a-b", 0, variant)),
+               paths.probe("a-b", 0, variant), paths.samples("a-b", 0, variant)]
+    store = paths.latents("a-b", 0, variant)
+    return [path.read_bytes() for path in outputs + sorted(file for file in store.rglob("*") if file.is_file())]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_variant_writes_all_its_artifacts(world, variant):
+    learn_from_images("a-b", 0, variant, PARAMS, VARIANTS[variant])
+    rows = read_csv(paths.log(paths.lapo("a-b", 0, variant)))
+    assert rows[-1]["step"] == 15 and set(rows[0]) == {"step", "loss", "probe_mse"}  # 3 epochs of ceil(33 / 8)
+    latents = zarr.open_group(paths.latents("a-b", 0, variant), mode="r")["latents"]
+    assert latents.shape == (E + HELD_OUT, T - 1, 4)
+    probe = read_json(paths.probe("a-b", 0, variant))
+    assert {"online_mse", "ridge_mse", "ridge_r2", "ridge_mse_per_dim", "ridge_r2_per_dim", "shuffled_mse",
+            "frame_difference_mse", "action_variance"} <= set(probe)
+    samples, _ = load_tensors(paths.samples("a-b", 0, variant))
+    source = (zarr.open_group(paths.selection("a-b", 0))["frames"] if variant == "lapo-masks" else
+              zarr.open_group(paths.dataset("a-b", view_of(variant)))["pixels"])
+    held_out = source[E:].reshape(-1, SIZE, SIZE, 3)
+    assert all((held_out == image.numpy()).all((1, 2, 3)).any() for image in samples["current"])
+    assert {name: tuple(samples[name].shape) for name in samples} == {
+        **{name: (6, SIZE, SIZE, 3) for name in ("current", "target", "prediction", "swapped")},
+        "latents": (22, 2), "actions": (22, 2)}
+    assert not list(paths.DATA.glob("**/*.tmp")) and not FOLDER.exists()
+
+
+def stored(kind, variant):
+    tensors, about = load_tensors(paths.lapo("a-b", 0, variant))
+    model = kind(**about["sizes"])
+    model.load_state_dict(tensors)
+    return model
+
+
+def test_the_stored_model_gives_the_stored_latents_of_the_stacks_it_was_trained_on(world):
+    learn_from_images("a-b", 0, "lapo", PARAMS)
+    model = stored(ImageLatentActionModel, "lapo")
+    pixels = zarr.open_group(paths.dataset("a-b", "distracted"), mode="r")["pixels"][:]
+    latents = zarr.open_group(paths.latents("a-b", 0, "lapo"), mode="r")["latents"][:]
+
+    def stack(e, t):  # two frames, channels in order; the first repeats itself at an episode's start
+        both = [pixels[e, max(t - 1, 0)], pixels[e, t]]
+        return torch.from_numpy(np.concatenate(both, -1)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+    for e, t in ((0, 0), (0, 1), (2, 5), (4, T - 2)):
+        with torch.no_grad():
+            expected = model.idm(stack(e, t), stack(e, t + 1))[0]
+        np.testing.assert_allclose(latents[e, t], expected.numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_same_seed_same_bytes_and_another_seed_another_model(world):
+    learn_from_images("a-b", 0, "lapo", PARAMS)
+    first = written("lapo")
+    shutil.rmtree(paths.latents("a-b", 0, "lapo"))
+    learn_from_images("a-b", 0, "lapo", PARAMS)
+    assert first == written("lapo")
+    learn_from_images("a-b", 1, "lapo", PARAMS)
+    assert paths.lapo("a-b", 1, "lapo").read_bytes() != first[0]
+
+
+def test_slots_are_standardised_by_the_training_episodes_so_that_their_scale_and_place_change_nothing(tmp_path):
+    slots = np.random.default_rng(0).normal(size=(E + HELD_OUT, T, 6)).astype(np.float32)
+    slots[E:] *= 100  # held out: no part in mean and deviation
+    group, t = zarr.create_group(tmp_path / "slots.zarr"), torch.arange((E + HELD_OUT) * T)
+    observed = [Slots.load(group.create_array(name, data=array), E, "cpu")(t)
+                for name, array in (("plain", slots), ("moved", 0.05 * slots + 3))]
+    training = observed[0][:E * T]
+    torch.testing.assert_close(training.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(training.std(0, correction=0), torch.ones(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(observed[1], observed[0], atol=1e-4, rtol=1e-4)
+
+
+def test_slots_are_learned_from_alike_but_show_no_pictures(world):
+    slots = torch.randn((E + HELD_OUT) * T, 6).half()
+    dataset, checkpoint = open_dataset(paths.dataset("a-b", "distracted")), Checkpoint("slots", PARAMS)
+    learn("a-b", 0, "lapo-slots", SlotLatentActionModel(6, 4, 8, 2), Slots(Frames(slots, "cpu"), 0.0, 1.0), dataset,
+          PARAMS.lapo, 3, PARAMS.compute, checkpoint)
+    samples, _ = load_tensors(paths.samples("a-b", 0, "lapo-slots"))
+    assert set(samples) == {"latents", "actions"}
+    latents = zarr.open_group(paths.latents("a-b", 0, "lapo-slots"), mode="r")["latents"]
+    with torch.no_grad():
+        idm = stored(SlotLatentActionModel, "lapo-slots").idm
+        expected = idm(slots[2 * T:3 * T - 1].float(), slots[2 * T + 1:3 * T].float())
+    np.testing.assert_allclose(latents[2], expected.numpy(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("killed_in", ["training", "labels", "probes"])
+def test_a_killed_stage_goes_on_to_the_same_bytes(world, monkeypatch, killed_in):
+    learn_from_images("a-b", 0, "lapo", PARAMS)
+    expected = written("lapo")
+    shutil.rmtree(paths.DATA / "a-b" / "seed0" / "lapo")
+    shutil.rmtree(paths.RESULTS)
+
+    class EverySave(Checkpoint):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, interval=0.0)
+
+    calls = []
+
+    def killed(original, at):
+        def call(*arguments, **keywords):
+            calls.append(None)
+            if len(calls) > at:
+                raise KeyboardInterrupt
+            return original(*arguments, **keywords)
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lapo_training, "Checkpoint", EverySave)
+        name = {"training": "reconstruction_error", "labels": "label", "probes": "probe_frames"}[killed_in]
+        at = 8 if killed_in == "training" else 0
+        patch.setattr(lapo_training, name, killed(getattr(lapo_training, name), at))
+        with pytest.raises(KeyboardInterrupt):
+            learn_from_images("a-b", 0, "lapo", PARAMS)
+    assert FOLDER.exists() and not paths.latents("a-b", 0, "lapo").exists()
+    steps = []
+    original = lapo_training.reconstruction_error
+    monkeypatch.setattr(lapo_training, "reconstruction_error", lambda *a: (steps.append(None), original(*a))[1])
+    learn_from_images("a-b", 0, "lapo", PARAMS)
+    assert len(steps) == {"training": 15 - 8, "labels": 0, "probes": 0}[killed_in]
+    assert written("lapo") == expected
+
+
+def test_lapo_focus_sees_plain_frames_and_weighs_by_the_targets_masks():
+    torch.manual_seed(0)
+    frames = torch.randint(0, 256, (2 * T, SIZE, SIZE, 3), dtype=torch.uint8)
+    masks = torch.randint(0, 256, (2 * T, SIZE, SIZE), dtype=torch.uint8)
+    observe = Images(Frames(frames, "cpu"), T, 2, Frames(masks, "cpu"), background_weight=0.25)
+    plain, t = Images(Frames(frames, "cpu"), T, 2), torch.tensor([0, 5, T, T + 3])
+    assert torch.equal(observe(t), plain(t)) and plain.weight(t) is None
+    mask = masks[stack_index(t, 2, T)].float() / 255  # (B, 2, H, W)
+    for channel in range(6):  # two frames of three colours
+        torch.testing.assert_close(observe.weight(t)[:, channel], 0.25 + 0.75 * mask[:, channel // 3])
+
+
+class Brighten(torch.nn.Module):
+    """IDM: by how much the newest frame grew brighter; FDM: the observation, so much brighter."""
+
+    def idm(self, now, after):
+        return (after - now)[:, -3:].mean((1, 2, 3))[:, None]
+
+    def fdm(self, now, latent):
+        return now + latent[..., None, None]
+
+
+def test_pictures_show_the_newest_frame_and_swap_the_next_moments_latent():
+    levels = torch.tensor([10, 20, 50, 51, 7, 100], dtype=torch.uint8)
+    observe = Images(Frames(levels.view(-1, 1, 1, 1).expand(6, 8, 8, 3).contiguous(), "cpu"), 6, 2)
+    shown = pictures(Brighten(), observe, torch.tensor([0, 2, 4]), torch.device("cpu"), "float32")
+    values = {name: picture[:, 0, 0, 0].tolist() for name, picture in shown.items()}
+    assert values == {"current": [10, 50, 7], "target": [20, 51, 100], "prediction": [20, 51, 100],
+                      "swapped": [11, 143, 17]}
+
+
+def test_projection_finds_the_two_directions_of_largest_variance():
+    torch.manual_seed(0)
+    plane = torch.randn(200, 2) * torch.tensor([5.0, 2.0])
+    directions = torch.linalg.qr(torch.randn(6, 6)).Q[:2]
+    points = projection(plane @ directions + 0.01 * torch.randn(200, 6) + 7)
+    centred = plane - plane.mean(0)
+    axes = torch.linalg.eigh(torch.cov(plane.T)).eigenvectors.flip(1)
+    torch.testing.assert_close(points.abs(), (centred @ axes).abs(), rtol=0, atol=0.1)

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+import torch
+import zarr
+from torch import nn
+
+from oclam.checkpoint import Checkpoint
+from oclam.datasets import Frames, FrameSampler, open_dataset
+from oclam.errors import UserError
+from oclam.params import Compute, Finetune
+from oclam.policies.files import Card
+from oclam.policies.networks import Policy
+from oclam.policies.training import Images, draw_labelled, fine_tune, fit, predict
+from oclam.seeding import seed_of
+
+COMPUTE = Compute(precision="float32", compile=False)
+CARD = Card("cheetah-run", "clean", "lapo", 0, image_size=16, frame_stack=2, encoder_scale=1, residual_blocks=0,
+            latent_dim=6, hidden_dim=5, action_dim=2)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Four training episodes and a held-out one, of 9 steps."""
+    random, group = np.random.default_rng(0), zarr.create_group(tmp_path / "clean.zarr")
+    group.attrs.update(task="cheetah-run", view="clean", episodes=4, test_episodes=1)
+    group.create_array("pixels", data=random.integers(0, 256, (5, 9, 16, 16, 3), dtype=np.uint8))
+    for name, shape in {"actions": (2,), "states": (3,), "rewards": ()}.items():
+        group.create_array(name, data=random.uniform(-1, 1, (5, 9, *shape)).astype(np.float32))
+    return open_dataset(tmp_path / "clean.zarr")
+
+
+def settings(**changed):
+    return Finetune(**{"budgets": [1, 3], "hidden_dim": 5, "batch_size": 8, "updates": 12, "learning_rate": 0.01,
+                       "unfreeze": False, **changed})
+
+
+def start(card=CARD):
+    """The same actor every time, and a new decoder."""
+    state = torch.get_rng_state()
+    actor = (torch.manual_seed(7), card.actor())[1]
+    torch.set_rng_state(state)
+    return Policy(actor, card.decoder())
+
+
+def tune(dataset, frozen, **changed):
+    options = settings(**changed)
+    checkpoints = {budget: Checkpoint(f"tune-{budget}", options) for budget in options.budgets}
+    result = list(fine_tune(start, CARD, dataset, options, COMPUTE, checkpoints, frozen, torch.device("cpu")))
+    for checkpoint in checkpoints.values():
+        checkpoint.remove()
+    return result
+
+
+def test_larger_budgets_contain_smaller_ones():
+    largest = draw_labelled(100, [2, 8, 64], "cheetah-run 0")
+    assert len(set(largest)) == 64 and set(largest) <= set(range(100))
+    for budget in (2, 8):
+        assert draw_labelled(100, [budget], "cheetah-run 0") == largest[:budget]
+    assert draw_labelled(100, [64], "cheetah-run 1") != largest
+
+
+def test_a_budget_above_the_dataset_is_one_line():
+    with pytest.raises(UserError, match="finetune.budgets: 9 given, the dataset has 8"):
+        draw_labelled(8, [2, 9], "cheetah-run 0")
+
+
+def test_fit_finds_the_least_squares_solution():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.3
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1)
+    sampler = FrameSampler(1, 61, 60, "order")
+    rows = fit(network, lambda t: x[t], lambda t: y[t], sampler, 600, 0.05, Checkpoint("fit", ()), COMPUTE)
+    assert torch.allclose(network.weight, torch.tensor([[1.0, -2.0, 0.5]]), atol=1e-3)
+    assert network.bias.item() == pytest.approx(0.3, abs=1e-3)
+    assert rows[0]["loss"] > 1e-2 > 1e-5 > rows[-1]["loss"]
+
+
+def test_resumed_equals_uninterrupted_to_the_bit():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+
+    def attempt(kill_at=None):
+        calls = []
+
+        def inputs(index):
+            calls.append(index)
+            if len(calls) == kill_at:
+                raise Killed
+            return x[index]
+
+        torch.manual_seed(0)
+        network = nn.Linear(3, 1)
+        sampler, checkpoint = FrameSampler(1, 41, 16, "order"), Checkpoint("fit", (), interval=0.0)
+        rows = fit(network, inputs, lambda t: x[t, :1], sampler, 30, 0.01, checkpoint, COMPUTE)
+        checkpoint.remove()
+        return network.weight, rows, len(calls)
+
+    weight, rows, calls = attempt()
+    with pytest.raises(Killed):
+        attempt(kill_at=20)
+    resumed, resumed_rows, resumed_calls = attempt()
+    assert torch.equal(weight, resumed) and rows == resumed_rows
+    assert resumed_calls < calls  # it did go on
+
+
+def test_predictions_stand_in_the_order_of_frames(dataset):
+    frames = Frames.load(dataset.pixels, range(4), "cpu")
+    images, actor = Images(frames, 2, dataset.steps), start().actor
+    every = predict(actor, images, len(frames), 7, COMPUTE)
+    assert every.shape == (36, 6) and not every.requires_grad
+    for t in (0, 8, 9, 35):
+        assert torch.allclose(every[t], actor(images(torch.tensor([t])))[0], atol=1e-5)
+
+
+def test_frozen_equals_running_the_actor_at_every_step(dataset):
+    fast = tune(dataset, frozen=True)
+    labelled = draw_labelled(4, [3], "cheetah-run 0")
+    for (policy, card, _), budget in zip(fast, (1, 3), strict=True):
+        assert card.budget == budget
+        # The same decoder trained through the actor on frames of those trajectories alone.
+        naive_frames = Frames(torch.from_numpy(np.concatenate([dataset.pixels[e] for e in labelled[:budget]])), "cpu")
+        actions = torch.from_numpy(np.concatenate([dataset.actions[e] for e in labelled[:budget]]))
+        images = Images(naive_frames, 2, dataset.steps)
+        purpose = f"finetune cheetah-run 0 {budget}"
+        torch.manual_seed(seed_of(purpose))
+        naive = start()
+
+        def inputs(index, images=images, actor=naive.actor):
+            with torch.no_grad():
+                return actor(images(index))
+
+        fit(naive.decoder, inputs, lambda t, a=actions: a[t], FrameSampler(budget, 9, 8, purpose), 12, 0.01,
+            Checkpoint(f"naive-{budget}", ()), COMPUTE)
+        for ours, theirs in zip(policy.decoder.parameters(), naive.decoder.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+        assert not torch.allclose(policy.decoder[0].weight, start().decoder[0].weight, atol=1e-2)
+
+
+def test_freezing_leaves_the_actor_and_unfreezing_trains_it(dataset):
+    before = start().actor.head.weight
+    assert all(torch.equal(policy.actor.head.weight, before) for policy, *_ in tune(dataset, frozen=True))
+    assert not any(torch.allclose(policy.actor.head.weight, before) for policy, *_ in tune(dataset, frozen=False))
+
+
+def test_same_seed_same_bytes_and_budgets_do_not_see_each_other(dataset):
+    first, again = tune(dataset, frozen=False), tune(dataset, frozen=False, budgets=[3])
+    assert first[1][2] == again[0][2]
+    for ours, theirs in zip(first[1][0].parameters(), again[0][0].parameters(), strict=True):
+        assert torch.equal(ours, theirs)

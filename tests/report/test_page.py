@@ -1,0 +1,138 @@
+"""The page and its tables: every number with its scale, the paper's beside it, nothing loaded from elsewhere."""
+
+import re
+
+import pytest
+
+from oclam import paths
+from oclam.artifacts import save_tensors
+from oclam.report.gallery import draw
+from oclam.report.page import page
+from oclam.report.results import gather
+from oclam.report.tables import number, tables, warnings
+from tests.report import tree as tree
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tree")
+
+
+@pytest.fixture
+def results(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    if not paths.encoder.exists():
+        tree.write()
+    return gather("small", [tree.TASK], tree.SEEDS, tree.PARAMETERS)
+
+
+def table(results, title):
+    return next(entry for entry in tables(results) if entry.title.startswith(title))
+
+
+def row(entry, heading):
+    return dict(zip(entry.columns, next(cells for name, cells in entry.rows if name == heading), strict=True))
+
+
+@pytest.mark.parametrize("value, text", [(None, "–"), (1234567, "1,234,567"), (0.0, "0"), (0.01234, "0.0123"),
+                                         (12.345, "12.3"), (823.4, "823"), (-0.5, "-0.500")])
+def test_numbers_have_three_significant_digits(value, text):
+    assert number(value) == text
+
+
+def test_probe_table_has_ratios_to_lapo_and_the_papers_numbers(results):
+    ours = row(table(results, "Table 1"), "online probe")
+    assert ours["lapo-slots"].value.startswith("0.400")
+    assert ours["lapo-slots"].ratio == "×4"
+    assert ours["lapo-slots"].paper == "paper 3.1 ± 0.9 ×3.6"
+    assert ours["lapo-focus"].paper == ""
+    assert [name for name, cell in ours.items() if cell.best] == ["lapo-slots"]  # not the one that sees no distractors
+
+
+def test_return_table_quotes_the_paper_at_the_largest_budget_only(results):
+    entry = table(results, "Table 2")
+    assert row(entry, "8 labelled")["lapo-slots"].paper == "paper 50 ± 1 ×2.2"
+    assert row(entry, "2 labelled")["lapo-slots"].paper == ""
+    assert row(entry, "2 labelled")["lapo"].value.startswith("10.0")
+    assert row(entry, "8 labelled")["lapo-no-distractors"].value.startswith("23.8")
+
+
+def test_cloning_table_says_the_share_of_the_expert(results):
+    cells = row(table(results, "Table 3"), tree.TASK)
+    assert (cells["expert"].value, cells["bc"].ratio) == ("500", "40% of expert")
+    assert cells["bc"].paper == "paper 823"
+
+
+def test_parameters_and_durations_stand_beside_the_papers(results):
+    assert [cell.value for cell in row(table(results, "Table 4"), "lapo").values()] == ["500", "211,847,849"]
+    durations = table(results, "Table 5")
+    assert [cell.value for cell in row(durations, "ocp").values()] == ["1 m 1 s", "2 x86_64 cores", "6 h 35 m"]
+    assert row(durations, "lapo")["this run"].value == "–"
+
+
+def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree.write()
+    tree.forget_segmentation()
+    results = gather("small", [tree.TASK], tree.SEEDS, tree.PARAMETERS)
+    entry = table(results, "Choice of slots")
+    assert "no segmentation in this dataset" in entry.note
+    assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", "0.500", *4 * "–"]
+    assert not any(heading.startswith("STEVE") for heading, _ in entry.rows)
+    assert any(picture.section == "slots" for picture in draw(results, tmp_path))
+
+
+def test_steve_stands_beside_the_chosen_slots_of_its_own_seed(results):
+    for seed in tree.SEEDS:
+        cells = row(table(results, f"Choice of slots, {tree.TASK}, seed {seed}"), "STEVE, slot 1, its best")
+        assert [cell.value for cell in cells.values()] == ["–", "–", "–", "0.100", "0.500", "0.250", "0.750"]
+
+
+@pytest.mark.parametrize(("model", "name"), [("videosaur", "VideoSAUR"), ("steve", "ocp (STEVE)")])
+def test_two_models_are_shown_on_the_same_frames(results, tmp_path, model, name):
+    results.selections[0]["model"] = model
+    compared = [picture for picture in draw(results, tmp_path) if "on the same frames" in picture.caption]
+    assert [picture.section for picture in compared] == ["slots"] and f"{name} and STEVE" in compared[0].caption
+
+
+def test_every_row_is_as_long_as_its_table(results):
+    for entry in tables(results):
+        assert all(len(cells) in (0, len(entry.columns)) for _, cells in entry.rows), entry.title
+
+
+def test_warnings_name_what_undermines_the_numbers(results):
+    found = warnings(results)
+    assert sum("random weights" in text for text in found) == 1
+    slots, = [text for text in found if "whole frame" in text]
+    assert "seed 1: no slot" in slots
+    assert all("lapo:" in text for text in found if "shuffled" in text)
+    assert not any("of the expert's return" in text for text in found)  # 400 of 500 is above 60%
+
+
+def test_trained_encoder_and_weak_cloning(results, monkeypatch):
+    monkeypatch.setitem(results.experts, tree.TASK, 1000.0)
+    save_tensors(paths.encoder, {}, source="distill")
+    found = warnings(gather("small", [tree.TASK], tree.SEEDS, tree.PARAMETERS))
+    save_tensors(paths.encoder, {}, source="random")
+    assert not any("random weights" in text for text in found)
+    assert any("reaches 40% of the expert's return" in text for text in warnings(results))
+
+
+def test_page_is_self_contained_stamped_and_deterministic(results, folder, tmp_path):
+    pictures = draw(results, tmp_path)
+    text = page(results, pictures)
+    assert not re.search(r'(src|href)="(?!data:|#|https://arxiv)', text)
+    assert "<script" not in text and "@import" not in text
+    assert text.count('<img') == len(pictures) == text.count("<figcaption>")
+    stamps = text.count('<span class="stamp">Small scale, 2 seeds, 5 episodes</span>')
+    assert stamps == 1 + len(tables(results)) + len(pictures)
+    again = tmp_path / "again"
+    again.mkdir()
+    assert page(results, draw(results, again)) == text
+    assert {file.name: file.read_bytes() for file in again.iterdir()} == {
+        file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+
+
+def test_what_the_artifacts_say_is_escaped(results):
+    results.selections[0]["why"] = "<b>a & b</b>"
+    assert "&lt;b&gt;a &amp; b&lt;/b&gt;" in page(results, [])

@@ -1,0 +1,130 @@
+"""Numbers that go into the tree come out as their closed forms."""
+
+import json
+from contextlib import chdir
+
+import numpy as np
+import pytest
+
+from oclam import paths
+from oclam.errors import UserError
+from oclam.params import VARIANTS
+from oclam.report.results import (
+    LATENT_VARIANTS,
+    PAPER_DURATIONS,
+    PAPER_PROBES,
+    PAPER_RETURNS,
+    gather,
+    metrics,
+    normaliser,
+    select,
+)
+from tests.report import tree as tree
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    with chdir(tmp_path_factory.mktemp("tree")):
+        tree.write()
+        return read()
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """The working folder, with a tree of its own to damage."""
+    monkeypatch.chdir(tmp_path)
+    tree.write()
+    return tmp_path
+
+
+def read():
+    return gather("small", [tree.TASK], tree.SEEDS, tree.PARAMETERS)
+
+
+def test_normalised_return_is_a_share_of_cloning_in_the_same_view(results):
+    for variant in (*LATENT_VARIANTS, "scratch"):
+        for budget in tree.BUDGETS:
+            row, = select(results.returns, variant=variant, budget=budget)
+            full = 400 if variant == "lapo-no-distractors" else 200
+            assert row["mean"] == pytest.approx(tree.mean_return(variant, budget))
+            assert row["normalised"] == pytest.approx(100 * tree.mean_return(variant, budget) / full)
+            assert row["normalised_low"] < row["normalised_iqm"] < row["normalised_high"]
+    for variant, mean in tree.FULL_RETURN.items():
+        row, = select(results.returns, variant=variant)
+        assert (row["mean"], row["normalised"]) == pytest.approx((mean, 100))
+
+
+def test_a_policy_that_earns_nothing_normalises_nothing(written, monkeypatch):
+    monkeypatch.setitem(tree.FULL_RETURN, "bc", 0.0)
+    tree.write()
+    table = read().returns
+    assert all((row["normalised"] is None) == (normaliser(row["variant"]) == "bc") for row in table)
+
+
+def test_every_variant_and_seed_is_walked_once(results):
+    assert [(row["seed"], row["variant"]) for row in results.probes] == [
+        (seed, variant) for seed in tree.SEEDS for variant in LATENT_VARIANTS]
+    assert {row["variant"] for row in results.returns} == set(VARIANTS)
+    assert {(row["seeds"], row["episodes"]) for row in results.returns} == {(2, 5)}
+    assert [row["chosen"] for row in results.slots] == [slot == tree.CHOSEN for slot in range(tree.SLOTS)] * 2
+
+
+def test_metrics_are_means_over_seeds(results):
+    table = metrics(results)
+    assert table["probe"][tree.TASK] == pytest.approx(tree.PROBES)
+    assert table["slots"][tree.TASK]["agent_iou"] == pytest.approx(0.5)
+    assert table["return"][tree.TASK] == {"expert": 500, **tree.FULL_RETURN}
+    assert table["normalised"][tree.TASK]["lapo"] == pytest.approx(100 * tree.mean_return("lapo", 8) / 200, rel=1e-3)
+    assert len(json.dumps(table, indent=2).splitlines()) < 50  # one screenful
+
+
+def test_measures_against_no_segmentation_are_none(written):
+    tree.forget_segmentation()
+    results = read()
+    assert metrics(results)["slots"][tree.TASK] == dict.fromkeys(
+        ["agent_iou", "agent_recall", "area", "fg_ari", "stability"])
+    tree.write([1])  # a dataset that has one beside it
+    assert len({frozenset(row) for row in read().slots}) == len({frozenset(row) for row in read().selections}) == 1
+
+
+def test_stray_files_are_not_read(written, results):
+    stray = paths.probe("walker-run", 7, "lapo")
+    stray.parent.mkdir(parents=True)
+    stray.write_text("not JSON")
+    assert read() == results
+
+
+def test_missing_durations_are_none_and_missing_results_an_error(written, results):
+    ocp, = select(results.durations, stage="ocp")
+    assert (ocp["seconds"], ocp["mean"], ocp["runs"], ocp["of"]) == (61.0, 61.0, 1, 2)
+    assert all(row["mean"] is None for row in results.durations if row["stage"] != "ocp")
+    paths.probe(tree.TASK, 1, "lapo").unlink()
+    with pytest.raises(UserError, match="probe.json"):
+        read()
+
+
+def test_durations_are_looked_up_under_the_names_that_stages_write(written):
+    names = ["backgrounds", "collect-cheetah-run-clean", "slot-select-cheetah-run-1", "lapo-slots-cheetah-run-0",
+             "lapo-cheetah-run-0-lapo-masks", "lapo-focus-cheetah-run-1", "bc-full-cheetah-run-1-bc",
+             "eval-cheetah-run-0-scratch"]
+    for name in names:
+        paths.duration(name).write_text(json.dumps({"stage": name, "seconds": 1.0, "hardware": "here"}))
+    assert sum(row["runs"] for row in read().durations) == 1 + len(names)
+
+
+def test_stamp_says_scale_seeds_and_episodes(results):
+    assert results.stamp == "Small scale, 2 seeds, 5 episodes"
+
+
+def test_the_papers_tables_agree_with_the_ratios_it_prints():
+    def ratios(table, lower):
+        return {task: [round(row["lapo"][0] / row[v][0] if lower else row[v][0] / row["lapo"][0], 1)
+                       for v in ("lapo-masks", "lapo-slots", "lapo-no-distractors")] for task, row in table.items()}
+
+    assert ratios(PAPER_PROBES, True)["cheetah-run"] == [4.0, 3.6, 11.2]  # it prints 12.0 for the last, from 0.93
+    assert ratios(PAPER_PROBES, True)["walker-run"] == [1.6, 1.3, 2.6]
+    assert ratios(PAPER_RETURNS, False)["cheetah-run"] == [1.7, 2.2, 3.0]
+    assert ratios(PAPER_RETURNS, False)["hopper-hop"] == [3.4, 5.0, 7.8]
+    averages = {v: np.mean([row[v][0] for row in PAPER_PROBES.values()]) for v in ("lapo", "lapo-masks", "lapo-slots")}
+    assert {v: round(mean, 1) for v, mean in averages.items()} == {"lapo": 7.4, "lapo-masks": 2.7, "lapo-slots": 3.2}
+    assert PAPER_DURATIONS["ocp"] + PAPER_DURATIONS["lapo-masks"] == 14 * 3600 + 13 * 60

@@ -1,0 +1,49 @@
+import math
+
+import numpy as np
+import pytest
+
+from oclam.report.statistics import interquartile_mean, summary
+
+
+def test_interquartile_mean_is_the_mean_of_the_middle_half():
+    assert interquartile_mean([1000, 3, 1, 2, 4, -1000, 5, 6]) == pytest.approx((2 + 3 + 4 + 5) / 4)
+    assert interquartile_mean([[0, 1, 2, 99], [0, 4, 6, 99]]).tolist() == [1.5, 5.0]
+
+
+def test_one_seed_counts_episodes():
+    result = summary([[1.0, 2.0, 3.0, 4.0]])
+    assert result["mean"] == 2.5
+    assert result["stderr"] == pytest.approx(math.sqrt(5 / 3) / 2)  # sample deviation over the root of 4
+    assert result["iqm"] == 2.5
+    assert 1 <= result["low"] < 2.5 < result["high"] <= 4
+
+
+def test_several_seeds_count_seeds_not_episodes():
+    # Episodes of a seed are alike here, so many of them add no certainty.
+    few, many = summary([[0.0], [3.0], [6.0]]), summary(np.repeat([[0.0], [3.0], [6.0]], 25, axis=1))
+    assert few["stderr"] == pytest.approx(math.sqrt(3))
+    assert many["stderr"] == pytest.approx(math.sqrt(3))
+    assert many["low"] == 0 and many["high"] == 6  # 1 resample in 27 is all of one seed, more than 2.5%
+
+
+def test_interval_of_the_mean_of_normal_values_is_as_wide_as_theory_says():
+    values = np.random.default_rng(1).normal(size=(1, 400))
+    result = summary(values)
+    # Asymptotic standard error of a normal sample's interquartile mean: 1.09 / sqrt(n) (efficiency 0.84).
+    assert (result["high"] - result["low"]) / 2 == pytest.approx(1.96 * 1.09 / 20, rel=0.15)
+
+
+def test_a_single_episode_has_no_error_and_shared_values_have_none():
+    single, same = summary([[7.0]]), summary([[7.0, 7.0, 7.0]])
+    assert single["mean"] == single["iqm"] == 7 and math.isnan(single["stderr"]) and math.isnan(single["low"])
+    assert same["stderr"] == 0 and same["low"] == same["high"] == 7
+
+
+def test_deterministic_and_equivariant_to_scale_and_shift():
+    returns = np.random.default_rng(0).uniform(size=(3, 5))
+    assert summary(returns) == summary(returns)
+    scaled, plain = summary(10 * returns + 1), summary(returns)
+    for key in ("mean", "iqm", "low", "high"):
+        assert scaled[key] == pytest.approx(10 * plain[key] + 1)
+    assert scaled["stderr"] == pytest.approx(10 * plain["stderr"])

@@ -1,0 +1,70 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+import zarr
+
+from oclam.checkpoint import Checkpoint
+from oclam.slots.steve import Steve, to_unit
+from oclam.slots.training import clips_of, fit
+
+SETTINGS = SimpleNamespace(slots=3, slot_dim=8, clip_length=2, batch_size=2, kept_clips=None, decoded_patches=None,
+                           steps=6, learning_rate=3e-3, warmup_steps=1, decay_steps=6, clip_norm=0.05)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels = torch.randint(256, (3, 6, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    group = zarr.open_group("dataset.zarr", mode="w")
+    return SimpleNamespace(pixels=group.create_array("pixels", data=pixels.numpy()), episodes=2, steps=6)
+
+
+def attempt(dataset, name, kill_at=None, **changes):
+    """Weights and rows of a whole training, and how many clips were looked at."""
+    calls = []
+
+    def observer(images):
+        calls.append(len(images))
+        if len(calls) == kill_at:
+            raise Killed
+        return to_unit(images)
+
+    torch.manual_seed(0)
+    model = Steve(16, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=8, decoder_layers=1)
+    settings = SimpleNamespace(**vars(SETTINGS) | changes)
+    clips = clips_of(dataset, observer, settings, seed=0, device=torch.device("cpu"), forward=nullcontext)
+    rows = fit(model, clips, settings, Checkpoint(name, SETTINGS, interval=0), seed=0, forward=nullcontext,
+               compiled=False)
+    return torch.cat([parameter.flatten() for parameter in model.parameters()]).detach(), rows, len(calls)
+
+
+def test_resumed_equals_uninterrupted_to_the_bit(dataset):
+    weights, rows, calls = attempt(dataset, "whole")
+    with pytest.raises(Killed):
+        attempt(dataset, "cut", kill_at=4)
+    resumed, resumed_rows, resumed_calls = attempt(dataset, "cut")
+    assert torch.equal(weights, resumed) and rows == resumed_rows
+    assert resumed_calls < calls  # it did go on
+    again, _, calls = attempt(dataset, "cut")
+    assert torch.equal(weights, again) and calls == 0  # training was over
+
+
+def test_held_out_episodes_are_never_learned_from(dataset):
+    weights, _, _ = attempt(dataset, "first")
+    dataset.pixels[2:] = 0
+    assert torch.equal(weights, attempt(dataset, "second")[0])
+    dataset.pixels[:2] = 0
+    assert not torch.equal(weights, attempt(dataset, "third")[0])
+
+
+def test_kept_clips_and_fewer_patches_are_what_the_settings_say(dataset):
+    assert attempt(dataset, "fresh")[2] == SETTINGS.steps and attempt(dataset, "kept", kept_clips=2)[2] == 1
+    everything, some = (attempt(dataset, f"{count}", decoded_patches=count)[0] for count in (None, 4))
+    assert torch.equal(everything, attempt(dataset, "16", decoded_patches=16)[0])  # which are all that there are
+    assert not torch.equal(everything, some)
