@@ -1,5 +1,5 @@
 # make repro [SCALE=paper]: the pipeline. make test, lint, bench. make setup: all they need, in .venv and from the system.
-# make publish RUN=study: what is small of the run that `reports` holds, for Git, in reports/study.
+# make publish RUN=study-cpu: the small files of the run in `reports`, for Git, in reports/study-cpu.
 SHELL := /bin/bash
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -8,10 +8,8 @@ SYSTEM := libegl1 libgl1-mesa-dri libosmesa6 python3-venv
 
 repro: setup
 ifdef SCALE
-	@test -f params/$(SCALE).yaml || { echo "error: SCALE=$(SCALE): there is no params/$(SCALE).yaml" >&2; exit 1; }
-	@git diff --quiet HEAD -- params.yaml || cmp -s params.yaml params/$(SCALE).yaml || \
-		{ echo "error: params.yaml has changes of yours; commit them or 'git checkout params.yaml' first" >&2; exit 1; }
-	cp params/$(SCALE).yaml params.yaml
+	@test -f "params/$(SCALE).yaml" || { echo "error: SCALE=$(SCALE): there is no params/$(SCALE).yaml" >&2; exit 1; }
+	python -m oclam.params "params/$(SCALE).yaml"
 endif
 	dvc repro
 
@@ -25,13 +23,13 @@ bench: setup
 	@for file in tests/bench/[a-z]*.py; do python -m tests.bench.$$(basename $$file .py) || exit 1; done
 
 publish:
-	@test -n "$(RUN)" || { echo "error: name the run: make publish RUN=study" >&2; exit 1; }
+	@test -n "$(RUN)" || { echo "error: name the run: make publish RUN=study-cpu" >&2; exit 1; }
 	@git diff --quiet HEAD -- oclam stages dvc.yaml || \
 		{ echo "error: oclam, stages or dvc.yaml differ from the last commit, which the run is to name" >&2; exit 1; }
-	rm -rf reports/$(RUN)/figures
-	mkdir -p reports/$(RUN)
-	cp -r reports/figures reports/*.csv reports/metrics.json params.yaml reports/$(RUN)
-	git rev-parse HEAD > reports/$(RUN)/commit
+	rm -rf "reports/$(RUN)/figures"
+	mkdir -p "reports/$(RUN)"
+	cp -r reports/figures reports/*.csv reports/metrics.json params.yaml "reports/$(RUN)"
+	git rev-parse HEAD > "reports/$(RUN)/commit"
 
 setup: system .venv/made
 

@@ -11,7 +11,7 @@ import torch
 
 from oclam.artifacts import atomic, digest
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "Units"]
 
 FOLDER = Path(".resume")
 
@@ -67,6 +67,25 @@ class Checkpoint:
             shutil.rmtree(folder)
         if FOLDER.is_dir() and not os.listdir(FOLDER):
             FOLDER.rmdir()
+
+
+class Units:
+    """How many equal units of a long piece of work are done, kept in a file beside the unfinished result.
+
+    Args: path, of the file; result, the unfinished result, without which nothing counts as done.
+    Attributes: done, how many units; state, the tensor that the next unit begins with.
+    """
+
+    def __init__(self, path: Path, result: Path):
+        self.path, self.done, self.state = path, 0, None
+        if path.exists() and result.exists():
+            self.done, self.state = torch.load(path, map_location="cpu", weights_only=True)
+
+    def finish(self, state: torch.Tensor | None = None) -> None:
+        """Record one more unit as done, atomically."""
+        self.done, self.state = self.done + 1, state
+        with atomic(self.path) as temporary:
+            torch.save((self.done, self.state), temporary)
 
 
 def _loaded_code():

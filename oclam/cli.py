@@ -15,7 +15,7 @@ from oclam.memory import keep_freed_memory
 
 __all__ = ["arguments", "run"]
 
-TYPES = {"seed": int}
+TYPES = {"seed": int, "restart": int}
 
 
 def arguments(*names):

@@ -22,8 +22,8 @@ from oclam.errors import UserError
 from oclam.progress import Progress
 from oclam.seeding import torch_rng
 
-__all__ = ["Dataset", "FrameSampler", "Frames", "Prefetch", "TripleSampler", "open_dataset", "stack_index",
-           "to_image"]
+__all__ = ["Dataset", "FrameSampler", "FrameStacks", "Frames", "Prefetch", "TripleSampler", "frame_of",
+           "open_dataset", "stack_index", "to_image", "transition_of"]
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class FrameSampler:
         orders = {epoch: self._order(epoch) for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)}
         sample = torch.cat([order[places[epochs == epoch]] for epoch, order in orders.items()])
         self._orders = {int(epochs[-1]): orders[int(epochs[-1])]}
-        return sample + sample // (self.steps - 1)  # skips every episode's last frame
+        return frame_of(sample, self.steps)
 
     def _order(self, epoch):
         order = self._orders.get(epoch)
@@ -233,6 +233,32 @@ class Prefetch:
         batch = self._ahead.get(step) or self._pool.submit(self._make, step)
         self._ahead = {step + 1: self._pool.submit(self._make, step + 1)}
         return batch.result()
+
+
+class FrameStacks:
+    """Stacked frames as a network's input: flat indices (B,) -> float32 (B, stack * C, H, W) in [-1, 1].
+
+    Args:
+        frames: uint8 rows (H, W, C).
+        stack: how many frames, the last of which has the index.
+        steps: of an episode; its first frame is repeated before its start.
+    """
+
+    def __init__(self, frames: Frames, *, stack: int, steps: int):
+        self.frames, self.stack, self.steps = frames, stack, steps
+
+    def __call__(self, index: torch.Tensor) -> torch.Tensor:
+        return to_image(self.frames.gather(stack_index(index, self.stack, self.steps)))
+
+
+def frame_of(transition: torch.Tensor, steps: int) -> torch.Tensor:
+    """Flat indices of the frames at which transitions begin; an episode has `steps` frames, `steps` - 1 transitions."""
+    return transition + transition // (steps - 1)
+
+
+def transition_of(frame: torch.Tensor, steps: int) -> torch.Tensor:
+    """Flat indices of the transitions that begin at frames, none of which is an episode's last one."""
+    return frame - frame // steps
 
 
 def to_image(frames):

@@ -4,6 +4,11 @@
 keys that it declares to DVC and receives nothing else.
 """
 
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Literal, get_args, get_origin
@@ -11,19 +16,25 @@ from typing import Annotated, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from oclam.artifacts import atomic
 from oclam.errors import UserError
 
-__all__ = ["LAPO_VARIANTS", "FULL_VARIANTS", "VARIANTS", "Params", "load", "read", "view_of"]
-
-LAPO_VARIANTS = ("lapo", "lapo-slots", "lapo-masks", "lapo-no-distractors", "lapo-focus")
-FULL_VARIANTS = ("bc", "bc-no-distractors")  # behaviour cloning on all true actions: the paper's normaliser
-VARIANTS = (*LAPO_VARIANTS, *FULL_VARIANTS, "scratch")
+__all__ = ["Params", "load", "read", "replace"]
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1e-5 is one, as DVC writes and people type them; YAML 1.1 takes it for text."""
+
+
+_Loader.yaml_implicit_resolvers = {key: list(values) for key, values in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+|\d*\.\d+|\d+\.\d*)[eE][-+]?\d+$"),
+                              list("-+.0123456789"))
 
 
 class Section(BaseModel):
@@ -124,9 +135,7 @@ class Ocp(Section):
     kept_clips: Count | None  # draw and encode this many clips once; null encodes fresh ones at every step
     decoded_patches: Count | None  # random patches of a step on which the loss is taken; null takes all
     batch_size: Count
-    starts: Count  # initialisations; kept is the one behind whose best slot labelled frames tell the actions best
-    labelled_episodes: Annotated[int, Field(ge=2)]  # of that choice; read where there are several starts
-    steps: Count  # of each
+    steps: Count
     learning_rate: Positive
     warmup_steps: Natural
     decay_steps: Count
@@ -135,7 +144,7 @@ class Ocp(Section):
     similarity_temperature: Positive
     reconstruction_weight: NonNegative
     masks: Literal["decoder", "attention"]  # VideoSAUR's are its decoder's; STEVE has only the slot attention's
-    window: Count | None  # slots go through this many frames and begin anew; null: through the whole episode
+    window: Count | None  # slots restart after this many frames; null: recurrent through the whole episode
 
 
 class Steve(Section):
@@ -154,11 +163,11 @@ class SlotSelect(Section):
 
     method: Literal["auto", "manual"]
     manual: dict[str, list[Natural]]  # task -> slot indices
-    labelled_episodes: Annotated[int, Field(ge=2)]  # all that auto may see of the true actions
+    labelled_episodes: Annotated[int, Field(ge=2)]  # all true actions that choose a restart and slots
     max_slots: Count
     combine: Literal["concatenate", "mean"]
-    masks: Literal["soft", "refined"]  # refined: where a chosen slot's is the highest, then by colour to pixels
-    registered: bool  # lapo-masks' frames are turned and scaled as the masks lie, against a camera that rolls and nears
+    masks: Literal["soft", "refined"]  # refined: patches where a chosen slot's is the highest, then pixels by colour
+    registered: bool  # masked frames are turned and scaled to the mean pose of the mask, against a moving camera
 
 
 class LapoImage(Section):
@@ -234,6 +243,7 @@ class Params(Section):
     scale: Name  # stands beside every number of the report
     tasks: Annotated[list[Name], Field(min_length=1)]
     seeds: Annotated[list[Natural], Field(min_length=1)]
+    restarts: Annotated[list[Natural], Field(min_length=1)]  # initialisations of ocp, of which the best one is kept
     compute: Compute
     env: Env
     backgrounds: Backgrounds
@@ -258,7 +268,7 @@ class Params(Section):
                 raise ValueError(f"{key}: {given!r} given, {allowed}")
 
         collect, select = self.collect, self.slot_select
-        for key in ("tasks", "seeds"):
+        for key in ("tasks", "seeds", "restarts"):
             values = getattr(self, key)
             require(len(set(values)) == len(values), key, values, "each may stand there once")
         for task in self.tasks:
@@ -274,9 +284,8 @@ class Params(Section):
                     f"slot_select.manual.{task}", slots, f"allowed are distinct indices 0..{self.ocp.slots - 1}")
         require(select.max_slots <= self.ocp.slots, "slot_select.max_slots", select.max_slots,
                 f"ocp.slots is {self.ocp.slots}")
-        for key, labelled in (("ocp", self.ocp.labelled_episodes), ("slot_select", select.labelled_episodes)):
-            require(labelled <= collect.episodes, f"{key}.labelled_episodes", labelled,
-                    f"collect.episodes is {collect.episodes}")
+        require(select.labelled_episodes <= collect.episodes, "slot_select.labelled_episodes", select.labelled_episodes,
+                f"collect.episodes is {collect.episodes}")
         require(collect.segmented_episodes <= collect.test_episodes, "collect.segmented_episodes",
                 collect.segmented_episodes, f"collect.test_episodes is {collect.test_episodes}")
         budgets = self.finetune.budgets
@@ -301,35 +310,61 @@ class Params(Section):
         return self
 
 
-def view_of(variant):
-    """The observations that a variant learns from and is evaluated on: `clean` or `distracted`."""
-    return "clean" if variant.endswith("no-distractors") else "distracted"
+def read(path: str | Path = "params.yaml", changes: Sequence[str] = ()) -> Params:
+    """The checked content of a whole parameter file.
 
-
-def read(path="params.yaml", changes=()):
-    """Read and check a whole parameter file.
-
-    changes, words such as `lapo.latent_dim=1024`, replace what the file says. Returns Params.
+    A file that begins with `base: OTHER.yaml` has only what differs from the other file.
+    changes, words such as `lapo.latent_dim=1024`, replace what the file says.
     Raises UserError with one line: the key's full name, what was given, what is allowed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such parameter file; run from the project's root or name one")
-    try:
-        content = yaml.safe_load(path.read_text())
-        changes = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in changes)}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: {type(content).__name__} given, expected sections such as lapo: and ocp:")
-    for key, value in changes.items():
+    content = _content(path)
+    for change in changes:
+        key, _, value = change.partition("=")
         *sections, name = key.split(".")
         section = content
         for part in sections:
             section = section.setdefault(part, {})
             if not isinstance(section, dict):
                 raise UserError(f"{path}: {key}: unknown parameter; {part} is {section!r}, not a section")
-        section[name] = value
+        section[name] = _parsed(value, key)
+    return _checked(content, path)
+
+
+def _content(path):
+    """The parameters of a file and, where it names one, of its base."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such parameter file; run from the project's root or name one")
+    try:
+        content = _parsed(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: {type(content).__name__} given, expected sections such as lapo: and ocp:")
+    if "base" not in content:
+        return content
+    base = _content(path.parent / content.pop("base"))
+    if base.get("scale") != content.get("scale") and (path.parent / f"{base.get('scale')}.yaml").exists():
+        raise UserError(f"{path}: its base holds the scale {base['scale']} now; restore it with "
+                        "`git checkout params.yaml`")
+    return _merged(base, content)
+
+
+def _merged(base, changes):
+    """A copy of `base` with the entries of `changes`, section by section."""
+    both = {key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+            for key, value in changes.items()}
+    return {**base, **both}
+
+
+def _parsed(text, name):
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _checked(content, path):
     try:
         return Params.model_validate(content)
     except ValidationError as error:
@@ -360,8 +395,6 @@ def _one_line(error):
     if len(place) < len(error["loc"]):
         return f"{key}: {given!r} given, should be one of {kind}"
     message = error["msg"].removeprefix("Input ")
-    if error["type"] == "float_type" and isinstance(given, str) and "e" in given:
-        message += " (YAML takes 1e-4 for text; write 1.0e-4)"
     return f"{key}: {given!r} given, {message[0].lower()}{message[1:]}"
 
 
@@ -381,3 +414,34 @@ def load(*names, path="params.yaml"):
             value = part
         setattr(chosen, section, value)
     return chosen
+
+
+def replace(source: Path, target: Path = Path("params.yaml")) -> None:
+    """Write the parameters of `source`, resolved against its base, to `target`.
+
+    Raises UserError when that would lose values of `target` which neither the last commit nor `source` has.
+    """
+    wanted, given = read(source), read(target)
+    committed = subprocess.run(["git", "show", f"HEAD:./{target}"], capture_output=True, text=True)
+    if given != wanted and committed.returncode == 0 and \
+            given != _checked(_parsed(committed.stdout, target), f"{target} of the last commit"):
+        raise UserError(f"{target}: it has values of yours; commit them or run `git checkout {target}` first")
+    overlay = "base" in _parsed(source.read_text(encoding="utf-8"), source)
+    text = source.read_text(encoding="utf-8") if not overlay else \
+        f"# {source}, resolved.\n" + yaml.safe_dump(wanted.model_dump(), sort_keys=False, width=120)
+    with atomic(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m oclam.params",
+                                     description="Make the parameters of another scale those of the pipeline.")
+    parser.add_argument("source", type=Path, help="such as params/study.yaml; params.yaml becomes a copy of it")
+    replace(parser.parse_args().source)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

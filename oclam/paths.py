@@ -7,8 +7,8 @@ from pathlib import Path
 
 __all__ = [
     "actor", "backgrounds", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder", "encoder",
-    "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "log", "ocp", "policies", "probe",
-    "reports", "samples", "selection", "slot_preview", "slot_table", "slots", "steve",
+    "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "log", "ocp", "parameters", "policies",
+    "probe", "reports", "samples", "selection", "slot_preview", "slot_table", "slots", "steve",
 ]
 
 DATA, RESULTS = Path("data"), Path("data/results")
@@ -37,8 +37,8 @@ def demonstrations(task, view):
     return RESULTS / task / f"{view}.csv"
 
 
-def ocp(task, seed):
-    return DATA / task / f"seed{seed}" / "ocp.safetensors"
+def ocp(task, seed, restart):
+    return DATA / task / f"seed{seed}" / "ocp" / f"{restart}.safetensors"
 
 
 def slots(task, seed):
@@ -105,6 +105,11 @@ def episode_video(task, seed, variant):
 def log(artifact):
     """The rows (step, loss, ...) of the training that made `artifact`."""
     return RESULTS / artifact.relative_to(DATA).with_suffix(".csv")
+
+
+def parameters(artifact):
+    """JSON: how many parameters, `total` and `trainable`, the model in `artifact` has."""
+    return log(artifact).with_suffix(".json")
 
 
 def duration(stage):

@@ -21,10 +21,11 @@ from oclam.artifacts import load_tensors
 from oclam.datasets import FrameSampler
 from oclam.errors import UserError
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
-from oclam.params import FULL_VARIANTS, LAPO_VARIANTS, VARIANTS, read
+from oclam.params import read
 from oclam.policies.networks import ActionDecoder, Actor
 from oclam.slots.steve import Steve
 from oclam.slots.videosaur import VideoSaur
+from oclam.variants import ALL_LABELS, LATENT, VARIANTS
 
 __all__ = ["Cost", "Plan"]
 
@@ -88,8 +89,8 @@ class Plan:
     def costs(self):
         """A list of Cost, one a stage, in the pipeline's order."""
         with torch.device("meta"):
-            return [*self.assets(), self.ocp(), self.slot_select(), self.steve(),
-                    *map(self.lapo, LAPO_VARIANTS), *self.cloning(), *self.few_labels(), self.evaluation()]
+            return [*self.assets(), self.ocp(), self.slots(), self.slot_select(), self.steve(),
+                    *map(self.lapo, LATENT), *self.cloning(), *self.few_labels(), self.evaluation()]
 
     def assets(self):
         params, tasks = self.params, len(self.params.tasks)
@@ -121,7 +122,10 @@ class Plan:
         vit.norm = nn.Identity()
         return vit.requires_grad_(False)
 
-    def ocp(self):
+    @cached_property
+    def object_centric_model(self):
+        """The frozen encoder on a frame, the model as it trains on a clip and extracts a frame's slots: measured; the
+        inputs of a clip, and patches per side."""
         ocp = self.params.ocp
         if ocp.model == "videosaur":
             vit, frame = self.encoder, torch.empty(1, 3, *2 * [self.params.encoder.image_size])
@@ -131,18 +135,28 @@ class Plan:
             clip = 2 * [torch.empty(1, ocp.clip_length, patches, vit.embed_dim)]  # features and keys
         else:
             frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip()
-        slots, extraction = self.slot_model(model, clip, ocp.decoded_patches)
-        clips = ocp.starts * ocp.steps * ocp.batch_size
-        labelled = ocp.labelled_episodes * self.params.collect.steps if ocp.starts > 1 else 0
-        seen = (ocp.kept_clips or clips) * ocp.clip_length + labelled + self.frames  # by the frozen encoder
-        extracted = ocp.starts * labelled + self.frames
+        return frozen, *self.slot_model(model, clip, ocp.decoded_patches), clip, model.grid
+
+    def ocp(self):
+        ocp, (frozen, slots, _, clip, _) = self.params.ocp, self.object_centric_model
+        clips = ocp.steps * ocp.batch_size
         kept = 2 * (ocp.kept_clips or 0) * sum(part.numel() for part in clip)  # in float16
-        row = ocp.slots * (2 * ocp.slot_dim + model.grid**2) + 2 * ocp.slot_dim
-        return Cost("ocp", self.runs, "frames", slots.size, slots.size + frozen.size, samples=clips * ocp.clip_length,
-                    flops=seen * frozen.forward + clips * slots.both + extracted * extraction.forward,
-                    disk=4 * ocp.starts * slots.size + self.frames * row,
+        return Cost("ocp", self.runs * len(self.params.restarts), "frames", slots.size, slots.size + frozen.size,
+                    samples=clips * ocp.clip_length,
+                    flops=(ocp.kept_clips or clips) * ocp.clip_length * frozen.forward + clips * slots.both,
+                    disk=4 * slots.size,
                     memory=4 * frozen.size + 16 * slots.size + ocp.batch_size * slots.activations,
                     data=self.training_frames * self.pixels + kept)
+
+    def slots(self):
+        ocp, (frozen, slots, extraction, _, grid) = self.params.ocp, self.object_centric_model
+        restarts = len(self.params.restarts)
+        labelled = self.params.slot_select.labelled_episodes * self.params.collect.steps if restarts > 1 else 0
+        row = ocp.slots * (2 * ocp.slot_dim + grid**2)
+        return Cost("slots", self.runs, "frames", total=slots.size + frozen.size, samples=self.frames,
+                    flops=(self.frames + labelled) * frozen.forward
+                    + (self.frames + restarts * labelled) * extraction.forward,
+                    disk=self.frames * row, memory=4 * (frozen.size + restarts * slots.size))
 
     def steve(self):
         steve, collect = self.params.steve, self.params.collect
@@ -187,10 +201,11 @@ class Plan:
                                        ("slots", slots, torch.empty(1, self.slot_width)))}
 
     def lapo(self, variant):
-        on_slots, latent_dim = variant == "lapo-slots", self.params.lapo.latent_dim
+        observes, latent_dim = VARIANTS[variant].observes, self.params.lapo.latent_dim
+        on_slots = observes == "slots"
         settings = self.params.lapo_slots if on_slots else self.params.lapo
         model, label = self.latent_action_models["slots" if on_slots else "images"]
-        samples, masked = self.samples(settings), variant == "lapo-focus"
+        samples, masked = self.samples(settings), observes == "weighted frames"
         return Cost(variant, self.runs, "triples", model.size, model.size, samples=samples,
                     flops=samples * model.both + self.frames * label.forward,
                     disk=4 * model.size + 2 * self.frames * latent_dim,
@@ -208,8 +223,8 @@ class Plan:
 
     def cloning(self):
         bc, latent_dim, samples = self.params.bc, self.params.lapo.latent_dim, self.samples(self.params.bc)
-        for stage, variants, actor, label in (("bc", LAPO_VARIANTS, self.latent_actor, 2 * latent_dim),
-                                              ("bc-full", FULL_VARIANTS, self.actor(self.action_dim),
+        for stage, variants, actor, label in (("bc", LATENT, self.latent_actor, 2 * latent_dim),
+                                              ("bc-full", ALL_LABELS, self.actor(self.action_dim),
                                                4 * self.action_dim)):
             yield Cost(stage, self.runs * len(variants), "frames", actor.size, actor.size, samples=samples,
                        flops=samples * actor.both, disk=4 * actor.size,
@@ -221,7 +236,7 @@ class Plan:
         tune, budgets = self.params.finetune, len(self.params.finetune.budgets)
         labelled = max(tune.budgets) * self.params.collect.steps
         for stage, variants, actor, latent_dim, updates in (
-                ("finetune", LAPO_VARIANTS, self.latent_actor, self.params.lapo.latent_dim, tune.updates),
+                ("finetune", LATENT, self.latent_actor, self.params.lapo.latent_dim, tune.updates),
                 ("scratch", ["scratch"], self.actor(tune.hidden_dim), tune.hidden_dim, self.params.scratch.updates)):
             head = ActionDecoder(latent_dim, tune.hidden_dim, self.action_dim)
             latent = torch.empty(1, latent_dim)

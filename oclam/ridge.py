@@ -1,8 +1,10 @@
 """Ridge regression in closed form from additive moments, so that leaving a trajectory out is a subtraction."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 __all__ = ["Moments", "Ridge", "best_ridge"]
 
@@ -31,10 +33,19 @@ class Moments:
     inputs: int
 
     @classmethod
-    def of(cls, x, y):
+    def of(cls, x: np.ndarray, y: np.ndarray) -> "Moments":
         """Moments of one batch."""
-        rows = np.concatenate([np.ones((len(x), 1)), x, y], axis=1, dtype=np.float64)
-        return cls(rows.T @ rows, x.shape[1])
+        return cls.over([(x, y)], "cpu")
+
+    @classmethod
+    def over(cls, blocks: Iterable[tuple], device: torch.device | str) -> "Moments":
+        """Moments of all blocks (x (N, X), y (N, Y)), summed on `device`."""
+        joint = 0
+        for x, y in blocks:
+            x, y = (torch.as_tensor(part, device=device, dtype=torch.float64) for part in (x, y))
+            rows = torch.cat([torch.ones_like(x[:, :1]), x, y], 1)
+            joint = joint + rows.T @ rows
+        return cls(joint.cpu().numpy(), x.shape[1])
 
     def __add__(self, other):
         return Moments(self.joint + other.joint, self.inputs)

@@ -8,7 +8,7 @@ import torch
 from oclam.errors import UserError
 from oclam.progress import Progress
 
-__all__ = ["autocast", "best_device", "exponential_decay", "linear_decay", "train"]
+__all__ = ["autocast", "best_device", "count_parameters", "exponential_decay", "linear_decay", "train", "update"]
 
 
 def best_device():
@@ -31,6 +31,25 @@ def linear_decay(step, steps, warmup):
 def exponential_decay(step, half_life, warmup):
     """Share of the learning rate at `step`: linear warm-up, then half of it at `half_life` (VideoSAUR)."""
     return min((step + 1) / (warmup + 1), 1.0) * 0.5 ** (max(step - warmup, 0) / max(half_life - warmup, 1))
+
+
+def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float,
+           clip_norm: float | None = None) -> None:
+    """One step of the optimizer at this learning rate; gradients of a larger norm than `clip_norm` are scaled to it."""
+    optimizer.zero_grad()
+    loss.backward()
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+
+
+def count_parameters(*models: torch.nn.Module) -> dict[str, int]:
+    """How many parameters the models have together: `total`, and `trainable` those that are not frozen."""
+    parameters = [parameter for model in models for parameter in model.parameters()]
+    return {"total": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad)}
 
 
 def train(step, steps, parts, checkpoint, *, samples, unit="samples", rows=200):

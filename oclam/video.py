@@ -9,6 +9,8 @@ from oclam.errors import UserError
 
 __all__ = ["caption", "check_name", "write_video"]
 
+GIF_COLOURS = 128
+
 
 def check_name(path):
     """Raise UserError unless the name ends in .mp4 or .gif."""
@@ -37,7 +39,7 @@ def write_video(path, frames, fps):
     with atomic(path) as temporary:
         if path.suffix == ".gif":
             strip = Image.fromarray(np.concatenate(frames[::max(len(frames) // 16, 1)]))
-            palette = strip.quantize(96, method=Image.Quantize.MEDIANCUT)  # one for all frames keeps the file small
+            palette = strip.quantize(GIF_COLOURS, method=Image.Quantize.MEDIANCUT)
             images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
             images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], loop=0,
                            duration=round(100 / fps) * 10)  # the format counts in hundredths of a second

@@ -1,15 +1,16 @@
 """Behaviour cloning of latent actions: reads a dataset's frames and a variant's stored latents, writes the actor."""
 
 from oclam import paths
-from oclam.artifacts import open_zarr, write_csv
+from oclam.artifacts import open_zarr, write_csv, write_json
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.datasets import Frames, FrameSampler, open_dataset
+from oclam.datasets import Frames, FrameSampler, FrameStacks, open_dataset, transition_of
 from oclam.errors import UserError
-from oclam.params import load, view_of
+from oclam.params import load
 from oclam.policies.files import Card, save_actor
-from oclam.policies.training import Images, fit, seeded
-from oclam.training import best_device
+from oclam.policies.training import regress, seeded
+from oclam.training import best_device, count_parameters
+from oclam.variants import view_of
 
 
 def main():
@@ -25,16 +26,17 @@ def main():
     card = Card(task, view, variant, seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
                 encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=latents.shape[2])
     actor = seeded(card.actor, "bc", task, seed).to(device)
-    images = Images(Frames.load(dataset.pixels, episodes, device), bc.frame_stack, steps)
+    images = FrameStacks(Frames.load(dataset.pixels, episodes, device), stack=bc.frame_stack, steps=steps)
     targets = Frames.load(latents, episodes, device)
     sampler = FrameSampler(dataset.episodes, steps, bc.batch_size, f"bc {task} {seed}")
     checkpoint = Checkpoint(f"bc-{task}-{seed}-{variant}", params, inputs)
-    rows = fit(actor, images, lambda t: targets.gather(t - t // steps), sampler,  # an episode has steps - 1 latents
+    rows = regress(actor, images, lambda t: targets.gather(transition_of(t, steps)), sampler,
                steps=max(round(bc.epochs * sampler.steps_per_epoch), 1), learning_rate=bc.learning_rate,
                warmup=bc.warmup_epochs * sampler.steps_per_epoch, checkpoint=checkpoint, compute=params.compute)
 
     save_actor(paths.actor(task, seed, variant), actor, card)
     write_csv(paths.log(paths.actor(task, seed, variant)), rows)
+    write_json(paths.parameters(paths.actor(task, seed, variant)), count_parameters(actor))
     checkpoint.remove()
 
 

@@ -7,12 +7,13 @@ from oclam import paths
 from oclam.artifacts import atomic, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.datasets import Frames, FrameSampler, open_dataset
-from oclam.params import load, view_of
+from oclam.datasets import Frames, FrameSampler, FrameStacks, open_dataset
+from oclam.params import load
 from oclam.policies.files import Card, save_policy
 from oclam.policies.networks import Policy
-from oclam.policies.training import Images, fit, seeded, true_actions
+from oclam.policies.training import regress, seeded, true_actions
 from oclam.training import best_device
+from oclam.variants import view_of
 
 
 def main():
@@ -27,11 +28,11 @@ def main():
                 encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=None,
                 action_dim=dataset.actions.shape[2], budget=0)
     policy = Policy(seeded(card.actor, "bc", task, seed)).to(device)
-    images = Images(Frames.load(dataset.pixels, episodes, device), bc.frame_stack, steps)
+    images = FrameStacks(Frames.load(dataset.pixels, episodes, device), stack=bc.frame_stack, steps=steps)
     targets = true_actions(dataset, episodes, device)
     sampler = FrameSampler(dataset.episodes, steps, bc.batch_size, f"bc {task} {seed}")
     checkpoint = Checkpoint(f"bc-full-{task}-{seed}-{variant}", params, inputs)
-    rows = fit(policy, images, targets.gather, sampler, steps=max(round(bc.epochs * sampler.steps_per_epoch), 1),
+    rows = regress(policy, images, targets.gather, sampler, steps=max(round(bc.epochs * sampler.steps_per_epoch), 1),
                learning_rate=bc.learning_rate, warmup=bc.warmup_epochs * sampler.steps_per_epoch,
                checkpoint=checkpoint, compute=params.compute)
 

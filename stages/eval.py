@@ -7,8 +7,9 @@ from oclam import envs, paths
 from oclam.artifacts import write_csv
 from oclam.cli import arguments, run
 from oclam.evaluation.episodes import episode_seeds, evaluate
-from oclam.params import load, view_of
+from oclam.params import load
 from oclam.policies.files import load_policies
+from oclam.variants import view_of
 from oclam.video import write_video
 
 FILM, EVERY, FPS = 300, 3, 15  # of the first 300 steps every third frame

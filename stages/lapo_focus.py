@@ -1,4 +1,5 @@
-"""Train lapo-focus: plain distracted frames, a loss weighted by the chosen slots' masks; then labels and probes."""
+"""Train an image latent action model on distracted frames, with a loss that the chosen slots' masks weigh; then label
+every transition and probe the labels."""
 
 from oclam.cli import arguments, run
 from oclam.latent_actions.training import learn_from_images
@@ -6,9 +7,9 @@ from oclam.params import load
 
 
 def main():
-    task, seed = arguments("task", "seed")
+    task, seed, variant = arguments("task", "seed", "variant")
     params = load("compute", "lapo", "lapo_focus")
-    learn_from_images(task, seed, "lapo-focus", params, params.lapo_focus.background_weight)
+    learn_from_images(task, seed, variant, params, params.lapo_focus.background_weight)
 
 
 if __name__ == "__main__":

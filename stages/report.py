@@ -4,16 +4,14 @@ from oclam import paths
 from oclam.artifacts import atomic, write_csv, write_json
 from oclam.cli import run
 from oclam.params import load
-from oclam.plan import Plan
 from oclam.report.gallery import draw
 from oclam.report.page import page
 from oclam.report.results import gather, metrics
 
 
 def main():
-    params = load("scale", "tasks", "seeds", "compute", "env", "backgrounds", "expert", "collect", "encoder", "ocp",
-                  "steve", "slot_select", "lapo", "lapo_slots", "bc", "finetune", "scratch", "eval")
-    results = gather(params.scale, params.tasks, params.seeds, parameters(params))
+    params = load("scale", "tasks", "seeds", "restarts")
+    results = gather(params.scale, params.tasks, params.seeds, params.restarts)
     for name in ("probes", "returns", "losses", "slots", "durations"):
         write_csv(paths.reports / f"{name}.csv", getattr(results, name))
     write_json(paths.reports / "metrics.json", metrics(results))
@@ -22,13 +20,6 @@ def main():
         text = page(results, draw(results, folder))
     with atomic(paths.reports / "index.html") as file:
         file.write_text(text)
-
-
-def parameters(params):
-    """The paper's Table 4, as the plan counts it without weights."""
-    costs = {cost.stage: cost for cost in Plan(params).costs()}
-    return {"ocp (total)": costs["ocp"].total, "ocp (trainable)": costs["ocp"].trainable,
-            **{name: costs[name].total for name in ("lapo", "lapo-masks", "lapo-slots", "bc")}}
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from oclam.artifacts import atomic, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
-from oclam.params import load, view_of
+from oclam.params import load
 from oclam.policies.files import Card, save_policy
 from oclam.policies.networks import Policy
 from oclam.policies.training import fine_tune
 from oclam.training import best_device
+from oclam.variants import view_of
 
 
 def main():

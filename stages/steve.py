@@ -17,7 +17,7 @@ from oclam.params import load
 from oclam.seeding import seed_of
 from oclam.slots.extraction import find_masks
 from oclam.slots.steve import Steve, to_unit
-from oclam.slots.training import clips_of, fit
+from oclam.slots.training import clips_of, train_slots
 from oclam.training import autocast, best_device
 
 
@@ -34,7 +34,7 @@ def main():
     # Nothing is encoded and every token is spelled anyway, so neither kept clips nor fewer patches would save a thing.
     settings = SimpleNamespace(**vars(ocp), **dict(steve), kept_clips=None, decoded_patches=None)
     clips = clips_of(dataset, to_unit, settings, seed=seed, device=device, forward=forward)
-    rows = fit(model, clips, settings, checkpoint, seed=seed, forward=forward, compiled=params.compute.compile)
+    rows = train_slots(model, clips, settings, checkpoint, seed=seed, forward=forward, compiled=params.compute.compile)
 
     episodes, truth = looked_at(dataset), dataset.group.get("segmentation")
     masks, = find_masks([model], to_unit, [dataset.pixels[e] for e in episodes], window=ocp.window, forward=forward)

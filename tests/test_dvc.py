@@ -8,6 +8,7 @@ import yaml
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 
+from oclam.variants import LATENT, VARIANTS
 from tests import ROOT
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -16,7 +17,7 @@ INFRASTRUCTURE = {"artifacts", "checkpoint", "cli", "errors", "memory", "params"
 
 
 def script_of(stage):
-    return ROOT / STAGES[stage]["cmd"].split()[1]
+    return ROOT / f"{STAGES[stage]['cmd'].split()[2].replace('.', '/')}.py"
 
 
 def source(name):
@@ -82,6 +83,23 @@ def test_declares_the_parameters_it_reads(stage):
     assert sorted(STAGES[stage].get("params", [])) == sorted(loaded_parameters(script_of(stage)))
 
 
+def test_every_variant_has_its_stages_and_no_stage_has_another():
+    def variants(*stages):
+        return {variant for stage in stages for variant in STAGES[stage]["matrix"]["variant"]}
+
+    trained = {STAGES[stage]["cmd"].split()[-1]: STAGES[stage] for stage in STAGES if stage.startswith("lapo")}
+    assert set(trained) == set(LATENT)
+    assert variants("bc", "bc-clean") == variants("finetune", "finetune-clean") == set(LATENT)
+    assert variants("eval", "eval-clean") == set(VARIANTS)
+    for stage in (*LATENT, "bc", "bc-clean", "finetune", "finetune-clean", "eval", "eval-clean"):
+        for variant in [stage] if stage in LATENT else STAGES[stage]["matrix"]["variant"]:
+            assert any("clean.zarr" in dep or "-clean" in stage for dep in STAGES[stage]["deps"]) == (
+                VARIANTS[variant].view == "clean")
+            if stage in LATENT:
+                masked = any("selection.zarr" in dep for dep in STAGES[stage]["deps"])
+                assert masked == (VARIANTS[variant].observes != "frames")
+
+
 def test_every_script_is_a_stage():
     assert {path.name for path in (ROOT / "stages").glob("*.py")} == {script_of(stage).name for stage in STAGES}
 
@@ -145,12 +163,19 @@ def test_focus_weight_runs_one_variant(graph):
 
 def test_what_trains_steve_runs_it_alone_and_what_shapes_it_ocp_too(graph):
     assert rerun_by(graph, by_parameter("steve.steps")) == {"steve@cheetah-run-0", "report"}
-    assert {"steve@cheetah-run-0", "ocp@cheetah-run-0"} < rerun_by(graph, by_parameter("steve.feature_hidden"))
+    assert {"steve@cheetah-run-0", "ocp@cheetah-run-0-1"} < rerun_by(graph, by_parameter("steve.feature_hidden"))
     assert "steve@cheetah-run-0" not in rerun_by(graph, by_parameter("ocp.model"))
 
 
 def test_the_code_of_a_plot_runs_the_report_alone(graph):
-    assert rerun_by(graph, by_file("oclam/report/figures.py")) == {"report"}
+    assert rerun_by(graph, by_file("oclam/report")) == {"report"}
+
+
+def test_the_code_of_the_selection_trains_no_object_centric_model(graph):
+    stages = {name.split("@")[0] for name in rerun_by(graph, by_file("oclam/agent"))}
+    assert "slot-select" in stages and not stages & {"ocp", "slots"}
+    assert "ocp" not in {name.split("@")[0] for name in rerun_by(graph, by_file("oclam/agent/selection.py"))}
+    assert "ocp" not in {name.split("@")[0] for name in rerun_by(graph, by_parameter("slot_select.labelled_episodes"))}
 
 
 def test_nothing_downstream_touches_data_experts_or_encoder(graph):

@@ -1,32 +1,89 @@
 import json
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 
 from oclam.errors import UserError
-from oclam.params import load, read
+from oclam.params import load, read, replace
 from tests import ROOT
 
-FILES = sorted([ROOT / "params.yaml", *(ROOT / "params").glob("*.yaml")])
+SCALES = sorted((ROOT / "params").glob("*.yaml"))
+OVERLAYS = [path for path in SCALES if "\nbase: " in path.read_text()]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_parameter_file_loads(path):
-    read(path)
+def flat(values, prefix=""):
+    """Every parameter by its full name; free tables such as hyperparameters are one parameter."""
+    found = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and key not in ("training", "manual")
+        found |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
 
 
-def test_every_parameter_file_names_every_parameter_of_the_default():
-    def keys(values, prefix=""):
-        sections = [keys(value, f"{prefix}{key}.") for key, value in values.items() if isinstance(value, dict)]
-        return {prefix + key for key in values}.union(*sections)
+@pytest.mark.parametrize("path", SCALES, ids=lambda path: path.name)
+def test_every_parameter_file_loads_under_its_own_name(path):
+    assert read(path).scale == path.stem
 
-    small, *others = (keys(yaml.safe_load(path.read_text())) for path in FILES)
-    assert all(other == small for other in others)
+
+def test_the_paper_s_file_is_whole():
+    small, paper = (flat(yaml.safe_load((ROOT / name).read_text())) for name in ("params.yaml", "params/paper.yaml"))
+    assert paper.keys() == small.keys()
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.name)
+def test_an_overlay_has_only_what_differs_and_keeps_the_rest(path):
+    small, changed = (flat(read(name).model_dump()) for name in (ROOT / "params.yaml", path))
+    written = flat(yaml.safe_load(path.read_text()))
+    del written["base"]
+    assert {key for key in small if small[key] != changed[key]} == written.keys()
+    assert {key: changed[key] for key in written} == written
+
+
+def project(tmp_path, monkeypatch):
+    """A repository with the parameter files alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params").mkdir()
+    for path in (ROOT / "params.yaml", *SCALES):
+        (tmp_path / path.relative_to(ROOT)).write_text(path.read_text())
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"]):
+        subprocess.run(["git", *words], check=True)
+
+
+def test_another_scale_becomes_the_pipeline_s_and_no_change_is_lost(tmp_path, monkeypatch):
+    project(tmp_path, monkeypatch)
+    study, small, target = read("params/study.yaml"), read(), Path("params.yaml")
+    replace(Path("params/study.yaml"))
+    assert read() == study
+    assert read("params/study.yaml") == study  # on its own resolved values, too
+    with pytest.raises(UserError, match="params/study-cpu.yaml: its base holds the scale study now"):
+        read("params/study-cpu.yaml")
+    with pytest.raises(UserError, match="params.yaml: it has values of yours"):
+        replace(Path("params/paper.yaml"))
+    subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)
+    target.write_text(yaml.safe_dump(small.model_dump()))  # as `dvc exp run -S` leaves it: no comments, the same values
+    replace(Path("params/paper.yaml"))
+    assert target.read_text() == Path("params/paper.yaml").read_text()
+
+
+@pytest.mark.parametrize(("override", "value"), [
+    ("lapo.learning_rate=0.00001", 1e-5), ("lapo.learning_rate=1.0e-5", 1e-5), ("lapo.learning_rate=3e-4", 3e-4),
+    ("finetune.budgets=[1,2]", [1, 2]), ("ocp.kept_clips=null", None), ("compute.compile=true", True),
+    ("expert.training.cheetah-run.hyperparameters.learning_rate=0.00002", 2e-5)])
+def test_what_dvc_writes_for_an_experiment_is_read(tmp_path, override, value):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text())
+    apply_overrides(path, [override])
+    found = read(path).model_dump()
+    assert value_of(found, override.partition("=")[0]) == value
+    assert value_of(read(ROOT / "params.yaml", [override]).model_dump(), override.partition("=")[0]) == value
 
 
 PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
-    "tasks": ["cheetah-run", "walker-run", "hopper-hop", "humanoid-walk"], "seeds": [0, 1, 2],
+    "tasks": ["cheetah-run", "walker-run", "hopper-hop", "humanoid-walk"], "seeds": [0, 1, 2], "restarts": [0],
     "compute.precision": "bfloat16",
     "env.image_size": 64, "env.background": True, "env.background_dynamic": True,
     "env.color_scale": 0.1, "env.color_dynamic": True, "env.camera_scale": 0.1, "env.camera_dynamic": True,
@@ -71,7 +128,7 @@ WRONG = {  # key to change: what is given, what the line must say
     "lapo.frame_stack": (0, "0 given, should be greater than or equal to 1"),
     "bc.frame_stack": (True, "True given, should be a valid integer"),
     "lapo.batch_size": (128.0, "128.0 given, should be a valid integer"),
-    "bc.learning_rate": ("1e-4", "'1e-4' given, should be a valid number (YAML takes 1e-4 for text; write 1.0e-4)"),
+    "bc.learning_rate": ("1e-4x", "'1e-4x' given, should be a valid number"),
     "finetune.learning_rate": (0, "0 given, should be greater than 0"),
     "ocp.clip_norm": (float("inf"), "inf given, should be a finite number"),
     "ocp.slot_dim": (63, "63 given, should be a multiple of 4"),
@@ -89,7 +146,7 @@ WRONG = {  # key to change: what is given, what the line must say
 # The default's own numbers may change; the lines of IMPOSSIBLE were written against these.
 STANDARD = {"collect.episodes": 20, "collect.test_episodes": 4, "collect.segmented_episodes": 2, "collect.steps": 1000,
             "ocp.slots": 6, "bc.epochs": 2, "finetune.budgets": [2, 8, 16],
-            "ocp.labelled_episodes": 4, "slot_select.labelled_episodes": 4}
+            "slot_select.labelled_episodes": 4}
 
 IMPOSSIBLE = {  # several changes that do not go together: the key at fault, what the line must say
     "tasks": ({"tasks": ["cheetah"]}, "'cheetah' given, a task is domain-task"),
@@ -98,7 +155,6 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "slot_select.manual.cheetah-run": ({"slot_select.manual": {"cheetah-run": [0, 6]}}, "[0, 6] given, allowed are "
                                        "distinct indices 0..5"),
     "slot_select.max_slots": ({"slot_select.max_slots": 7}, "7 given, ocp.slots is 6"),
-    "ocp.labelled_episodes": ({"ocp.labelled_episodes": 21}, "21 given, collect.episodes is 20"),
     "slot_select.labelled_episodes": ({"slot_select.labelled_episodes": 21}, "21 given, collect.episodes is 20"),
     "collect.segmented_episodes": ({"collect.segmented_episodes": 5}, "5 given, collect.test_episodes is 4"),
     "lapo.future_offset": ({"lapo.future_offset": 1000}, "1000 given, an episode has collect.steps = 1000"),

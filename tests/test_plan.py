@@ -9,6 +9,7 @@ from oclam.datasets import TripleSampler
 from oclam.errors import UserError
 from oclam.params import read
 from oclam.plan import Plan, main
+from oclam.variants import LATENT
 from tests import ROOT
 
 
@@ -90,14 +91,18 @@ def test_kept_clips_pass_the_encoder_once():
     assert few.samples == many.samples and many.data > few.data
 
 
-def test_every_start_trains_on_clips_and_is_judged_on_labelled_frames_that_are_encoded_once():
-    with torch.device("meta"):
-        one, two, three = (plan("params.yaml", f"ocp.starts={starts}").ocp() for starts in (1, 2, 3))
-        twice, thrice = (plan("params.yaml", f"ocp.starts={starts}", "ocp.labelled_episodes=16").ocp()
-                         for starts in (2, 3))
-    assert (two.samples, three.samples) == (2 * one.samples, 3 * one.samples)
-    assert 0 < three.flops - two.flops < two.flops - one.flops < one.flops
-    assert thrice.flops - twice.flops > three.flops - two.flops
+def test_every_restart_is_a_run_and_labelled_frames_are_encoded_once():
+    def flops(restarts, labelled):
+        found = plan("params.yaml", f"restarts={list(range(restarts))}", f"slot_select.labelled_episodes={labelled}")
+        with torch.device("meta"):
+            frozen, _, extraction, _, _ = found.object_centric_model
+            return found.ocp(), found.slots().flops, 250 * frozen.forward, 250 * extraction.forward
+
+    ocp, one, _, _ = flops(1, 8)
+    thrice, three, encode, extract = flops(3, 8)
+    assert (ocp.runs, thrice.runs) == (1, 3) and ocp.flops == thrice.flops
+    assert three - one == 8 * (encode + 3 * extract)  # every model on 8 labelled episodes of 250 frames
+    assert flops(3, 16)[1] - three == three - one
 
 
 def test_a_loss_on_some_patches_costs_less_and_steve_needs_no_encoder():
@@ -110,11 +115,11 @@ def test_a_loss_on_some_patches_costs_less_and_steve_needs_no_encoder():
 
 def test_steve_beside_ocp_is_the_model_that_ocp_would_train():
     with torch.device("meta"):
-        found = plan("params.yaml", "ocp.model=steve", "ocp.starts=1", "ocp.batch_size=8", "ocp.steps=10",
+        found = plan("params.yaml", "ocp.model=steve", "ocp.batch_size=8", "ocp.steps=10",
                      "ocp.decoded_patches=null", "steve.batch_size=8", "steve.steps=10", "encoder.source=none")
         ocp, steve = found.ocp(), found.steve()
     assert (steve.total, steve.memory, steve.samples) == (ocp.total, ocp.memory, ocp.samples)
-    assert steve.flops < ocp.flops and steve.disk == 0  # which extracts the slots of the whole dataset
+    assert steve.disk == 0 and steve.flops > ocp.flops  # it also extracts the masks of the segmented episodes
 
 
 @pytest.mark.parametrize(("change", "line"), [
@@ -136,8 +141,8 @@ def test_the_command_prints_one_line_a_stage(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     main()
     stages = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:-1]]
-    assert stages == ["backgrounds", "expert", "encoder", "collect", "ocp", "slot-select", "steve", "lapo",
-                      "lapo-slots", "lapo-masks", "lapo-no-distractors", "lapo-focus", "bc", "bc-full", "finetune",
+    assert stages == ["backgrounds", "expert", "encoder", "collect", "ocp", "slots", "slot-select", "steve",
+                      *LATENT, "bc", "bc-full", "finetune",
                       "scratch", "eval"]
 
 

@@ -1,9 +1,10 @@
-"""Which slots are the agent's: those behind whose masks the frames tell the actions, on a few labelled trajectories.
+"""Which slots are the agent's: those whose masked frames predict the actions of a few labelled trajectories best.
 
-The paper chooses by eye and leaves an automatic choice as future work. What a slot's own vector tells is no criterion:
-it holds little of a pose, and attention reads it full even where a slot holds no patch.
+The paper chooses by eye and leaves an automatic choice as future work. What a slot's own vector predicts is no
+criterion: attention gives a vector even to a slot that has no patch.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,80 +14,98 @@ from torch.nn import functional as F
 
 from oclam.ridge import Moments, best_ridge
 
-__all__ = ["Probe", "behind", "choose_model", "choose_slots", "combine", "probe", "probe_behind"]
+__all__ = ["Probe", "Selection", "choose_model", "choose_slots", "combine", "masked_views", "probe", "probe_masked",
+           "select_slots"]
 
-SIGHT = 8  # pixels a side: enough to see limbs move, few enough to fit on thousands of labelled frames
+VIEW = 8  # edge of a masked view in pixels: enough to see limbs move, few enough to fit on thousands of frames
 
 
 @dataclass(frozen=True)
 class Probe:
     """Cross-validated error of a ridge from [v_t, v_t+1] to the action a_t.
 
-    errors (trajectories,): the held-out error of each, mean over action dimensions; variance of the actions.
+    errors (trajectories,): on each left-out trajectory, mean over action dimensions; variance: of the actions.
     """
 
     errors: np.ndarray
     variance: float
 
     @property
-    def mse(self):
+    def mse(self) -> float:
         return float(self.errors.mean())
 
     @property
-    def r2(self):
+    def r2(self) -> float:
         return 1 - self.mse / self.variance
 
-    def gain_over(self, other):
+    def gain_over(self, other: "Probe") -> float:
         """How much lower this error is than the other's, in standard errors of the difference over trajectories."""
         difference = other.errors - self.errors
         return float(difference.mean() / (difference.std(ddof=1) / len(difference) ** 0.5 + 1e-12))
 
 
-def behind(frames, masks):
-    """What shows behind every slot's mask, coarsely.
+@dataclass(frozen=True)
+class Selection:
+    """The chosen slots, and why.
 
-    A patch belongs to the slot whose mask is the highest there. Frames uint8 (T, H, W, 3), soft masks (T, K, G, G) ->
-    float32 (T, K, 3 x SIGHT x SIGHT) in [0, 1]. What shows behind several slots is their sum, behind all the frame.
+    chosen: slot indices; table: as stage slot-select writes it to slots.json.
+    """
+
+    chosen: list[int]
+    table: dict
+
+
+def masked_views(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Frames masked by each slot, reduced to VIEW x VIEW pixels: float32 (T, K, 3 x VIEW x VIEW) in [0, 1].
+
+    A patch belongs to the slot whose mask is the highest there. The view of several slots is the sum of theirs, that of
+    all slots the whole frame.
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+        masks: soft, (T, K, G, G).
     """
     slots = torch.arange(masks.shape[1])[:, None, None]
-    held = (torch.from_numpy(masks.argmax(1))[:, None] == slots).float()
+    inside = (torch.from_numpy(masks.argmax(1))[:, None] == slots).float()
     images = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
-    large = F.interpolate(held, images.shape[2:]).split(1, 1)
-    return torch.stack([F.adaptive_avg_pool2d(images * mask, SIGHT).flatten(1) for mask in large], 1).numpy()
+    large = F.interpolate(inside, images.shape[2:]).split(1, 1)
+    return torch.stack([F.adaptive_avg_pool2d(images * mask, VIEW).flatten(1) for mask in large], 1).numpy()
 
 
-def combine(slots, chosen, how):
-    """Slots (..., K, D) -> (..., len(chosen) x D) for `concatenate`, (..., D) for `mean`."""
+def combine(slots: np.ndarray, chosen: Iterable[int], how: str) -> np.ndarray:
+    """Slots (..., K, D) -> (..., len(chosen) x D) where `how` is `concatenate`, (..., D) where it is `mean`."""
     picked = slots[..., list(chosen), :]
     return picked.mean(-2) if how == "mean" else picked.reshape(*picked.shape[:-2], -1)
 
 
-def probe(vectors, actions):
+def probe(vectors: Sequence[np.ndarray], actions: Sequence[np.ndarray]) -> Probe:
     """Leave-one-trajectory-out ridge probe.
 
-    Args: vectors, a list of (T, D), one a trajectory; actions, as many (T, A), a_t taken at frame t.
+    Args:
+        vectors: (T, D) of every trajectory.
+        actions: (T, A) of every trajectory, a_t taken at frame t.
     """
     groups = [Moments.of(np.concatenate([v[:-1], v[1:]], 1), a[:-1]) for v, a in zip(vectors, actions, strict=True)]
     _, errors = best_ridge(groups)
     return Probe(errors.mean(1), float(sum(groups).variance.mean()))
 
 
-def probe_behind(views, actions, chosen):
-    """The probe of what shows behind these slots' masks; views, a list of what `behind` gives, one a trajectory."""
+def probe_masked(views: Sequence[np.ndarray], actions: Sequence[np.ndarray], chosen: Iterable[int]) -> Probe:
+    """The probe of frames masked by these slots; views, as `masked_views` gives them, of every trajectory."""
     return probe([view[:, list(chosen)].sum(1) for view in views], actions)
 
 
-def choose_slots(views, actions, max_slots, margin=1.0):
-    """The slots behind whose masks the frames tell the actions best, and no more of them than needed.
+def choose_slots(views: Sequence[np.ndarray], actions: Sequence[np.ndarray], max_slots: int,
+                 margin: float = 1.0) -> tuple[list[int], dict[tuple[int, ...], Probe]]:
+    """The slots whose masked frames predict the actions best, and the probes of all sets of slots that were tried.
 
     Starting from the best single slot, the best set of one slot more is taken when its error is lower by more than
     `margin` standard errors over trajectories.
-    Args: as of `probe_behind`; max_slots. Returns (chosen slots, probes by set of slots).
     """
     probes, leader = {}, None
     for size in range(1, max_slots + 1):
         sets = list(combinations(range(views[0].shape[1]), size))
-        probes |= {chosen: probe_behind(views, actions, chosen) for chosen in sets}
+        probes |= {chosen: probe_masked(views, actions, chosen) for chosen in sets}
         best = min(sets, key=lambda chosen: probes[chosen].mse)
         if leader is None or probes[best].gain_over(probes[leader]) > margin:
             leader = best
@@ -95,15 +114,51 @@ def choose_slots(views, actions, max_slots, margin=1.0):
     return list(leader), probes
 
 
-def choose_model(masks, frames, actions):
-    """Which of some models, trained from different initialisations, has the slot that shows the agent best.
+def choose_model(masks: Sequence[np.ndarray], frames: Sequence[np.ndarray],
+                 actions: Sequence[np.ndarray]) -> tuple[int, list[float]]:
+    """The index of the model whose best slot's masked frames predict the actions best, and that error of every model.
 
-    Args: masks, of every model (models, n, T, K, G, G), soft; frames uint8 (T, H, W, 3) and actions (T, A), of the n
-    labelled trajectories. Returns (index of the model, the error behind each one's best slot).
+    Args:
+        masks: soft masks of every model, (models, n, T, K, G, G).
+        frames: uint8 (T, H, W, 3) of the n labelled trajectories.
+        actions: (T, A) of the n labelled trajectories.
     """
     errors = []
-    for found in masks:
-        views = [behind(*trajectory) for trajectory in zip(frames, found, strict=True)]
+    for of_model in masks:
+        views = [masked_views(*trajectory) for trajectory in zip(frames, of_model, strict=True)]
         (best,), probes = choose_slots(views, actions, 1)
         errors.append(probes[best,].mse)
     return int(np.argmin(errors)), errors
+
+
+def select_slots(select, manual: Sequence[int] | None, frames: Sequence[np.ndarray], masks: Sequence[np.ndarray],
+                 vectors: Sequence[np.ndarray], actions: Sequence[np.ndarray]) -> Selection:
+    """The slots that the section slot_select asks for, and a table of probes on the labelled trajectories.
+
+    Args:
+        select: the parameters' section slot_select.
+        manual: the slots chosen by hand, or None for the automatic choice.
+        frames, masks, vectors, actions: of every labelled trajectory: uint8 (T, H, W, 3), (T, K, G, G), (T, K, D) and
+            (T, A).
+    """
+    views = [masked_views(*trajectory) for trajectory in zip(frames, masks, strict=True)]
+    chosen, probes = choose_slots(views, actions, select.max_slots)
+    chosen, slots = list(manual or chosen), views[0].shape[1]
+
+    def row(which):
+        masked = probes.get(tuple(which)) or probe_masked(views, actions, which)
+        vector = probe([combine(v, which, select.combine) for v in vectors], actions)
+        return {"probe_mse": masked.mse, "probe_r2": masked.r2, "vector_mse": vector.mse}
+
+    whole, together = probe_masked(views, actions, range(slots)), row(chosen)
+    better = together["probe_mse"] < whole.mse
+    why = (f"Slot {' and '.join(map(str, chosen))}, {'chosen by hand' if manual else 'the lowest error of all'}: "
+           f"a ridge probe on its masked frames has error {together['probe_mse']:.3f}, on whole frames "
+           f"{whole.mse:.3f}; the variance of the actions is {whole.variance:.3f}.")
+    if not better:
+        why += " No slot predicts the actions better than the whole frame does."
+    return Selection(chosen, {
+        "chosen": chosen, "method": select.method, "combine": select.combine, "why": why,
+        "better_than_whole_frame": bool(better), "chosen_probe": together,
+        "whole_frame": {"probe_mse": whole.mse, "probe_r2": whole.r2},
+        "slots": [{"slot": k, **row([k])} for k in range(slots)]})

@@ -3,7 +3,7 @@
 import torch
 import zarr
 
-from oclam.artifacts import read_json, write_json
+from oclam.checkpoint import Units
 from oclam.errors import UserError
 from oclam.progress import Progress
 from oclam.training import autocast
@@ -18,12 +18,12 @@ def label(idm, observe, path, *, episodes, steps, latent_dim, batch_size, device
     """Write `latents` float16 (E, T-1, L) to a Zarr store at `path`, going on where an earlier call was killed.
 
     Args: idm, two observations (B, ...) -> latents (B, L); observe, flat frame indices (B,) -> observations (B, ...).
-    How far the store is stands in a file beside it. Raises UserError for a latent that float16 cannot hold.
+    A file beside the store says how many shards are done. Raises UserError for a latent that float16 cannot hold.
     """
     size = 2 * (steps - 1) * latent_dim  # bytes of an episode
     shard = min(max(SHARD_BYTES // size, 1), episodes)
-    position = path.with_suffix(".json")
-    done = read_json(position)["episodes"] if position.exists() and path.exists() else 0
+    progress = Units(path.with_suffix(".pt"), path)
+    done = min(progress.done * shard, episodes)
     if done:
         array = zarr.open_group(path, mode="r+")["latents"]
     else:
@@ -44,4 +44,4 @@ def label(idm, observe, path, *, episodes, steps, latent_dim, batch_size, device
             if not rows.isfinite().all():
                 raise UserError(f"{path}: a latent is beyond float16 or not a number; lower the learning rate")
             array[first:last] = rows.numpy()
-            write_json(position, {"episodes": last})
+            progress.finish()

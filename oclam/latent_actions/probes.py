@@ -13,7 +13,7 @@ from oclam.errors import UserError
 from oclam.ridge import PENALTIES, Moments
 from oclam.seeding import numpy_rng
 
-__all__ = ["frame_differences", "moments", "probe", "probe_frames", "probe_latents", "splits"]
+__all__ = ["frame_differences", "probe", "probe_frames", "probe_latents", "splits"]
 
 FLOOR_EPISODES = 100  # of training, enough for the 768 inputs of the frame-difference probe
 
@@ -24,16 +24,6 @@ def splits(episodes, test_episodes):
         raise UserError(f"collect.test_episodes: {test_episodes} given; probes need 2 or more held-out trajectories")
     middle = episodes + test_episodes // 2
     return range(episodes), range(episodes, middle), range(middle, episodes + test_episodes)
-
-
-def moments(blocks, device):
-    """Moments of all blocks (x (N, X), y (N, Y)), summed on `device` in float64."""
-    joint = 0
-    for x, y in blocks:
-        x, y = (torch.as_tensor(part, device=device, dtype=torch.float64) for part in (x, y))
-        rows = torch.cat([torch.ones_like(x[:, :1]), x, y], 1)
-        joint = joint + rows.T @ rows
-    return Moments(joint.cpu().numpy(), x.shape[1])
 
 
 def probe(fit, choose, report, targets=slice(None)):
@@ -65,7 +55,7 @@ def probe_latents(latents, actions, episodes, seed, device):
         for i, episode in enumerate(split):
             yield latents[episode], np.concatenate([true[episode], shuffled[i]], 1)
 
-    parts = [moments(blocks(split), device) for split in splits(episodes, len(actions) - episodes)]
+    parts = [Moments.over(blocks(split), device) for split in splits(episodes, len(actions) - episodes)]
     ridge, control = probe(*parts, slice(width)), probe(*parts, slice(width, None))
     return {**{f"ridge_{key}": ridge[key] for key in ("penalty", "mse", "r2", "mse_per_dim", "r2_per_dim")},
             "shuffled_mse": control["mse"], "shuffled_r2": control["r2"], "action_variance": ridge["variance"]}
@@ -80,7 +70,7 @@ def frame_differences(frames, edge=16):
 def probe_frames(pixels, actions, episodes, device):
     """The floor: actions from raw frame differences, by the same probe, fitted on at most 100 trajectories."""
     fit, *held_out = splits(episodes, len(actions) - episodes)
-    parts = [moments(((frame_differences(pixels[e]), actions[e, :-1]) for e in split), device)
+    parts = [Moments.over(((frame_differences(pixels[e]), actions[e, :-1]) for e in split), device)
              for split in (fit[:FLOOR_EPISODES], *held_out)]
     floor = probe(*parts)
     return {"frame_difference_mse": floor["mse"], "frame_difference_r2": floor["r2"]}

@@ -2,9 +2,7 @@
 
 import math
 import shutil
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,106 +10,59 @@ from torch.nn import functional as F
 from oclam import paths
 from oclam.artifacts import atomic, open_zarr, save_tensors, write_csv, write_json
 from oclam.checkpoint import Checkpoint
-from oclam.datasets import Frames, Prefetch, TripleSampler, open_dataset, stack_index, to_image
+from oclam.datasets import Frames, FrameStacks, Prefetch, TripleSampler, frame_of, open_dataset
 from oclam.latent_actions.labels import label
 from oclam.latent_actions.models import ImageLatentActionModel, reconstruction_error
+from oclam.latent_actions.observations import FrameObservations
 from oclam.latent_actions.probes import probe_frames, probe_latents
-from oclam.params import view_of
 from oclam.seeding import seed_of
-from oclam.training import autocast, best_device, linear_decay, train
+from oclam.training import autocast, best_device, count_parameters, linear_decay, train, update
+from oclam.variants import VARIANTS, view_of
 
-__all__ = ["Images", "Slots", "fit", "learn", "learn_from_images", "pictures", "projection"]
+__all__ = ["learn", "learn_from_images", "pictures", "projection", "train_model"]
 
 PICTURES, POINTS = 6, 2000  # held-out moments that the report shows: reconstructed, and as points in two dimensions
 
 
-@dataclass(frozen=True)
-class Images:
-    """Observations of the image model: flat frame indices (B,) -> (B, 3 stack, H, W) in [-1, 1].
+def train_model(model, observe, sampler, actions, settings, compute, checkpoint) -> list[dict]:
+    """Train a latent action model and the paper's online probe: a linear layer from detached latents to actions.
 
-    Args: frames, uint8 rows (H, W, 3); of lapo-focus masks, uint8 rows (H, W), and background_weight, what the loss
-    counts outside of them.
-    """
+    The inverse model sees t and t+k, the forward model predicts t+1.
 
-    frames: Frames
-    steps: int
-    stack: int
-    masks: Frames | None = None
-    background_weight: float | None = None
-
-    def __call__(self, t):
-        return to_image(self.frames.gather(stack_index(t, self.stack, self.steps)))
-
-    def weight(self, t):
-        """What every value of observation t counts in the loss, or None where all count the same."""
-        if self.masks is None:
-            return None
-        masks = self.masks.gather(stack_index(t, self.stack, self.steps))  # (B, stack, H, W)
-        return self.background_weight + (1 - self.background_weight) * masks.repeat_interleave(3, 1).float() / 255
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Observations of the slot model: flat frame indices (B,) -> chosen slots (B, D), float32, standardised.
-
-    Slots of a short pretraining hardly vary (by 0.05): unscaled, the forward model did worse than to copy its input.
-    """
-
-    slots: Frames
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    @classmethod
-    def load(cls, array, training, device):
-        """Read chosen slots, a Zarr array (E, T, D); mean and deviation are those of the first `training` episodes."""
-        moments = sum(np.stack([x.mean(0), (x**2).mean(0)]) for x in (array[e].astype(float) for e in range(training)))
-        mean, square = moments / training
-        std = np.sqrt(np.maximum(square - mean**2, 1e-8))
-        mean, std = (torch.tensor(value, dtype=torch.float32, device=device) for value in (mean, std))
-        return cls(Frames.load(array, range(array.shape[0]), device), mean, std)
-
-    def __call__(self, t):
-        return (self.slots.gather(t).float() - self.mean) / self.std
-
-    def weight(self, t):
-        return None
-
-
-def fit(model, observe, sampler, actions, settings, compute, checkpoint):
-    """Train the model, and beside it the paper's probe: a linear layer from detached latents to actions.
-
-    Args: observe, `Images` or `Slots`; sampler, gives t, t+1 and t+k; actions (N, A), one a frame; settings, the
-    section lapo or lapo_slots. The inverse model sees t and t+k, the forward model predicts t+1.
-    Returns rows of step, loss and probe_mse.
+    Args:
+        model: of `oclam.latent_actions.models`.
+        observe: of `oclam.latent_actions.observations`.
+        sampler: gives flat indices t, t+1 and t+k, each (B,).
+        actions: (N, A), one a frame.
+        settings: the section lapo or lapo_slots.
+        compute: the section compute.
+    Returns: rows of step, loss and probe_mse.
     """
     device = next(model.parameters()).device
     actions = actions.to(device)
     probe = nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device)
-    # One optimiser serves both: Adam works on every weight alone, and no gradient leaves the probe.
-    optimiser = torch.optim.Adam([*model.parameters(), *probe.parameters()], fused=True)
+    # One optimizer serves both: Adam works on every weight alone, and no gradient leaves the probe.
+    optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters()], fused=True)
     steps = max(round(settings.epochs * sampler.steps_per_epoch), 1)
     warmup = settings.warmup_epochs * sampler.steps_per_epoch
     forward = torch.compile(model) if compute.compile else model
 
     def make(i):
         t, after, future = sampler.batch(i)
-        return observe(t), observe(after), observe(future), observe.weight(after), actions[t.to(device)]
+        return observe(t), observe(after), observe(future), observe.loss_weight(after), actions[t.to(device)]
 
     batch = Prefetch(make)
 
     def step(i):
         now, target, future, weight, action = batch(i)
-        optimiser.param_groups[0]["lr"] = settings.learning_rate * linear_decay(i, steps, warmup)
         with autocast(device, compute.precision):
             latent, prediction = forward(now, future)
         loss = reconstruction_error(prediction.float(), target, weight)
         probe_mse = F.mse_loss(probe(latent.detach().float()), action)
-        optimiser.zero_grad()
-        (loss + probe_mse).backward()
-        optimiser.step()
+        update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         return {"loss": loss, "probe_mse": probe_mse}
 
-    parts = {"model": model, "probe": probe, "optimiser": optimiser}
+    parts = {"model": model, "probe": probe, "optimizer": optimizer}
     rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
     checkpoint.save(parts, step=steps, rows=rows)  # labelling, if killed, need not train again
     return rows
@@ -145,10 +96,11 @@ def learn(task, seed, variant, model, observe, dataset, settings, future_offset,
     device, steps, total = next(model.parameters()).device, dataset.steps, dataset.episodes + dataset.test_episodes
     sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, future_offset, f"lapo {task} {seed}")
     actions = torch.from_numpy(dataset.actions)
-    rows = fit(model, observe, sampler, actions.flatten(0, 1), settings, compute, checkpoint)
+    rows = train_model(model, observe, sampler, actions.flatten(0, 1), settings, compute, checkpoint)
     weights = paths.lapo(task, seed, variant)
     save_tensors(weights, model.state_dict(), task=task, seed=seed, variant=variant, sizes=model.sizes)
     write_csv(paths.log(weights), rows)
+    write_json(paths.parameters(weights), count_parameters(model))
 
     store = checkpoint.folder / "latents.zarr"
     label(model.idm, observe, store, episodes=total, steps=steps, latent_dim=model.sizes["latent_dim"],
@@ -165,9 +117,9 @@ def learn(task, seed, variant, model, observe, dataset, settings, future_offset,
     points = torch.linspace(0, len(held_out) - 1, min(POINTS, len(held_out))).long()
     true = actions[dataset.episodes:, :-1].flatten(0, 1)
     samples = {"latents": projection(held_out[points]), "actions": true[points]}
-    if isinstance(observe, Images):
+    if isinstance(observe, FrameObservations):
         chosen = torch.linspace(0, len(held_out) - 1, PICTURES + 2).long()[1:-1]
-        moments = dataset.episodes * steps + chosen + chosen // (steps - 1)
+        moments = dataset.episodes * steps + frame_of(chosen, steps)
         samples |= pictures(model, observe, moments, device, compute.precision)
     save_tensors(paths.samples(task, seed, variant), samples)
     with atomic(paths.latents(task, seed, variant)) as temporary:
@@ -182,16 +134,17 @@ def learn_from_images(task, seed, variant, params, background_weight=None):
     """
     dataset, device = open_dataset(paths.dataset(task, view_of(variant))), best_device()
     episodes, inputs = range(dataset.episodes + dataset.test_episodes), [dataset.path]
+    observes = VARIANTS[variant].observes
     pixels, masks = dataset.pixels, None
-    if variant in ("lapo-masks", "lapo-focus"):
+    if observes != "frames":
         inputs.append(paths.selection(task, seed))
         selection = open_zarr(inputs[-1])
-        if variant == "lapo-masks":
+        if observes == "masked frames":
             pixels = selection["frames"]
         else:
             masks = Frames.load(selection["mask"], episodes, device)
-    observe = Images(Frames.load(pixels, episodes, device), dataset.steps, params.lapo.frame_stack, masks,
-                     background_weight)
+    frames = FrameStacks(Frames.load(pixels, episodes, device), stack=params.lapo.frame_stack, steps=dataset.steps)
+    observe = FrameObservations(frames, masks, background_weight)
     torch.manual_seed(seed_of("lapo", task, seed))
     with device:
         model = ImageLatentActionModel(3 * params.lapo.frame_stack, dataset.pixels.shape[2], params.lapo.latent_dim,

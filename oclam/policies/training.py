@@ -5,26 +5,13 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
-from oclam.datasets import Frames, FrameSampler, Prefetch, stack_index, to_image
+from oclam.datasets import Frames, FrameSampler, FrameStacks, Prefetch
 from oclam.errors import UserError
 from oclam.memory import keep_freed_memory
 from oclam.seeding import seed_of, torch_rng
-from oclam.training import autocast, linear_decay, train
+from oclam.training import autocast, linear_decay, train, update
 
-__all__ = ["Images", "draw_labelled", "fine_tune", "fit", "predict", "seeded", "true_actions"]
-
-
-class Images:
-    """Stacked plain frames as the actor's input: flat indices (B,) -> float32 (B, stack * C, H, W) in [-1, 1].
-
-    Args: frames, an `oclam.datasets.Frames`; stack; steps of an episode.
-    """
-
-    def __init__(self, frames, stack, steps):
-        self.frames, self.stack, self.steps = frames, stack, steps
-
-    def __call__(self, index):
-        return to_image(self.frames.gather(stack_index(index, self.stack, self.steps)))
+__all__ = ["draw_labelled", "fine_tune", "predict", "regress", "seeded", "true_actions"]
 
 
 def true_actions(dataset, episodes, device):
@@ -49,7 +36,7 @@ def draw_labelled(episodes, budgets, seed):
     return torch.randperm(episodes, generator=torch_rng("labelled", seed))[:max(budgets)].tolist()
 
 
-def fit(network, inputs, targets, sampler, steps, learning_rate, checkpoint, compute, warmup=0):
+def regress(network, inputs, targets, sampler, steps, learning_rate, checkpoint, compute, warmup=0):
     """Teach the network to predict targets from inputs: mean squared error, Adam, linear warm-up and decay to 0.
 
     Args: inputs and targets, functions of flat indices (B,) that give what the network takes and gives; sampler, a
@@ -68,14 +55,10 @@ def fit(network, inputs, targets, sampler, steps, learning_rate, checkpoint, com
     batch = Prefetch(load)
 
     def step(i):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * linear_decay(i, steps, warmup)
         x, y = batch(i)
         with autocast(device, compute.precision):
             loss = F.mse_loss(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        update(optimizer, loss, learning_rate * linear_decay(i, steps, warmup))
         return {"loss": loss}
 
     parts = {"network": network, "optimizer": optimizer}
@@ -103,7 +86,7 @@ def fine_tune(start, card, dataset, settings, compute, checkpoints, frozen, devi
     steps = dataset.steps
     labelled = draw_labelled(dataset.episodes, settings.budgets, f"{card.task} {card.seed}")
     actions = true_actions(dataset, labelled, device)
-    inputs = Images(Frames.load(dataset.pixels, labelled, device), card.frame_stack, steps)
+    inputs = FrameStacks(Frames.load(dataset.pixels, labelled, device), stack=card.frame_stack, steps=steps)
     if frozen:
         latents = predict(start().actor.to(device), inputs, len(actions), settings.batch_size, compute)
         inputs = Frames(latents, device).gather
@@ -111,6 +94,6 @@ def fine_tune(start, card, dataset, settings, compute, checkpoints, frozen, devi
         purpose = f"finetune {card.task} {card.seed} {budget}"
         policy = seeded(start, purpose).to(device)
         sampler = FrameSampler(budget, steps, settings.batch_size, purpose)
-        rows = fit(policy.decoder if frozen else policy, inputs, actions.gather, sampler, settings.updates,
+        rows = regress(policy.decoder if frozen else policy, inputs, actions.gather, sampler, settings.updates,
                    settings.learning_rate, checkpoints[budget], compute)
         yield policy, replace(card, budget=budget), rows

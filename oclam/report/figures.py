@@ -7,18 +7,12 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from PIL import Image
 
 from oclam.artifacts import atomic
+from oclam.variants import VARIANTS
 
 __all__ = ["COLORS", "animation", "latent_map", "loss_curves", "model_comparison", "overlay", "probe_bars",
-           "reconstructions", "return_curves", "save", "save_gif", "slot_grid", "upsample"]
+           "reconstructions", "return_curves", "save", "slot_grid", "upsample"]
 
-# Okabe and Ito's palette, which people with colour blindness can tell apart; one colour a variant everywhere.
-COLORS = {
-    "lapo": "#D55E00", "lapo-masks": "#56B4E9", "lapo-slots": "#0072B2", "lapo-focus": "#009E73",
-    "lapo-no-distractors": "#8A6D00", "bc": "#222222", "bc-no-distractors": "#777777", "scratch": "#CC79A7",
-    "ocp": "#222222", "steve": "#E69F00",
-}
-MARKERS = {"lapo": "o", "lapo-masks": "s", "lapo-slots": "D", "lapo-focus": "^", "lapo-no-distractors": "v",
-           "scratch": "X"}
+COLORS = {name: row.color for name, row in VARIANTS.items()} | {"ocp": "#222222", "steve": "#E69F00"}
 SLOT_COLORS = np.array([(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
                         (204, 121, 167), (90, 90, 90)], float)
 STYLE = {
@@ -36,16 +30,6 @@ def save(figure, path):
     metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
     with atomic(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=160, metadata=metadata)
-
-
-def save_gif(frames, path, fps=15):
-    """Write uint8 frames (N, H, W, 3) as a looping GIF with one palette of 128 colours, taken from all of them."""
-    strip = Image.fromarray(np.concatenate(frames[:: max(len(frames) // 16, 1)]))
-    palette = strip.quantize(128, method=Image.Quantize.MEDIANCUT)
-    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    with atomic(path) as temporary:
-        images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], loop=0,
-                       duration=round(100 / fps) * 10)  # the format counts in hundredths of a second
 
 
 @matplotlib.rc_context(STYLE)
@@ -88,7 +72,7 @@ def return_curves(rows, stamp):
         budgets, middle, low, high = (np.array([row[key] for row in table], float) for key in
                                       ("budget", "normalised_iqm", "normalised_low", "normalised_high"))
         axes.fill_between(budgets, low, high, color=COLORS[variant], alpha=0.13, linewidth=0)
-        axes.plot(budgets, middle, color=COLORS[variant], marker=MARKERS[variant], markersize=5,
+        axes.plot(budgets, middle, color=COLORS[variant], marker=VARIANTS[variant].marker, markersize=5,
                   linestyle="--" if variant == "scratch" else "-", label=variant)
     axes.axhline(100, color="#222222", linewidth=1.2, linestyle=(0, (5, 3)), label="bc, all labels")
     axes.set_xscale("log", base=2)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv
-from oclam.params import VARIANTS
 from oclam.report import figures
-from oclam.report.results import LATENT_VARIANTS, select
+from oclam.report.results import select
+from oclam.variants import LATENT, VARIANTS
+from oclam.video import write_video
 
 __all__ = ["Picture", "draw"]
 
@@ -64,13 +65,13 @@ def _slots(results, task, folder):
                  wide=True)
     path = folder / f"slots-{task}.gif"
     moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "seen")]
-    figures.save_gif(figures.animation(*moving), path)
+    write_video(path, figures.animation(*moving), fps=15)
     yield Picture("slots", f"{task}, seed {results.seeds[0]}: a held-out episode as observed, all slots, and what "
                   "lapo-masks sees.", path, pixels=True)
 
 
 def _latents(results, task, folder):
-    for variant in LATENT_VARIANTS:
+    for variant in LATENT:
         tensors, _ = load_tensors(paths.samples(task, results.seeds[0], variant))
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         if "prediction" in arrays:  # the slot model predicts slots, not images

@@ -1,4 +1,4 @@
-"""Every number of the report, read from the small files under `data/results`, and the paper's beside them.
+"""Every number of the report, read from the small files under `data/results`.
 
 Tables are lists of dicts that share their keys; None stands for what was not measured.
 """
@@ -10,46 +10,12 @@ import numpy as np
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv, read_json
-from oclam.params import FULL_VARIANTS, VARIANTS, view_of
 from oclam.report.statistics import summary
+from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
-__all__ = ["LATENT_VARIANTS", "PAPER_DURATIONS", "PAPER_FULL", "PAPER_PARAMETERS", "PAPER_PROBES", "PAPER_RETURNS",
-           "Results", "gather", "metrics", "normaliser", "select"]
+__all__ = ["Results", "gather", "metrics", "select"]
 
-LATENT_VARIANTS = ("lapo", "lapo-masks", "lapo-slots", "lapo-focus", "lapo-no-distractors")  # the order of every table
 _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
-_PAPER_VARIANTS = ("lapo", "lapo-masks", "lapo-slots", "lapo-no-distractors")
-
-# "Object-Centric Latent Action Learning", arXiv 2502.09680v1; mean of 3 seeds, 5,000 episodes, 25 evaluation episodes.
-PAPER_PROBES = {  # Table 1: mean squared error of the action probe, (mean, spread)
-    task: dict(zip(_PAPER_VARIANTS, values, strict=True)) for task, values in {
-        "cheetah-run": ((11.2, 6.9), (2.8, 1.0), (3.1, 0.9), (1.0, 0.6)),
-        "walker-run": ((7.0, 3.2), (4.5, 1.7), (5.3, 2.2), (2.7, 1.3)),
-        "hopper-hop": ((11.2, 4.9), (3.5, 1.2), (4.4, 1.8), (1.9, 1.2)),
-        "humanoid-walk": ((0.20, 0.04), (0.18, 0.04), (0.16, 0.04), (0.13, 0.03)),
-    }.items()
-}
-PAPER_RETURNS = {  # Table 2: 100 x return / return of bc with all labels, (mean, spread)
-    task: dict(zip(_PAPER_VARIANTS, values, strict=True)) for task, values in {
-        "cheetah-run": ((23.0, 6.0), (39.0, 1.0), (50.0, 1.0), (69.0, 14.0)),
-        "walker-run": ((4.0, 0.7), (7.4, 2.8), (8.4, 3.0), (22.0, 19.0)),
-        "hopper-hop": ((3.2, 1.5), (10.8, 0.6), (16.0, 3.0), (25.0, 9.0)),
-        "humanoid-walk": ((0.8, 0.4), (5.9, 0.7), (6.0, 0.2), (3.8, 3.1)),
-    }.items()
-}
-PAPER_FULL = {  # Table 3: returns
-    "cheetah-run": {"expert": 838, "bc-no-distractors": 840, "bc": 823},
-    "walker-run": {"expert": 740, "bc-no-distractors": 735, "bc": 749},
-    "hopper-hop": {"expert": 307, "bc-no-distractors": 300, "bc": 253},
-    "humanoid-walk": {"expert": 617, "bc-no-distractors": 601, "bc": 428},
-}
-PAPER_PARAMETERS = {  # Table 4
-    "ocp (total)": 92_149_776, "ocp (trainable)": 6_343_440, "lapo": 211_847_849, "lapo-masks": 211_847_849,
-    "lapo-slots": 89_186_432, "bc": 107_541_504,
-}
-PAPER_DURATIONS = {  # Table 5: seconds on one H100
-    "ocp": 23_700, "lapo": 27_480, "lapo-masks": 27_480, "lapo-slots": 8_940, "bc + finetune": 10_920,
-}
 
 
 @dataclass(frozen=True)
@@ -78,8 +44,8 @@ class Results:
         return f"{self.scale.capitalize()} scale, {_count(len(self.seeds), 'seed')}, {_count(self.episodes, 'episode')}"
 
 
-def gather(scale, tasks, seeds, parameters):
-    """Read every result of a finished pipeline. `parameters` holds Table 4's counts. Returns Results.
+def gather(scale, tasks, seeds, restarts):
+    """Every result of a finished pipeline, as Results.
 
     Raises UserError for a missing or damaged file; only durations may be missing, as of stages restored from a cache.
     """
@@ -88,26 +54,21 @@ def gather(scale, tasks, seeds, parameters):
     tables = [(task, seed, read_json(paths.slot_table(task, seed))) for task in tasks for seed in seeds]
     return Results(
         scale, list(tasks), list(seeds), max(row["episodes"] for row in returns),
-        probes=[_probe(task, seed, variant) for task in tasks for seed in seeds for variant in LATENT_VARIANTS],
-        dimensions=[row for task in tasks for seed in seeds for variant in LATENT_VARIANTS
+        probes=[_probe(task, seed, variant) for task in tasks for seed in seeds for variant in LATENT],
+        dimensions=[row for task in tasks for seed in seeds for variant in LATENT
                     for row in _dimensions(task, seed, variant)],
         returns=returns,
-        losses=[row for task in tasks for seed in seeds for row in _losses(task, seed)],
+        losses=[row for task, seed, table in tables for row in _losses(task, seed, table["restart"])],
         slots=[{"task": task, "seed": seed, **unmeasured, **row, "chosen": row["slot"] in table["chosen"]}
                for task, seed, table in tables for row in table["slots"]],
         selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, "mask": {}, **table}
                     for task, seed, table in tables],
         steve=[row for task in tasks for seed in seeds for row in _best_of_steve(task, seed)],
-        durations=_durations(tasks, seeds),
+        durations=_durations(tasks, seeds, restarts),
         experts={task: _mean(read_csv(paths.demonstrations(task, "distracted")), "return") for task in tasks},
         encoder=load_tensors(paths.encoder)[1],
-        parameters=parameters,
+        parameters=_parameters(tasks[0], seeds[0], tables[0][2]["restart"]),
     )
-
-
-def normaliser(variant):
-    """Behaviour cloning on all true actions in the view that `variant` sees: 100 in every normalised return."""
-    return "bc" if view_of(variant) == "distracted" else "bc-no-distractors"
 
 
 def metrics(results):
@@ -120,7 +81,7 @@ def metrics(results):
     tree = {"probe": {}, "normalised": {}, "return": {}, "slots": {}}
     for task in results.tasks:
         tree["probe"][task] = {variant: _mean(select(results.probes, task=task, variant=variant), "ridge_mse")
-                               for variant in LATENT_VARIANTS}
+                               for variant in LATENT}
         tree["normalised"][task] = {row["variant"]: _round(row["normalised"])
                                     for row in select(results.returns, task=task, budget=largest)}
         full = select(results.returns, task=task, budget=0)
@@ -173,28 +134,36 @@ def _returns(task, seeds):
     return rows
 
 
-def _losses(task, seed):
-    logs = [("ocp", "ocp", paths.ocp(task, seed))]
-    logs += [("lapo", variant, paths.lapo(task, seed, variant)) for variant in LATENT_VARIANTS]
-    logs += [("bc", variant, paths.actor(task, seed, variant)) for variant in (*LATENT_VARIANTS, *FULL_VARIANTS)]
+def _losses(task, seed, restart):
+    logs = [("ocp", "ocp", paths.ocp(task, seed, restart))]
+    logs += [("lapo", variant, paths.lapo(task, seed, variant)) for variant in LATENT]
+    logs += [("bc", variant, paths.actor(task, seed, variant)) for variant in (*LATENT, *ALL_LABELS)]
     logs = [(stage, variant, read_csv(paths.log(artifact))) for stage, variant, artifact in logs]
     logs.insert(1, ("ocp", "steve", load_tensors(paths.steve(task, seed))[1]["log"]))
     return [{"task": task, "seed": seed, "stage": stage, "variant": variant, "step": row["step"], "loss": row["loss"]}
             for stage, variant, rows in logs for row in rows]
 
 
-def _durations(tasks, seeds):
+def _parameters(task, seed, restart):
+    ocp = read_json(paths.parameters(paths.ocp(task, seed, restart)))
+    counts = {variant: read_json(paths.parameters(paths.lapo(task, seed, variant)))["total"] for variant in LATENT}
+    actor = read_json(paths.parameters(paths.actor(task, seed, LATENT[0])))["total"]
+    return {"ocp (total)": ocp["total"], "ocp (trainable)": ocp["trainable"], **counts, "bc": actor}
+
+
+def _durations(tasks, seeds, restarts):
     each = [f"{task}-{seed}" for task in tasks for seed in seeds]
     stages = [("backgrounds", None, [""]), ("encoder", None, [""]), ("expert", None, tasks)]
     stages += [("collect", view, [f"{task}-{view}" for task in tasks]) for view in ("distracted", "clean")]
-    stages += [("ocp", None, each), ("slot-select", None, each), ("steve", None, each)]
-    stages += [(stage, None, each) for stage in ("lapo-slots", "lapo-focus", "scratch")]
-    for stage, variants in (("lapo", ("lapo", "lapo-masks", "lapo-no-distractors")), ("bc", LATENT_VARIANTS),
-                            ("bc-full", FULL_VARIANTS), ("finetune", LATENT_VARIANTS), ("eval", VARIANTS)):
+    stages += [("ocp", None, [f"{run}-{restart}" for run in each for restart in restarts])]
+    stages += [(stage, None, each) for stage in ("slots", "slot-select", "steve", "scratch")]
+    for stage, variants in (("lapo", LATENT), ("bc", LATENT), ("bc-full", ALL_LABELS), ("finetune", LATENT),
+                            ("eval", VARIANTS)):
         stages += [(stage, variant, [f"{run}-{variant}" for run in each]) for variant in variants]
     rows = []
     for stage, variant, runs in stages:
-        files = [paths.duration("-".join(filter(None, [stage, run]))) for run in runs]
+        scripts = {stage, variant} if stage == "lapo" else {stage}  # lapo-slots and lapo-focus have their own
+        files = [paths.duration("-".join(filter(None, [script, run]))) for run in runs for script in scripts]
         found = [read_json(file) for file in files if file.exists()]
         seconds = sum(row["seconds"] for row in found)
         rows.append({"stage": stage, "variant": variant, "runs": len(found), "of": len(runs),

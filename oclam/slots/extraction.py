@@ -6,25 +6,12 @@ import torch
 import zarr
 
 from oclam.artifacts import atomic
+from oclam.checkpoint import Units
 from oclam.progress import Progress
 
 __all__ = ["extract_slots", "find_masks"]
 
 EPISODES, STEPS, ENCODER_BATCH = 16, 100, 64  # a unit of work is also a chunk of the store
-
-
-class _Position:
-    """The next unit of work and the slots that its first frames go on from, as `oclam.checkpoint` saves them."""
-
-    def __init__(self, path):
-        self.path, self.unit, self.previous = path, 0, None
-        if path.exists():
-            self.unit, self.previous = torch.load(path, weights_only=True)
-
-    def advance(self, previous):
-        self.unit, self.previous = self.unit + 1, previous.cpu()
-        with atomic(self.path) as temporary:
-            torch.save((self.unit, self.previous), temporary)
 
 
 @torch.no_grad()
@@ -43,8 +30,9 @@ def extract_slots(model, observe, pixels, path, folder, *, slots, slot_dim, grid
     episodes, steps = pixels.shape[:2]
     length = STEPS if window is None else window * -(-STEPS // window)
     shapes = {"slots": ((slots, slot_dim), "float16"), "masks": ((slots, grid, grid), "uint8")}
-    position, store = _Position(folder / "position.pt"), zarr.open_group(folder / "slots.zarr", mode="a")
-    if position.unit == 0:
+    progress = Units(folder / "units.pt", folder / "slots.zarr")
+    store = zarr.open_group(folder / "slots.zarr", mode="a")
+    if progress.done == 0:
         store.attrs.update(attrs)
         for name, (shape, dtype) in shapes.items():
             chunks = (min(EPISODES, episodes), min(length, steps), *shape)
@@ -55,17 +43,17 @@ def extract_slots(model, observe, pixels, path, folder, *, slots, slot_dim, grid
         for unit, (e, t) in enumerate(units):
             place = slice(e, min(e + EPISODES, episodes)), slice(t, min(t + length, steps))
             count = (place[0].stop - e) * (place[1].stop - t)
-            if unit >= position.unit:
-                previous = None if t == 0 or window else position.previous.to(device)
+            if unit >= progress.done:
+                previous = None if t == 0 or window else progress.state.to(device)
                 images = torch.from_numpy(pixels[place])
                 with forward():
                     projected, = _project([model], observe, images.to(device))
                     found, masks = _slots_of(model, projected, previous, window)
                 store["slots"][place] = found.half().cpu().numpy()
                 store["masks"][place] = masks.unflatten(-1, (grid, grid)).cpu().numpy()
-                position.advance(found[:, -1])
+                progress.finish(found[:, -1].cpu())
             bar.update(count)
-    position.path.unlink()  # first, so that a kill here leads to another extraction, not to half of one
+    progress.path.unlink()  # first, so that a kill here leads to another extraction, not to half of one
     with atomic(path) as temporary:
         shutil.move(folder / "slots.zarr", temporary)
 

@@ -5,9 +5,9 @@ import torch
 from oclam.datasets import Frames
 from oclam.seeding import torch_rng
 from oclam.slots.clips import Clips
-from oclam.training import exponential_decay, train
+from oclam.training import exponential_decay, train, update
 
-__all__ = ["clips_of", "fit"]
+__all__ = ["clips_of", "train_slots"]
 
 
 def clips_of(dataset, observer, settings, *, seed, device, forward):
@@ -25,7 +25,7 @@ def clips_of(dataset, observer, settings, *, seed, device, forward):
                  batch_size=settings.batch_size, kept=settings.kept_clips, seed=seed)
 
 
-def fit(model, clips, settings, checkpoint, *, seed, forward, compiled):
+def train_slots(model, clips, settings, checkpoint, *, seed, forward, compiled):
     """Train on clips; the checkpoint keeps the trained model.
 
     Args: model, a `VideoSaur` or `Steve` on its device; clips, an `oclam.slots.clips.Clips`; settings, with the section
@@ -45,12 +45,8 @@ def fit(model, clips, settings, checkpoint, *, seed, forward, compiled):
         decoded = order[:settings.decoded_patches].sort().values  # all in order when null
         with forward():
             losses = losses_of(*clips_of_step, noise.to(device), decoded.to(device))
-        optimizer.zero_grad()
-        losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * exponential_decay(i, settings.decay_steps, settings.warmup_steps)
-        optimizer.step()
+        share = exponential_decay(i, settings.decay_steps, settings.warmup_steps)
+        update(optimizer, losses["loss"], settings.learning_rate * share, settings.clip_norm)
         return losses
 
     parts = {"model": model, "optimizer": optimizer}

@@ -1,15 +1,17 @@
 import numpy as np
 import pytest
 
-from oclam.agent.selection import Probe, behind, choose_model, choose_slots, combine, probe, probe_behind
+from oclam.agent.selection import Probe, choose_model, choose_slots, combine, masked_views, probe, probe_masked
 from oclam.seeding import numpy_rng
 
 STEPS, SLOTS, SIZE = 60, 4, 16
 
 
 def scene(carriers, count=4, noise=0.3):
-    """Four slots hold a quarter of the frame each, in random colours; the actions are a linear map of how the colours
-    of the slots named change, plus noise. Returns frames, masks and actions, a list of trajectories each."""
+    """Frames, masks and actions of some trajectories: four slots with a quarter of the frame each, in random colours.
+
+    The actions are a linear map of how the colours of the slots `carriers` change, plus noise.
+    """
     rng = numpy_rng("selection")
     colours = rng.integers(256, size=(count, STEPS, SLOTS, 3))
     maps = rng.normal(size=(len(carriers), 3, 2))
@@ -20,51 +22,51 @@ def scene(carriers, count=4, noise=0.3):
     return list(frames), [masks] * count, list(actions + noise * rng.normal(size=actions.shape))
 
 
-def seen(frames, masks, actions):
-    return [behind(*trajectory) for trajectory in zip(frames, masks, strict=True)], actions
+def views_of(frames, masks, actions):
+    return [masked_views(*trajectory) for trajectory in zip(frames, masks, strict=True)], actions
 
 
-def test_the_one_slot_that_shows_the_actions_is_chosen_alone():
-    chosen, probes = choose_slots(*seen(*scene([2])), max_slots=2)
+def test_the_one_slot_that_predicts_the_actions_is_chosen_alone():
+    chosen, probes = choose_slots(*views_of(*scene([2])), max_slots=2)
     assert chosen == [2]
     assert probes[(2,)].r2 > 0.9 and all(probes[(k,)].r2 < 0.2 for k in (0, 1, 3))
     assert probes[(2,)].mse == pytest.approx(0.09, rel=0.3)  # the noise that no probe can explain
 
 
-def test_a_pair_is_chosen_when_both_show_the_actions():
-    chosen, probes = choose_slots(*seen(*scene([0, 3])), max_slots=2)
+def test_a_pair_is_chosen_when_both_predict_the_actions():
+    chosen, probes = choose_slots(*views_of(*scene([0, 3])), max_slots=2)
     assert chosen == [0, 3] and probes[(0, 3)].gain_over(probes[(0,)]) > 1
 
 
 def test_no_more_slots_than_allowed():
-    assert len(choose_slots(*seen(*scene([0, 3])), max_slots=1)[0]) == 1
+    assert len(choose_slots(*views_of(*scene([0, 3])), max_slots=1)[0]) == 1
 
 
-def test_a_slot_that_holds_no_patch_tells_nothing():
+def test_a_slot_without_a_patch_predicts_nothing():
     frames, masks, actions = scene([2])
     masks = [np.stack([*mask.transpose(1, 0, 2, 3), mask[:, 2] / 2], 1) for mask in masks]  # a fifth below the third
-    found = probe_behind(*seen(frames, masks, actions), [4])
+    found = probe_masked(*views_of(frames, masks, actions), [4])
     assert found.mse == pytest.approx(found.variance, rel=0.1)
-    assert choose_slots(*seen(frames, masks, actions), max_slots=2)[0] == [2]
+    assert choose_slots(*views_of(frames, masks, actions), max_slots=2)[0] == [2]
 
 
-def test_behind_masks_is_the_frame_where_they_are_highest():
+def test_a_masked_view_is_the_frame_where_the_mask_is_the_highest():
     frames, masks = (part[0] for part in scene([2])[:2])
-    views = behind(frames, masks)
+    views = masked_views(frames, masks)
     coarse = frames.reshape(STEPS, 8, 2, 8, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 255
     np.testing.assert_allclose(views.sum(1), coarse.reshape(STEPS, -1), rtol=1e-5)
-    held = np.zeros((8, 8))
-    held[:4, 4:] = held[4:, 4:] = 1
-    np.testing.assert_allclose(views[:, [1, 3]].sum(1), (coarse * held).reshape(STEPS, -1), rtol=1e-5)
+    inside = np.zeros((8, 8))
+    inside[:4, 4:] = inside[4:, 4:] = 1
+    np.testing.assert_allclose(views[:, [1, 3]].sum(1), (coarse * inside).reshape(STEPS, -1), rtol=1e-5)
 
 
 def vectors_of(colour):
-    """Trajectories (STEPS, 3) of one slot's colours, and the actions that they tell."""
+    """Trajectories (STEPS, 3) of one slot's colours, and the actions that they predict."""
     frames, _, actions = scene([colour])
     return [frame[:, 0, -1].astype(float) for frame in frames], actions
 
 
-def test_other_trajectories_tell_the_actions_of_the_held_out_one():
+def test_the_error_on_a_trajectory_comes_from_a_fit_on_the_others():
     vectors, actions = vectors_of(1)
     actions[0] = -actions[0]  # what holds elsewhere is wrong here
     errors = probe(vectors, actions).errors
@@ -89,9 +91,9 @@ def test_combining():
     np.testing.assert_array_equal(combine(slots, [1, 3], "mean")[0], [6, 7, 8])
 
 
-def test_the_model_is_kept_whose_slot_shows_the_actions():
+def test_the_model_is_kept_whose_slot_predicts_the_actions():
     frames, masks, actions = scene([2])
     whole = [np.concatenate([np.ones((STEPS, 1, 2, 2)), np.zeros((STEPS, SLOTS - 1, 2, 2))], 1)] * len(frames)
     best, errors = choose_model(np.stack([whole, masks, whole]), frames, actions)
-    assert best == 1 and errors[1] == probe_behind(*seen(frames, masks, actions), [2]).mse
-    assert errors[0] == errors[2] == probe_behind(*seen(frames, masks, actions), range(SLOTS)).mse > errors[1]
+    assert best == 1 and errors[1] == probe_masked(*views_of(frames, masks, actions), [2]).mse
+    assert errors[0] == errors[2] == probe_masked(*views_of(frames, masks, actions), range(SLOTS)).mse > errors[1]

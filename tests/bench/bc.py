@@ -8,12 +8,11 @@ import time
 import torch
 from torch.nn import functional as F
 
-from oclam.datasets import Frames, FrameSampler, Prefetch
+from oclam.datasets import Frames, FrameSampler, FrameStacks, Prefetch
 from oclam.memory import keep_freed_memory
 from oclam.params import read
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
-from oclam.policies.training import Images
 from oclam.training import best_device
 
 EPISODES, STEPS = 4, 250
@@ -39,7 +38,7 @@ def main():
     card = Card("cheetah-run", "distracted", "lapo", 0, size, bc.frame_stack, bc.encoder_scale, bc.residual_blocks,
                 params.lapo.latent_dim, params.finetune.hidden_dim, action_dim=6)
     frames = Frames(torch.randint(0, 256, (EPISODES * STEPS, size, size, 3), dtype=torch.uint8), device)
-    images = Images(frames, bc.frame_stack, STEPS)
+    images = FrameStacks(frames, stack=bc.frame_stack, steps=STEPS)
     latents = torch.randn(EPISODES * STEPS, params.lapo.latent_dim, device=device)
     actions = torch.rand(EPISODES * STEPS, 6, device=device)
     sampler = FrameSampler(EPISODES, STEPS, bc.batch_size, "bench")

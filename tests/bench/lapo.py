@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from oclam.datasets import Frames, TripleSampler
+from oclam.datasets import Frames, FrameStacks, TripleSampler
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
-from oclam.latent_actions.training import Images, Slots, fit
+from oclam.latent_actions.observations import FrameObservations, SlotObservations
+from oclam.latent_actions.training import train_model
 from oclam.memory import keep_freed_memory
 from oclam.params import read
 
@@ -112,7 +113,7 @@ def staged(model, observe, actions, sizes, compute):
 
     def steps(count):
         settings = SimpleNamespace(epochs=count / sampler.steps_per_epoch, warmup_epochs=0, learning_rate=1e-4)
-        fit(model, observe, sampler, torch.from_numpy(actions).flatten(0, 1), settings, compute, Unsaved())
+        train_model(model, observe, sampler, torch.from_numpy(actions).flatten(0, 1), settings, compute, Unsaved())
     return steps
 
 
@@ -131,7 +132,7 @@ def seconds_a_step(candidates, device, count, rounds=3):
 
 def compare(pixels, actions, sizes, device, compute, count):
     frames = Frames(torch.from_numpy(pixels).flatten(0, 1).to(device), device)
-    observe = Images(frames, STEPS, sizes.frame_stack)
+    observe = FrameObservations(FrameStacks(frames, stack=sizes.frame_stack, steps=STEPS))
 
     def model():
         return image_model(sizes, device).to(memory_format=torch.channels_last)
@@ -173,8 +174,10 @@ def paper_sizes(device, pixels, actions):
     slots = Frames(torch.randn(EPISODES * STEPS, 128, device=device).half(), device)
     compute = SimpleNamespace(precision="bfloat16", compile=True)
     for name, batch, observe, build in (
-            ("images", 512, Images(frames, STEPS, 3), lambda: image_model(PAPER, device)),
-            ("slots", 8192, Slots(slots, 0.0, 1.0), lambda: SlotLatentActionModel(128, 8192, 1024, 4).to(device))):
+            ("images", 512, FrameObservations(FrameStacks(frames, stack=3, steps=STEPS)),
+             lambda: image_model(PAPER, device)),
+            ("slots", 8192, SlotObservations(slots, 0.0, 1.0),
+             lambda: SlotLatentActionModel(128, 8192, 1024, 4).to(device))):
         model = build().to(memory_format=torch.channels_last)
         now = observe(torch.arange(batch) % (EPISODES * STEPS))
         with FlopCounterMode(display=False) as counter, torch.autocast("cuda", torch.bfloat16):

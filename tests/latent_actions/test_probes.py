@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from oclam.errors import UserError
-from oclam.latent_actions.probes import frame_differences, moments, probe, probe_frames, probe_latents, splits
+from oclam.latent_actions.probes import frame_differences, probe, probe_frames, probe_latents, splits
+from oclam.ridge import Moments
 
 
 def linear_world(noise, episodes=8, steps=101, latent=5, action=2, seed=0):
@@ -24,7 +25,7 @@ def test_splits_are_disjoint_and_cover_everything():
 
 def test_moments_of_blocks_are_those_of_the_whole():
     x, y = np.random.default_rng(0).normal(size=(30, 4)), np.random.default_rng(1).normal(size=(30, 2))
-    parts = moments([(x[:7], y[:7]), (torch.from_numpy(x[7:]), torch.from_numpy(y[7:]))], "cpu")
+    parts = Moments.over([(x[:7], y[:7]), (torch.from_numpy(x[7:]), torch.from_numpy(y[7:]))], "cpu")
     rows = np.concatenate([np.ones((30, 1)), x, y], 1)
     np.testing.assert_allclose(parts.joint, rows.T @ rows)
 
@@ -67,7 +68,7 @@ def test_the_penalty_is_the_one_that_does_best_on_the_choosing_trajectories():
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(n, 40)) for n in (45, 200, 200)]  # barely more rows than inputs: no penalty would overfit
     y = [part[:, :1] + 2 * rng.normal(size=(len(part), 1)) for part in x]
-    parts = [moments([pair], "cpu") for pair in zip(x, y, strict=True)]
+    parts = [Moments.over([pair], "cpu") for pair in zip(x, y, strict=True)]
     result = probe(*parts)
     errors = {p: parts[1].mse(parts[0].fit(p)).mean() for p in (1e-6, 1e-2, 1.0, result["penalty"])}
     assert result["penalty"] > 1e-3 and min(errors, key=errors.get) == result["penalty"]

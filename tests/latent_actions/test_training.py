@@ -9,11 +9,13 @@ import zarr
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv, read_json
 from oclam.checkpoint import FOLDER, Checkpoint
-from oclam.datasets import Frames, open_dataset, stack_index
+from oclam.datasets import Frames, FrameStacks, open_dataset, stack_index
 from oclam.latent_actions import training as lapo_training
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
-from oclam.latent_actions.training import Images, Slots, learn, learn_from_images, pictures, projection
-from oclam.params import Compute, LapoImage, view_of
+from oclam.latent_actions.observations import FrameObservations, SlotObservations
+from oclam.latent_actions.training import learn, learn_from_images, pictures, projection
+from oclam.params import Compute, LapoImage
+from oclam.variants import view_of
 
 E, HELD_OUT, T, SIZE = 3, 2, 12, 16
 VARIANTS = {"lapo": None, "lapo-masks": None, "lapo-no-distractors": None, "lapo-focus": 0.1}
@@ -108,7 +110,7 @@ def test_slots_are_standardised_by_the_training_episodes_so_that_their_scale_and
     slots = np.random.default_rng(0).normal(size=(E + HELD_OUT, T, 6)).astype(np.float32)
     slots[E:] *= 100  # held out: no part in mean and deviation
     group, t = zarr.create_group(tmp_path / "slots.zarr"), torch.arange((E + HELD_OUT) * T)
-    observed = [Slots.load(group.create_array(name, data=array), E, "cpu")(t)
+    observed = [SlotObservations.load(group.create_array(name, data=array), E, "cpu")(t)
                 for name, array in (("plain", slots), ("moved", 0.05 * slots + 3))]
     training = observed[0][:E * T]
     torch.testing.assert_close(training.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
@@ -119,7 +121,8 @@ def test_slots_are_standardised_by_the_training_episodes_so_that_their_scale_and
 def test_slots_are_learned_from_alike_but_show_no_pictures(world):
     slots = torch.randn((E + HELD_OUT) * T, 6).half()
     dataset, checkpoint = open_dataset(paths.dataset("a-b", "distracted")), Checkpoint("slots", PARAMS)
-    learn("a-b", 0, "lapo-slots", SlotLatentActionModel(6, 4, 8, 2), Slots(Frames(slots, "cpu"), 0.0, 1.0), dataset,
+    observe = SlotObservations(Frames(slots, "cpu"), 0.0, 1.0)
+    learn("a-b", 0, "lapo-slots", SlotLatentActionModel(6, 4, 8, 2), observe, dataset,
           PARAMS.lapo, 3, PARAMS.compute, checkpoint)
     samples, _ = load_tensors(paths.samples("a-b", 0, "lapo-slots"))
     assert set(samples) == {"latents", "actions"}
@@ -171,12 +174,13 @@ def test_lapo_focus_sees_plain_frames_and_weighs_by_the_targets_masks():
     torch.manual_seed(0)
     frames = torch.randint(0, 256, (2 * T, SIZE, SIZE, 3), dtype=torch.uint8)
     masks = torch.randint(0, 256, (2 * T, SIZE, SIZE), dtype=torch.uint8)
-    observe = Images(Frames(frames, "cpu"), T, 2, Frames(masks, "cpu"), background_weight=0.25)
-    plain, t = Images(Frames(frames, "cpu"), T, 2), torch.tensor([0, 5, T, T + 3])
-    assert torch.equal(observe(t), plain(t)) and plain.weight(t) is None
+    stacks = FrameStacks(Frames(frames, "cpu"), stack=2, steps=T)
+    observe = FrameObservations(stacks, Frames(masks, "cpu"), background_weight=0.25)
+    plain, t = FrameObservations(stacks), torch.tensor([0, 5, T, T + 3])
+    assert torch.equal(observe(t), plain(t)) and plain.loss_weight(t) is None
     mask = masks[stack_index(t, 2, T)].float() / 255  # (B, 2, H, W)
     for channel in range(6):  # two frames of three colours
-        torch.testing.assert_close(observe.weight(t)[:, channel], 0.25 + 0.75 * mask[:, channel // 3])
+        torch.testing.assert_close(observe.loss_weight(t)[:, channel], 0.25 + 0.75 * mask[:, channel // 3])
 
 
 class Brighten(torch.nn.Module):
@@ -191,7 +195,8 @@ class Brighten(torch.nn.Module):
 
 def test_pictures_show_the_newest_frame_and_swap_the_next_moments_latent():
     levels = torch.tensor([10, 20, 50, 51, 7, 100], dtype=torch.uint8)
-    observe = Images(Frames(levels.view(-1, 1, 1, 1).expand(6, 8, 8, 3).contiguous(), "cpu"), 6, 2)
+    frames = Frames(levels.view(-1, 1, 1, 1).expand(6, 8, 8, 3).contiguous(), "cpu")
+    observe = FrameObservations(FrameStacks(frames, stack=2, steps=6))
     shown = pictures(Brighten(), observe, torch.tensor([0, 2, 4]), torch.device("cpu"), "float32")
     values = {name: picture[:, 0, 0, 0].tolist() for name, picture in shown.items()}
     assert values == {"current": [10, 50, 7], "target": [20, 51, 100], "prediction": [20, 51, 100],

@@ -5,12 +5,12 @@ import zarr
 from torch import nn
 
 from oclam.checkpoint import Checkpoint
-from oclam.datasets import Frames, FrameSampler, open_dataset
+from oclam.datasets import Frames, FrameSampler, FrameStacks, open_dataset
 from oclam.errors import UserError
 from oclam.params import Compute, Finetune
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
-from oclam.policies.training import Images, draw_labelled, fine_tune, fit, predict
+from oclam.policies.training import draw_labelled, fine_tune, predict, regress
 from oclam.seeding import seed_of
 
 COMPUTE = Compute(precision="float32", compile=False)
@@ -79,7 +79,7 @@ def test_fit_finds_the_least_squares_solution():
     torch.manual_seed(0)
     network = nn.Linear(3, 1)
     sampler = FrameSampler(1, 61, 60, "order")
-    rows = fit(network, lambda t: x[t], lambda t: y[t], sampler, 600, 0.05, Checkpoint("fit", ()), COMPUTE)
+    rows = regress(network, lambda t: x[t], lambda t: y[t], sampler, 600, 0.05, Checkpoint("fit", ()), COMPUTE)
     assert torch.allclose(network.weight, torch.tensor([[1.0, -2.0, 0.5]]), atol=1e-3)
     assert network.bias.item() == pytest.approx(0.3, abs=1e-3)
     assert rows[0]["loss"] > 1e-2 > 1e-5 > rows[-1]["loss"]
@@ -100,7 +100,7 @@ def test_resumed_equals_uninterrupted_to_the_bit():
         torch.manual_seed(0)
         network = nn.Linear(3, 1)
         sampler, checkpoint = FrameSampler(1, 41, 16, "order"), Checkpoint("fit", (), interval=0.0)
-        rows = fit(network, inputs, lambda t: x[t, :1], sampler, 30, 0.01, checkpoint, COMPUTE)
+        rows = regress(network, inputs, lambda t: x[t, :1], sampler, 30, 0.01, checkpoint, COMPUTE)
         checkpoint.remove()
         return network.weight, rows, len(calls)
 
@@ -114,7 +114,7 @@ def test_resumed_equals_uninterrupted_to_the_bit():
 
 def test_predictions_stand_in_the_order_of_frames(dataset):
     frames = Frames.load(dataset.pixels, range(4), "cpu")
-    images, actor = Images(frames, 2, dataset.steps), start().actor
+    images, actor = FrameStacks(frames, stack=2, steps=dataset.steps), start().actor
     every = predict(actor, images, len(frames), 7, COMPUTE)
     assert every.shape == (36, 6) and not every.requires_grad
     for t in (0, 8, 9, 35):
@@ -129,7 +129,7 @@ def test_frozen_equals_running_the_actor_at_every_step(dataset):
         # The same decoder trained through the actor on frames of those trajectories alone.
         naive_frames = Frames(torch.from_numpy(np.concatenate([dataset.pixels[e] for e in labelled[:budget]])), "cpu")
         actions = torch.from_numpy(np.concatenate([dataset.actions[e] for e in labelled[:budget]]))
-        images = Images(naive_frames, 2, dataset.steps)
+        images = FrameStacks(naive_frames, stack=2, steps=dataset.steps)
         purpose = f"finetune cheetah-run 0 {budget}"
         torch.manual_seed(seed_of(purpose))
         naive = start()
@@ -138,7 +138,7 @@ def test_frozen_equals_running_the_actor_at_every_step(dataset):
             with torch.no_grad():
                 return actor(images(index))
 
-        fit(naive.decoder, inputs, lambda t, a=actions: a[t], FrameSampler(budget, 9, 8, purpose), 12, 0.01,
+        regress(naive.decoder, inputs, lambda t, a=actions: a[t], FrameSampler(budget, 9, 8, purpose), 12, 0.01,
             Checkpoint(f"naive-{budget}", ()), COMPUTE)
         for ours, theirs in zip(policy.decoder.parameters(), naive.decoder.parameters(), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-5)

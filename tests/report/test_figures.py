@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from oclam.params import VARIANTS
 from oclam.report import figures
+from oclam.variants import VARIANTS
 from tests.report import tree as tree
 
 
@@ -87,15 +86,3 @@ def test_a_normaliser_of_nothing_leaves_an_empty_plot_and_no_error(tmp_path):
     rows = [{"variant": "lapo", "budget": 2, "normalised_iqm": None, "normalised_low": None, "normalised_high": None}]
     figures.save(figures.return_curves(rows, "stamp"), tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 0
-
-
-def test_gif_has_every_frame_at_its_size_and_speed(tmp_path):
-    frames = tree.scene(5)[0]
-    for name in ("first.gif", "second.gif"):
-        figures.save_gif(frames, tmp_path / name, fps=15)
-    with Image.open(tmp_path / "first.gif") as film:
-        assert (film.n_frames, film.size) == (5, (tree.SIZE, tree.SIZE))
-        assert film.info["duration"] == 70
-        error = np.abs(np.asarray(film.convert("RGB"), float) - frames[0])
-    assert error.mean() < 10
-    assert (tmp_path / "first.gif").read_bytes() == (tmp_path / "second.gif").read_bytes()

@@ -23,7 +23,7 @@ def results(folder, monkeypatch):
     monkeypatch.chdir(folder)
     if not paths.encoder.exists():
         tree.write()
-    return gather("small", [tree.TASK], tree.SEEDS, tree.PARAMETERS)
+    return gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS)
 
 
 def table(results, title):
@@ -40,12 +40,15 @@ def test_numbers_have_three_significant_digits(value, text):
     assert number(value) == text
 
 
-def test_probe_table_has_ratios_to_lapo_and_the_papers_numbers(results):
-    ours = row(table(results, "Table 1"), "online probe")
+def test_probe_table_has_ratios_to_lapo_and_compares_with_the_paper_by_r2(results):
+    ours = row(table(results, "Table 1"), "online probe, error")
     assert ours["lapo-slots"].value.startswith("0.400")
     assert ours["lapo-slots"].ratio == "×4"
-    assert ours["lapo-slots"].paper == "paper 3.1 ± 0.9 ×3.6"
-    assert ours["lapo-focus"].paper == ""
+    explained = row(table(results, "Table 1"), "online probe, R²")
+    assert explained["lapo-slots"].value == "0.600"  # error 0.4 of variance 1
+    assert [cell.paper for cell in explained.values()] == [
+        "paper 0.68", "paper 0.92", "paper 0.91", "", "paper 0.97"]  # 1 - Table 1 / the published actions' variance
+    assert not any(cell.paper for cell in ours.values())
     assert [name for name, cell in ours.items() if cell.best] == ["lapo-slots"]  # not the one that sees no distractors
 
 
@@ -54,7 +57,7 @@ def test_return_table_quotes_the_paper_at_the_largest_budget_only(results):
     assert row(entry, "8 labelled")["lapo-slots"].paper == "paper 50 ± 1 ×2.2"
     assert row(entry, "2 labelled")["lapo-slots"].paper == ""
     assert row(entry, "2 labelled")["lapo"].value.startswith("10.0")
-    assert row(entry, "8 labelled")["lapo-no-distractors"].value.startswith("23.8")
+    assert row(entry, "8 labelled")["lapo-no-distractors"].value.startswith("25.0")
 
 
 def test_cloning_table_says_the_share_of_the_expert(results):
@@ -64,7 +67,7 @@ def test_cloning_table_says_the_share_of_the_expert(results):
 
 
 def test_parameters_and_durations_stand_beside_the_papers(results):
-    assert [cell.value for cell in row(table(results, "Table 4"), "lapo").values()] == ["500", "211,847,849"]
+    assert [cell.value for cell in row(table(results, "Table 4"), "lapo").values()] == ["504", "211,847,849"]
     durations = table(results, "Table 5")
     assert [cell.value for cell in row(durations, "ocp").values()] == ["1 m 1 s", "2 x86_64 cores", "6 h 35 m"]
     assert row(durations, "lapo")["this run"].value == "–"
@@ -74,7 +77,7 @@ def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     tree.write()
     tree.forget_segmentation()
-    results = gather("small", [tree.TASK], tree.SEEDS, tree.PARAMETERS)
+    results = gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS)
     entry = table(results, "Choice of slots")
     assert "no segmentation in this dataset" in entry.note
     assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", "0.500", *4 * "–"]
@@ -112,7 +115,7 @@ def test_warnings_name_what_undermines_the_numbers(results):
 def test_trained_encoder_and_weak_cloning(results, monkeypatch):
     monkeypatch.setitem(results.experts, tree.TASK, 1000.0)
     save_tensors(paths.encoder, {}, source="distill")
-    found = warnings(gather("small", [tree.TASK], tree.SEEDS, tree.PARAMETERS))
+    found = warnings(gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS))
     save_tensors(paths.encoder, {}, source="random")
     assert not any("random weights" in text for text in found)
     assert any("reaches 40% of the expert's return" in text for text in warnings(results))

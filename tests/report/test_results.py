@@ -8,17 +8,9 @@ import pytest
 
 from oclam import paths
 from oclam.errors import UserError
-from oclam.params import VARIANTS
-from oclam.report.results import (
-    LATENT_VARIANTS,
-    PAPER_DURATIONS,
-    PAPER_PROBES,
-    PAPER_RETURNS,
-    gather,
-    metrics,
-    normaliser,
-    select,
-)
+from oclam.report.results import gather, metrics, select
+from oclam.report.tables import PAPER_DURATIONS
+from oclam.variants import LATENT, VARIANTS, normaliser
 from tests.report import tree as tree
 
 
@@ -38,11 +30,11 @@ def written(tmp_path, monkeypatch):
 
 
 def read():
-    return gather("small", [tree.TASK], tree.SEEDS, tree.PARAMETERS)
+    return gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS)
 
 
 def test_normalised_return_is_a_share_of_cloning_in_the_same_view(results):
-    for variant in (*LATENT_VARIANTS, "scratch"):
+    for variant in (*LATENT, "scratch"):
         for budget in tree.BUDGETS:
             row, = select(results.returns, variant=variant, budget=budget)
             full = 400 if variant == "lapo-no-distractors" else 200
@@ -63,7 +55,7 @@ def test_a_policy_that_earns_nothing_normalises_nothing(written, monkeypatch):
 
 def test_every_variant_and_seed_is_walked_once(results):
     assert [(row["seed"], row["variant"]) for row in results.probes] == [
-        (seed, variant) for seed in tree.SEEDS for variant in LATENT_VARIANTS]
+        (seed, variant) for seed in tree.SEEDS for variant in LATENT]
     assert {row["variant"] for row in results.returns} == set(VARIANTS)
     assert {(row["seeds"], row["episodes"]) for row in results.returns} == {(2, 5)}
     assert [row["chosen"] for row in results.slots] == [slot == tree.CHOSEN for slot in range(tree.SLOTS)] * 2
@@ -96,7 +88,7 @@ def test_stray_files_are_not_read(written, results):
 
 def test_missing_durations_are_none_and_missing_results_an_error(written, results):
     ocp, = select(results.durations, stage="ocp")
-    assert (ocp["seconds"], ocp["mean"], ocp["runs"], ocp["of"]) == (61.0, 61.0, 1, 2)
+    assert (ocp["seconds"], ocp["mean"], ocp["runs"], ocp["of"]) == (61.0, 61.0, 1, 4)
     assert all(row["mean"] is None for row in results.durations if row["stage"] != "ocp")
     paths.probe(tree.TASK, 1, "lapo").unlink()
     with pytest.raises(UserError, match="probe.json"):
@@ -104,8 +96,9 @@ def test_missing_durations_are_none_and_missing_results_an_error(written, result
 
 
 def test_durations_are_looked_up_under_the_names_that_stages_write(written):
-    names = ["backgrounds", "collect-cheetah-run-clean", "slot-select-cheetah-run-1", "lapo-slots-cheetah-run-0",
-             "lapo-cheetah-run-0-lapo-masks", "lapo-focus-cheetah-run-1", "bc-full-cheetah-run-1-bc",
+    names = ["backgrounds", "collect-cheetah-run-clean", "slot-select-cheetah-run-1",
+             "lapo-slots-cheetah-run-0-lapo-slots",
+             "lapo-cheetah-run-0-lapo-masks", "lapo-focus-cheetah-run-1-lapo-focus", "bc-full-cheetah-run-1-bc",
              "eval-cheetah-run-0-scratch"]
     for name in names:
         paths.duration(name).write_text(json.dumps({"stage": name, "seconds": 1.0, "hardware": "here"}))
@@ -116,15 +109,27 @@ def test_stamp_says_scale_seeds_and_episodes(results):
     assert results.stamp == "Small scale, 2 seeds, 5 episodes"
 
 
-def test_the_papers_tables_agree_with_the_ratios_it_prints():
-    def ratios(table, lower):
-        return {task: [round(row["lapo"][0] / row[v][0] if lower else row[v][0] / row["lapo"][0], 1)
-                       for v in ("lapo-masks", "lapo-slots", "lapo-no-distractors")] for task, row in table.items()}
+def test_counts_and_losses_are_of_the_restart_that_was_kept(results):
+    assert results.parameters == tree.PARAMETERS
+    losses = select(results.losses, stage="ocp", variant="ocp", seed=0)
+    assert losses[0]["loss"] == 1.0 + tree.RESTART
 
-    assert ratios(PAPER_PROBES, True)["cheetah-run"] == [4.0, 3.6, 11.2]  # it prints 12.0 for the last, from 0.93
-    assert ratios(PAPER_PROBES, True)["walker-run"] == [1.6, 1.3, 2.6]
-    assert ratios(PAPER_RETURNS, False)["cheetah-run"] == [1.7, 2.2, 3.0]
-    assert ratios(PAPER_RETURNS, False)["hopper-hop"] == [3.4, 5.0, 7.8]
-    averages = {v: np.mean([row[v][0] for row in PAPER_PROBES.values()]) for v in ("lapo", "lapo-masks", "lapo-slots")}
+
+def test_the_papers_tables_agree_with_the_ratios_it_prints():
+    probes = {task: {name: row.paper.probe[task][0] for name, row in VARIANTS.items() if row.paper.probe}
+              for task in ("cheetah-run", "walker-run", "hopper-hop", "humanoid-walk")}
+    returns = {task: {name: row.paper.normalised[task][0] for name, row in VARIANTS.items() if row.paper.normalised}
+               for task in probes}
+
+    def ratios(table, task, lower):
+        of_task = table[task]
+        return [round(of_task["lapo"] / of_task[v] if lower else of_task[v] / of_task["lapo"], 1)
+                for v in ("lapo-masks", "lapo-slots", "lapo-no-distractors")]
+
+    assert ratios(probes, "cheetah-run", True) == [4.0, 3.6, 11.2]  # it prints 12.0 for the last, from 0.93
+    assert ratios(probes, "walker-run", True) == [1.6, 1.3, 2.6]
+    assert ratios(returns, "cheetah-run", False) == [1.7, 2.2, 3.0]
+    assert ratios(returns, "hopper-hop", False) == [3.4, 5.0, 7.8]
+    averages = {v: np.mean([row[v] for row in probes.values()]) for v in ("lapo", "lapo-masks", "lapo-slots")}
     assert {v: round(mean, 1) for v, mean in averages.items()} == {"lapo": 7.4, "lapo-masks": 2.7, "lapo-slots": 3.2}
     assert PAPER_DURATIONS["ocp"] + PAPER_DURATIONS["lapo-masks"] == 14 * 3600 + 13 * 60

@@ -6,21 +6,21 @@ from PIL import Image
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_json, save_tensors, write_csv, write_json
-from oclam.params import FULL_VARIANTS, VARIANTS
-from oclam.report.results import LATENT_VARIANTS
+from oclam.variants import ALL_LABELS, LATENT, VARIANTS
 
 TASK, SEEDS, BUDGETS, EPISODES = "cheetah-run", [0, 1], [2, 8], 5
 SLOTS, GRID, SIZE = 4, 8, 32
 CHOSEN = 2
-PROBES = dict(zip(LATENT_VARIANTS, (0.8, 0.4, 0.2, 0.5, 0.1), strict=True))
+PROBES = dict(zip(LATENT, (0.8, 0.4, 0.2, 0.5, 0.1), strict=True))
 FULL_RETURN = {"bc": 200.0, "bc-no-distractors": 400.0}
-PARAMETERS = {"ocp (total)": 3000, "ocp (trainable)": 1000, "lapo": 500, "lapo-masks": 500, "lapo-slots": 300,
+PARAMETERS = {"ocp (total)": 3000, "ocp (trainable)": 1000, **{variant: 500 + len(variant) for variant in LATENT},
               "bc": 200}
+RESTARTS, RESTART = [0, 1], 1  # the second one is kept
 
 
 def mean_return(variant, budget):
     """The mean over all seeds and episodes that the tree holds."""
-    return FULL_RETURN[variant] if budget == 0 else 10.0 * budget + 5 * VARIANTS.index(variant)
+    return FULL_RETURN[variant] if budget == 0 else 10.0 * budget + 5 * list(VARIANTS).index(variant)
 
 
 def write(seeds=SEEDS):
@@ -28,14 +28,18 @@ def write(seeds=SEEDS):
     save_tensors(paths.encoder, {"weight": torch.zeros(1)}, source="random")
     write_csv(paths.demonstrations(TASK, "distracted"),
               [{"episode": 0, "return": 400.0}, {"episode": 1, "return": 600.0}])
-    write_json(paths.duration(f"ocp-{TASK}-0"), {"stage": "ocp", "seconds": 61.0, "hardware": "2 x86_64 cores"})
+    write_json(paths.duration(f"ocp-{TASK}-0-0"), {"stage": "ocp", "seconds": 61.0, "hardware": "2 x86_64 cores"})
     for seed in seeds:
         _slots(seed)
-        _log(paths.ocp(TASK, seed), 1.0)
-        for variant in LATENT_VARIANTS:
+        for restart in RESTARTS:
+            _log(paths.ocp(TASK, seed, restart), 1.0 + restart)
+            _count(paths.ocp(TASK, seed, restart), PARAMETERS["ocp (total)"], PARAMETERS["ocp (trainable)"])
+        for variant in LATENT:
             _latents(seed, variant)
             _log(paths.lapo(TASK, seed, variant), PROBES[variant])
-        for variant in (*LATENT_VARIANTS, *FULL_VARIANTS):
+            _count(paths.lapo(TASK, seed, variant), PARAMETERS[variant])
+            _count(paths.actor(TASK, seed, variant), PARAMETERS["bc"])
+        for variant in (*LATENT, *ALL_LABELS):
             _log(paths.actor(TASK, seed, variant), 0.3)
         for variant in VARIANTS:
             _returns(seed, variant, seed - np.mean(seeds))
@@ -75,6 +79,7 @@ def _slots(seed):
              "agent_recall": 0.9 if slot == CHOSEN else 0.03} for slot in range(SLOTS)]
     write_json(paths.slot_table(TASK, seed), {
         "chosen": [CHOSEN], "method": "auto", "combine": "concatenate", "model": "videosaur",
+        "restart": RESTART, "restart_errors": [0.4, 0.3],
         "why": f"Slot {CHOSEN} has the lowest error.", "better_than_whole_frame": seed == 0, "stability": 0.95,
         "whole_frame": {"probe_mse": 0.4, "probe_r2": 0.4},
         "chosen_probe": {"probe_mse": 0.2, "probe_r2": 0.7, "vector_mse": 0.5},
@@ -110,7 +115,7 @@ def _returns(seed, variant, shift):
     spread = np.linspace(-2, 2, EPISODES)
     write_csv(paths.evaluation(TASK, seed, variant), [
         {"budget": budget, "episode": episode, "return": mean_return(variant, budget) + spread[episode] + shift}
-        for budget in ([0] if variant in FULL_VARIANTS else BUDGETS) for episode in range(EPISODES)])
+        for budget in ([0] if variant in ALL_LABELS else BUDGETS) for episode in range(EPISODES)])
     path = paths.episode_video(TASK, seed, variant)
     frames = [Image.fromarray(frame) for frame in scene(6, seed)[0]]
     frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=70)
@@ -118,3 +123,7 @@ def _returns(seed, variant, shift):
 
 def _log(artifact, level):
     write_csv(paths.log(artifact), [{"step": 10 * (step + 1), "loss": level / (step + 1)} for step in range(20)])
+
+
+def _count(artifact, total, trainable=None):
+    write_json(paths.parameters(artifact), {"total": total, "trainable": trainable or total})

@@ -7,7 +7,7 @@ import zarr
 
 from oclam.checkpoint import Checkpoint
 from oclam.slots.steve import Steve, to_unit
-from oclam.slots.training import clips_of, fit
+from oclam.slots.training import clips_of, train_slots
 
 SETTINGS = SimpleNamespace(slots=3, slot_dim=8, clip_length=2, batch_size=2, kept_clips=None, decoded_patches=None,
                            steps=6, learning_rate=3e-3, warmup_steps=1, decay_steps=6, clip_norm=0.05)
@@ -39,7 +39,7 @@ def attempt(dataset, name, kill_at=None, **changes):
     model = Steve(16, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=8, decoder_layers=1)
     settings = SimpleNamespace(**vars(SETTINGS) | changes)
     clips = clips_of(dataset, observer, settings, seed=0, device=torch.device("cpu"), forward=nullcontext)
-    rows = fit(model, clips, settings, Checkpoint(name, SETTINGS, interval=0), seed=0, forward=nullcontext,
+    rows = train_slots(model, clips, settings, Checkpoint(name, SETTINGS, interval=0), seed=0, forward=nullcontext,
                compiled=False)
     return torch.cat([parameter.flatten() for parameter in model.parameters()]).detach(), rows, len(calls)
 

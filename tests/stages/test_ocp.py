@@ -16,6 +16,7 @@ from oclam import paths
 from oclam.agent.refinement import refine
 from oclam.agent.registration import mask_moments, poses, register
 from oclam.artifacts import load_tensors, open_zarr, read_csv, read_json
+from oclam.encoders.files import save_encoder
 from oclam.encoders.frozen import FrozenEncoder
 from tests import ROOT
 
@@ -42,8 +43,9 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["ocp"] |= {"slots": 3, "slot_dim": 8, "feature_hidden": 16, "decoder_hidden": 16, "decoder_layers": 1,
-                      "kept_clips": 16, "batch_size": 4, "starts": 2, "labelled_episodes": 3,
+                      "kept_clips": 16, "batch_size": 4,
                       "steps": 6, "warmup_steps": 1, "decay_steps": 6}
+    params["restarts"] = [0, 1]
     params["steve"] |= {"feature_hidden": 8, "decoder_hidden": 8, "decoder_layers": 1, "batch_size": 2, "steps": 4}
     params["slot_select"] |= {"labelled_episodes": 3, "max_slots": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -57,13 +59,15 @@ def project(tmp_path_factory):
     torch.manual_seed(0)
     kwargs = {"img_size": SIZE, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **kwargs)
-    FrozenEncoder(vit, name="vit_tiny_patch16_224", kwargs=kwargs, image_size=SIZE, mean=[0.5] * 3, std=[0.5] * 3,
-                  source="random").save(folder / paths.encoder)
+    encoder = FrozenEncoder(vit, name="vit_tiny_patch16_224", kwargs=kwargs, image_size=SIZE, mean=[0.5] * 3,
+                            std=[0.5] * 3, source="random")
+    save_encoder(folder / paths.encoder, encoder)
     return folder
 
 
-def run(project, stage):
-    return subprocess.run([sys.executable, ROOT / "stages" / f"{stage}.py", "cheetah-run", "0"], cwd=project, text=True,
+def run(project, stage, *words):
+    command = [sys.executable, "-m", f"stages.{stage}", "cheetah-run", "0", *words]
+    return subprocess.run(command, cwd=project, text=True,
                           capture_output=True, check=True, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
 
@@ -79,7 +83,8 @@ def test_selected_are_the_agents_slot_and_pixels(project, monkeypatch):
     labels[..., :2][labels[..., :2] == 0] = 1  # and slots 1 and 0 the rest, to the left and to the right
     masks = 255 * (labels[:, :, None] == np.arange(3)[:, None, None]).astype(np.uint8)
     vectors = np.arange(EPISODES * STEPS * 3 * 8, dtype=np.float16).reshape(EPISODES, STEPS, 3, 8)
-    slots = zarr.open_group(paths.slots("cheetah-run", 0), mode="w", attributes={"model": "videosaur"})
+    slots = zarr.open_group(paths.slots("cheetah-run", 0), mode="w", attributes={
+        "model": "videosaur", "restart": 0, "restart_errors": []})
     for name, value in {"slots": vectors, "masks": masks}.items():
         slots.create_array(name, data=value)
     run(project, "slot_select")
@@ -87,27 +92,36 @@ def test_selected_are_the_agents_slot_and_pixels(project, monkeypatch):
     assert table["chosen"] == [2] and table["segmentation_choice"] == 2 and table["better_than_whole_frame"]
     np.testing.assert_array_equal(selection["slots"][:], vectors[:, :, 2])
     np.testing.assert_array_equal(selection["mask"][:], 255 * agent)
-    lie = torch.stack([mask_moments(torch.from_numpy(episode)) for episode in agent])
-    film = torch.from_numpy(255.0 * agent[5]).float()[:, None] * torch.tensor([1, 0, 0]).view(3, 1, 1)  # it is red
-    upright = register(film, poses(lie[5], lie[:4].mean((0, 1))))  # against the mean over what is trained on
+    measured = torch.stack([mask_moments(torch.from_numpy(episode)) for episode in agent])
+    clip = torch.from_numpy(255.0 * agent[5]).float()[:, None] * torch.tensor([1, 0, 0]).view(3, 1, 1)  # it is red
+    upright = register(clip, poses(measured[5], measured[:4].mean((0, 1))))  # against the mean over what is trained on
     np.testing.assert_array_equal(selection["frames"][5], upright.round().byte().movedim(1, -1))
     assert table["mask"] == {"agent_iou": 1, "agent_recall": 1, "area": pytest.approx(64 / SIZE**2)}
 
 
 def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
-    said = run(project, "ocp").stderr
     monkeypatch.chdir(project)
-    outs = [paths.ocp("cheetah-run", 0), paths.log(paths.ocp("cheetah-run", 0)), paths.slots("cheetah-run", 0)]
-    first = [content(out) for out in outs]
-    run(project, "ocp")
-    assert [content(out) for out in outs] == first and not (project / ".resume").exists()
+    weights = [paths.ocp("cheetah-run", 0, restart) for restart in range(2)]
+    outs = [path for file in weights for path in (file, paths.log(file), paths.parameters(file))]
 
-    weights, about = load_tensors(outs[0])
-    errors = re.search(r"of each start: ([\d.]+), ([\d.]+); start (\d) is kept", said).groups()
-    assert about["start"] == int(errors[2]) == np.argmin([float(error) for error in errors[:2]])
-    assert about["slots"] == 3 and weights["slots.init.mean"].shape == (3, 8)
+    def train():
+        for restart in "01":
+            run(project, "ocp", restart)
+        return run(project, "slots").stderr, [content(out) for out in (*outs, paths.slots("cheetah-run", 0))]
+
+    said, first = train()
+    assert train()[1] == first and not (project / ".resume").exists()
+
+    tensors, about = load_tensors(weights[1])
+    assert about["restart"] == 1 and about["slots"] == 3 and tensors["slots.init.mean"].shape == (3, 8)
+    assert not torch.equal(tensors["slots.init.mean"], load_tensors(weights[0])[0]["slots.init.mean"])
     assert [row["step"] for row in read_csv(outs[1])] == list(range(1, 7))
-    slots = open_zarr(outs[2])
+    trainable = sum(tensor.numel() for tensor in tensors.values())
+    assert read_json(outs[2])["trainable"] == trainable < read_json(outs[2])["total"]
+    slots = open_zarr(paths.slots("cheetah-run", 0))
+    errors = slots.attrs["restart_errors"]
+    assert slots.attrs["restart"] == np.argmin(errors) and len(errors) == 2
+    assert re.search(r"by restart: ([\d.]+, [\d.]+);", said)[1] == ", ".join(f"{error:.3f}" for error in errors)
     assert slots["slots"].shape == (EPISODES, STEPS, 3, 8) and slots["masks"].shape == (EPISODES, STEPS, 3, 4, 4)
     assert abs(slots["masks"][:].astype(int).sum(2) - 255).max() <= 2
 
@@ -124,8 +138,8 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
     assert preview["frames"].shape == (6, SIZE, SIZE, 3) and preview["masks"].shape == (6, 3, 4, 4)
     assert about["chosen"] == chosen and set(about["episodes"]) == {4}
-    held, agent = selection["mask"][4] == 255, square_moves(np.random.default_rng(0))[2][4] == 1
-    assert table["mask"]["agent_recall"] == pytest.approx((held & agent).sum((1, 2)).mean() / 64)
+    inside, agent = selection["mask"][4] == 255, square_moves(np.random.default_rng(0))[2][4] == 1
+    assert table["mask"]["agent_recall"] == pytest.approx((inside & agent).sum((1, 2)).mean() / 64)
     assert [torch.equal(shown, torch.from_numpy(selection["mask"][4, t])) for shown, t in
             zip(preview["selected"], about["steps"], strict=True)] == [True] * 6
     assert [torch.equal(shown, torch.from_numpy(selection["frames"][4, t])) for shown, t in

@@ -1,0 +1,117 @@
+"""The stores of stage slot-select: the chosen slots with their mask and masked frames, and moments for pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from torch.nn import functional as F
+
+from oclam.agent.previews import moments, take
+from oclam.agent.refinement import refine
+from oclam.agent.registration import mask_moments, poses, register
+from oclam.agent.selection import combine
+from oclam.artifacts import atomic, save_tensors
+from oclam.datasets import Dataset
+from oclam.progress import Progress
+
+__all__ = ["write_preview", "write_selection"]
+
+EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
+
+
+def write_selection(path: Path, slots: zarr.Group, chosen: Sequence[int], select, dataset: Dataset) -> None:
+    """Write, for every frame, the chosen slots combined, their mask at image size, and the masked frame.
+
+    Args:
+        path: of the store: slots float16 (E, T, D), mask uint8 (E, T, H, W), frames uint8 (E, T, H, W, 3).
+        slots: the store of all slots.
+        chosen: slot indices.
+        select: the parameters' section slot_select.
+    """
+    with atomic(path) as temporary:
+        group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": select.combine})
+        _write_slots(group, slots, chosen, select, dataset.pixels)
+        _write_frames(group, dataset, select.registered)
+
+
+def _write_slots(group, slots, chosen, select, pixels):
+    episodes, steps, _, dim = slots["slots"].shape
+    width, size = dim * (1 if select.combine == "mean" else len(chosen)), pixels.shape[2]
+    vectors = group.create_array("slots", shape=(episodes, steps, width), chunks=(EPISODES, steps, width),
+                                 dtype="float16")
+    image = _create_images(group, "mask", (episodes, steps, size, size))
+    with Progress(episodes * steps, "writing slots and masks", " frames") as bar:
+        for part in _parts(episodes):
+            vectors[part] = combine(slots["slots"][part], chosen, select.combine)
+            masks = slots["masks"][part]
+            if select.masks == "refined":
+                inside = np.isin(masks.argmax(2), chosen)
+                image[part] = 255 * np.stack([refine(*episode) for episode in zip(inside, pixels[part], strict=True)])
+            else:
+                image[part] = _soft_mask(masks, chosen, select.combine, size)
+            bar.update(len(masks) * steps)
+
+
+def _write_frames(group, dataset, registered):
+    """Frames times their masks and, where registered, turned and scaled to the mean pose of the training masks."""
+    pixels, masks = dataset.pixels, group["mask"]
+    episodes, steps = pixels.shape[:2]
+    frames = _create_images(group, "frames", pixels.shape)
+    if registered:
+        measured = torch.cat([torch.stack([mask_moments(clip / 255) for clip in torch.from_numpy(masks[part])])
+                              for part in _parts(episodes)])
+        reference = measured[:dataset.episodes].mean((0, 1))
+    with Progress(episodes * steps, "masking frames", " frames") as bar:
+        for part in _parts(episodes):
+            images = torch.from_numpy(pixels[part] * (masks[part][..., None] / np.float32(255)))
+            if registered:
+                clips = zip(images.movedim(-1, 2), measured[part], strict=True)
+                images = torch.stack([register(clip, poses(of_clip, reference)) for clip, of_clip in clips])
+                images = images.movedim(2, -1)
+            frames[part] = images.round().byte().numpy()
+            bar.update(len(images) * steps)
+
+
+def _create_images(group, name, shape):
+    blocks = 100 * -(-shape[1] // 100)
+    return group.create_array(name, shape=shape, chunks=(EPISODES, 100, *shape[2:]),
+                              shards=(EPISODES, blocks, *shape[2:]), dtype="uint8")
+
+
+def _parts(episodes):
+    return [slice(e, min(e + EPISODES, episodes)) for e in range(0, episodes, EPISODES)]
+
+
+def _soft_mask(masks, chosen, how, size):
+    """The chosen slots' masks (E, T, K, G, G), 0..255, added (or their mean), bilinearly uint8 (E, T, size, size)."""
+    picked = masks[:, :, chosen].astype(np.float32)
+    mask = torch.from_numpy(picked.mean(2) if how == "mean" else picked.sum(2))
+    return F.interpolate(mask, (size, size), mode="bilinear").round().clamp(0, 255).byte().numpy()
+
+
+def write_preview(path: Path, dataset: Dataset, segmentation: zarr.Array | None, masks: np.ndarray,
+                  selection: zarr.Group, episodes: range, chosen: Sequence[int]) -> None:
+    """Write what the report's pictures of slots show: some moments of held-out episodes, and the start of the first.
+
+    Args:
+        path: safetensors, all uint8.
+        segmentation: the agent in the simulator (n, T, H, W), None in a dataset without it.
+        masks: every slot's, (n, T, K, G, G).
+        selection: what `write_selection` wrote.
+        episodes: the n held-out episodes.
+        chosen: slot indices.
+    """
+    shown, clip = moments(len(episodes), dataset.steps), [(0, t) for t in range(min(ANIMATION, dataset.steps))]
+
+    def at(places):
+        return [(episodes[e], t) for e, t in places]
+
+    save_tensors(path, {
+        "frames": take(dataset.pixels, at(shown)), "masks": take(masks, shown),
+        "selected": take(selection["mask"], at(shown)), "seen": take(selection["frames"], at(shown)),
+        **({} if segmentation is None else {"segmentation": take(segmentation, shown)}),
+        "animation_frames": take(dataset.pixels, at(clip)), "animation_masks": take(masks, clip),
+        "animation_seen": take(selection["frames"], at(clip))},
+        chosen=list(chosen), episodes=[e for e, _ in at(shown)], steps=[t for _, t in at(shown)])

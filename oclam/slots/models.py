@@ -1,0 +1,45 @@
+"""The object-centric model that the parameters ask for, and its weights from a file."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from oclam.artifacts import load_tensors
+from oclam.encoders.files import load_encoder
+from oclam.errors import UserError
+from oclam.slots.steve import Steve, to_unit
+from oclam.slots.videosaur import VideoSaur
+
+__all__ = ["load_weights", "make_model", "make_observer"]
+
+
+def make_observer(ocp, encoder: Path, device: torch.device):
+    """What turns uint8 frames (N, H, W, 3) into the model's inputs (N, ...): the frozen encoder, or scaled pixels."""
+    return load_encoder(encoder).to(device) if ocp.model == "videosaur" else to_unit
+
+
+def make_model(params: SimpleNamespace, observer, image_size: int) -> torch.nn.Module:
+    """An untrained model.
+
+    Args:
+        params: the section ocp, and of the section steve what shapes the model.
+        observer: as `make_observer` gives it.
+        image_size: edge of the frames in pixels.
+    """
+    ocp = params.ocp
+    if ocp.model == "steve":
+        return Steve(image_size, slots=ocp.slots, slot_dim=ocp.slot_dim, **vars(params.steve))
+    return VideoSaur(observer.dim, observer.grid**2, **ocp.model_dump(include={
+        "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "masks", "similarity_weight",
+        "similarity_temperature", "reconstruction_weight"}))
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:
+    """The model with the weights in a file of stage ocp. Raises UserError when the file does not fit the parameters."""
+    try:
+        model.load_state_dict(load_tensors(path)[0])
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit the section ocp ({' '.join(str(error).split())[:160]}); run `dvc repro`"
+                        ) from None
+    return model
