@@ -1,10 +1,12 @@
-# make repro [SCALE=paper]: the pipeline. make test, lint, bench. make setup: all they need, in .venv and from the system.
+# make repro [SCALE=paper]: the pipeline. make test, lint, bench. make setup: all they need, in .venv
+# and from the system.
 # make publish RUN=study-cpu: the small files of the run in `reports`, for Git, in reports/study-cpu.
 SHELL := /bin/bash
 PYTHON ?= python3
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+VENV ?= .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 SYSTEM := libegl1 libgl1-mesa-dri libosmesa6 python3-venv
-.PHONY: repro test lint bench publish setup system
+.PHONY: repro test test-fast test-cpus lint bench publish setup system
 
 repro: setup
 ifdef SCALE
@@ -15,6 +17,17 @@ endif
 
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -q -n auto
+
+# What takes seconds, for another Python: make test-fast PYTHON=python3.13 VENV=.venv-3.13.
+test-fast: setup
+	OMP_NUM_THREADS=1 python -m pytest -q -n auto --ignore tests/stages --ignore tests/experts --ignore tests/report \
+		--ignore tests/test_collect.py
+
+# The suite as on other CPUs: without vector instructions, with AVX2 and as this one is, with one thread and with two.
+test-cpus: setup
+	for threads in 1 2; do for cpu in default avx2 native; do \
+		if [ $$cpu = native ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$cpu; fi; \
+		echo "$$cpu, $$threads threads"; OMP_NUM_THREADS=$$threads python -m pytest -q -n auto || exit 1; done; done
 
 lint: setup
 	ruff check .
@@ -31,14 +44,14 @@ publish:
 	cp -r reports/figures reports/*.csv reports/metrics.json params.yaml "reports/$(RUN)"
 	git rev-parse HEAD > "reports/$(RUN)/commit"
 
-setup: system .venv/made
+setup: system $(VENV)/made
 
-.venv/made: pyproject.toml | system
+$(VENV)/made: pyproject.toml | system
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
 		"error: Python 3.11 to 3.13 is needed, this is %s; name one: make PYTHON=python3.12" % sys.version.split()[0])'
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q uv
-	.venv/bin/uv pip install -q --python .venv/bin/python -e '.[expert,dev]'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q uv
+	$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python -e '.[expert,dev]'
 	touch $@
 
 # Rendering without a screen needs a GL library, which no wheel brings; Debian keeps Python's venv apart.
