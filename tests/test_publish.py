@@ -44,6 +44,12 @@ def test_what_is_small_is_kept_for_git_with_its_parameters_and_commit(tree):
     assert Path("reports/study/commit").read_text() == run("git", "rev-parse", "HEAD").stdout
 
 
+def test_a_name_with_a_space_is_one_folder_and_leaves_others_alone(tree):
+    for name in ("study", "study 2", "study 2"):
+        assert run("make", "publish", f"RUN={name}").returncode == 0
+    assert (tree / "reports" / "study 2" / "commit").exists() and (tree / "reports" / "study" / "figures").is_dir()
+
+
 def test_code_that_no_commit_holds_is_refused(tree):
     Path("params.yaml").write_text("of this run")  # which is kept beside the results, and so may differ
     assert run("make", "publish", "RUN=study").returncode == 0
