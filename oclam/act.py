@@ -1,7 +1,7 @@
 """A fine-tuned policy in the Gymnasium environment.
 
 `python -m oclam.act data/cheetah-run/seed0/lapo-slots/policies --budget 8 --video episode.mp4` acts for one episode,
-prints its return and films it. In code:
+prints its return and writes a video. In code:
 
     policies, cards = load_policies(folder, [8])
     agent = Agent(policies, cards[0].frame_stack)
@@ -15,29 +15,38 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from oclam import envs, paths
 from oclam.errors import UserError
 from oclam.evaluation.episodes import evaluate
 from oclam.params import load
-from oclam.policies.files import Agent, load_policies
+from oclam.policies.files import Agent, Card, load_policies
 from oclam.video import caption, check_name, write_video
 
 __all__ = ["Agent", "load_policies", "play"]
 
 
-def play(folder, budget=None, task=None, seed=0, steps=1000, split="test"):
-    """Act in one episode, at most `steps` long, of the environment that `params.yaml` describes.
+def play(folder: Path, budget: int | None = None, task: str | None = None, seed: int = 0, steps: int = 1000,
+         split: str = "test") -> tuple[float, np.ndarray, np.ndarray, Card]:
+    """Act in one episode of the environment in `params.yaml`: return, frames, rewards and the policy's card.
 
-    Args: folder, of policies; budget, labelled trajectories, 0 for all, or None for the most there is; task, must be
-    the policy's where it is given; seed, of the episode; split, of the background videos.
-    Returns (return, frames uint8 (N, H, W, 3), rewards (N,), Card).
+    Frames are uint8 (N, H, W, 3), rewards (N,).
+
+    Args:
+        folder: of policies.
+        budget: labelled trajectories, 0 for all labels, None for the largest budget there is.
+        task: where given, must be the policy's.
+        seed: of the episode.
+        steps: the most of the episode.
+        split: of the background videos.
     """
     env = load("env").env
     expected = {"image_size": env.image_size} | ({"task": task} if task else {})
     policies, cards = load_policies(folder, None if budget is None else [budget], **expected)
     policy, card = policies[-1], cards[-1]
     make = partial(envs.make, card.task, card.view, env, paths.backgrounds, split)
-    returns, frames, rewards = evaluate([policy], card.frame_stack, make, [seed], steps, "acting", film=steps)
+    returns, frames, rewards = evaluate([policy], card.frame_stack, make, [seed], steps, "acting", recorded=steps)
     return returns.item(), frames, rewards, card
 
 
@@ -48,7 +57,7 @@ def main():
     parser.add_argument("--task", help="refuse a policy of another task")
     parser.add_argument("--seed", type=int, default=0, help="of the episode")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--video", type=Path, help="where to film the episode: .mp4 or .gif")
+    parser.add_argument("--video", type=Path, help="of the episode: .mp4 or .gif")
     options = parser.parse_args()
     if options.steps < 1:
         raise UserError(f"--steps: {options.steps} given, at least 1 is needed")

@@ -1,5 +1,7 @@
 """An episode as a video file: mp4, or a GIF that any page can show."""
 
+from pathlib import Path
+
 import av
 import numpy as np
 from PIL import Image, ImageDraw
@@ -12,16 +14,16 @@ __all__ = ["caption", "check_name", "write_video"]
 GIF_COLOURS = 128
 
 
-def check_name(path):
+def check_name(path: Path) -> None:
     """Raise UserError unless the name ends in .mp4 or .gif."""
     if path.suffix not in (".mp4", ".gif"):
         raise UserError(f"{path}: a video is .mp4 or .gif")
 
 
-def caption(frames, rewards, title, scale=4):
-    """Enlarge frames uint8 (N, H, W, 3) and write the return so far under each: uint8 (N, H', W', 3), both even.
+def caption(frames: np.ndarray, rewards: np.ndarray, title: str, scale: int = 4) -> np.ndarray:
+    """Enlarged frames with the return so far and the title below: uint8 (N, H', W', 3), both even.
 
-    Args: rewards (N,), what the action at each frame gained; title, stands beside it.
+    frames: uint8 (N, H, W, 3); rewards: (N,), of the action at each frame.
     """
     height, width = (scale * edge for edge in frames.shape[1:3])
     pictures = []
@@ -33,8 +35,8 @@ def caption(frames, rewards, title, scale=4):
     return np.stack(pictures)
 
 
-def write_video(path, frames, fps):
-    """Write frames uint8 (N, H, W, 3), of even edges for mp4."""
+def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Write frames uint8 (N, H, W, 3) as .mp4 (even edges) or .gif."""
     check_name(path)
     with atomic(path) as temporary:
         if path.suffix == ".gif":

@@ -10,7 +10,7 @@ from oclam.params import load
 
 def main():
     from oclam.checkpoint import Checkpoint  # not for the workers, which import this file and do without torch
-    from oclam.experts.policy import load as load_expert
+    from oclam.experts.policy import load_expert
 
     task, view = arguments("task", "view")
     params = load("env", "collect")

@@ -13,7 +13,7 @@ from oclam.checkpoint import Checkpoint
 from oclam.cli import run
 from oclam.encoders.distill import EPISODE_FRAMES, TASKS, distill, new_student, render, teach
 from oclam.encoders.files import make_encoder, save_encoder
-from oclam.experts.policy import load as load_expert
+from oclam.experts.policy import load_expert
 from oclam.params import load
 from oclam.training import best_device
 

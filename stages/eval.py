@@ -1,5 +1,5 @@
 """Returns in the environment, in the view that the policies were trained for: reads a folder of policies, writes every
-episode's return and a film of the first episode at the largest budget."""
+episode's return and a video of the first episode at the largest budget."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from oclam.policies.files import load_policies
 from oclam.variants import view_of
 from oclam.video import write_video
 
-FILM, EVERY, FPS = 300, 3, 15  # of the first 300 steps every third frame
+RECORDED, EVERY, FPS = 300, 3, 15  # the video shows every third of the first 300 frames
 
 
 def main():
@@ -23,7 +23,7 @@ def main():
                                     variant=variant, image_size=params.env.image_size)
     make = partial(envs.make, task, view_of(variant), params.env, paths.backgrounds, "test")
     returns, frames, _ = evaluate(policies, cards[0].frame_stack, make, seeds, params.collect.steps,
-                                  f"eval-{task}-{seed}-{variant}", film=FILM)
+                                  f"eval-{task}-{seed}-{variant}", recorded=RECORDED)
 
     write_csv(paths.evaluation(task, seed, variant),
               [{"budget": card.budget, "episode": episode, "return": value}

@@ -7,7 +7,7 @@ from oclam.artifacts import read_csv, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.errors import UserError
-from oclam.experts import policy as expert_policy
+from oclam.experts.policy import load_expert, remeasured, save_expert
 from oclam.params import load
 
 
@@ -15,29 +15,29 @@ def main():
     task = arguments("task")
     settings = load("expert").expert
     policy, curve = (trained if settings.train else shipped)(task, settings)
-    expert_policy.save(paths.expert(task), policy)
+    save_expert(paths.expert(task), policy)
     write_csv(paths.expert_curve(task), curve)
 
 
 def shipped(task, settings):
     """The policy in the folder, and its curve; one that someone brought without a curve is measured instead."""
     path = Path(settings.folder) / f"{task}.safetensors"
-    policy = expert_policy.load(path, task)
+    policy = load_expert(path, task)
     if path.with_suffix(".csv").exists():
         return policy, read_csv(path.with_suffix(".csv"))
-    policy = expert_policy.remeasured(policy, settings.evaluation_episodes)
+    policy = remeasured(policy, settings.evaluation_episodes)
     return policy, [{"step": 0, "return_mean": policy.facts["return_mean"], "return_std": policy.facts["return_std"]}]
 
 
 def trained(task, settings):
     try:
-        from oclam.experts.training import train
+        from oclam.experts.training import train_expert
     except ModuleNotFoundError as error:
         raise UserError(f"expert.train: true given, but {error.name} is not installed; pip install 'oclam[expert]', or "
                         "false for the shipped experts") from None
     training = settings.training[task]
     checkpoint = Checkpoint(f"expert-{task}", (training, settings.evaluation_episodes))
-    policy, curve = train(task, training, checkpoint, settings.evaluation_episodes)
+    policy, curve = train_expert(task, training, checkpoint, settings.evaluation_episodes)
     checkpoint.remove()
     return policy, curve
 

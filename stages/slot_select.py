@@ -7,7 +7,7 @@ import numpy as np
 
 from oclam import paths
 from oclam.agent.measures import agent_scores, slot_measures
-from oclam.agent.previews import looked_at
+from oclam.agent.previews import shown_episodes
 from oclam.agent.selection import select_slots
 from oclam.agent.store import write_preview, write_selection
 from oclam.artifacts import open_zarr, write_json
@@ -31,7 +31,7 @@ def main():
               file=sys.stderr)
     write_selection(paths.selection(task, seed), slots, found.chosen, select, dataset)
 
-    selection, episodes = open_zarr(paths.selection(task, seed)), looked_at(dataset)
+    selection, episodes = open_zarr(paths.selection(task, seed)), shown_episodes(dataset)
     masks, segmentation = np.stack([slots["masks"][e] for e in episodes]), dataset.group.get("segmentation")
     table = found.table | {key: slots.attrs[key] for key in ("model", "restart", "restart_errors")}
     if segmentation is not None:  # imported datasets have none

@@ -8,7 +8,7 @@ import torch
 
 from oclam import paths
 from oclam.agent.measures import slot_measures
-from oclam.agent.previews import looked_at, moments, take
+from oclam.agent.previews import moments, shown_episodes, take
 from oclam.artifacts import save_tensors
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
@@ -36,7 +36,7 @@ def main():
     clips = clips_of(dataset, to_unit, settings, seed=seed, device=device, forward=forward)
     rows = train_slots(model, clips, settings, checkpoint, seed=seed, forward=forward, compiled=params.compute.compile)
 
-    episodes, truth = looked_at(dataset), dataset.group.get("segmentation")
+    episodes, truth = shown_episodes(dataset), dataset.group.get("segmentation")
     masks, = find_masks([model], to_unit, [dataset.pixels[e] for e in episodes], window=ocp.window, forward=forward)
     measures = {} if truth is None else slot_measures(masks, truth[:], chosen=[])
     places = moments(len(episodes), dataset.steps)

@@ -6,12 +6,17 @@ from torch.nn import functional as F
 __all__ = ["guided_filter"]
 
 
-def guided_filter(masks, images, radius, epsilon=2e-4):
-    """In every window the affine function of the colour that fits the mask best, averaged over windows.
+def guided_filter(masks: torch.Tensor, images: torch.Tensor, radius: int, epsilon: float = 2e-4) -> torch.Tensor:
+    """Masks that follow the edges of the images: (N, 1, H, W).
 
-    Args: masks (N, 1, H, W); images (N, 3, H, W), the guide, values 0..1; radius, half a window's edge in pixels;
-    epsilon, what a coefficient's square costs: fluctuations of the colour with less variance are smoothed over. The
-    cost does not depend on the radius. Returns (N, 1, H, W); 1 - masks gives 1 - that.
+    In every window the mask is fitted by an affine function of the colour; the fits are averaged over windows. The time
+    does not depend on the radius.
+
+    Args:
+        masks: (N, 1, H, W).
+        images: the guide, (N, 3, H, W) in 0..1.
+        radius: pixels from a window's centre to its edge.
+        epsilon: ridge penalty of the fits: fluctuations of the colour with less variance are smoothed.
     """
     count = _window_sums(torch.ones_like(masks[:1]), radius)
 

@@ -1,4 +1,4 @@
-"""How well slots' masks hold the agent, judged by the simulator's segmentation; never used for learning or choosing."""
+"""How well slots' masks match the agent in the simulator's segmentation; never used for learning or choosing."""
 
 import numpy as np
 import torch
@@ -7,30 +7,36 @@ from torch.nn import functional as F
 __all__ = ["adjusted_rand_index", "agent_patches", "agent_scores", "assignment_stability", "slot_measures"]
 
 
-def agent_patches(segmentation, grid, share=0.1):
-    """A patch is agent when at least `share` of its pixels are: (N, H, W) in {0, 1} -> bool (N, grid, grid)."""
+def agent_patches(segmentation: np.ndarray, grid: int, share: float = 0.1) -> np.ndarray:
+    """The patches of which at least `share` of the pixels are the agent's: bool (N, grid, grid).
+
+    segmentation: (N, H, W) in {0, 1}.
+    """
     pixels = torch.as_tensor(np.asarray(segmentation)).float()
     return (F.adaptive_avg_pool2d(pixels[:, None], grid)[:, 0] >= share - 1e-6).numpy()
 
 
-def agent_scores(held, agent):
-    """Of one mask, means over the frames that show the agent.
+def agent_scores(mask: np.ndarray, agent: np.ndarray) -> dict[str, float]:
+    """Intersection over union, recall and area (share of the frame) of a mask, means over frames that show the agent.
 
-    Args: held and agent, bool (N, G, G). Returns iou, recall (share of the agent held), area (share of the frame).
+    mask and agent: bool (N, G, G).
     """
-    held, agent = (mask.reshape(len(mask), -1) for mask in (held, agent))
+    mask, agent = (values.reshape(len(values), -1) for values in (mask, agent))
     seen = agent.any(1)
-    both, either = (held & agent)[seen].sum(1), (held | agent)[seen].sum(1)
+    both, either = (mask & agent)[seen].sum(1), (mask | agent)[seen].sum(1)
     return {"agent_iou": float((both / either).mean()), "agent_recall": float((both / agent[seen].sum(1)).mean()),
-            "area": float(held[seen].mean())}
+            "area": float(mask[seen].mean())}
 
 
-def adjusted_rand_index(truth, predicted, foreground=True):
+def adjusted_rand_index(truth: np.ndarray, predicted: np.ndarray, foreground: bool = True) -> float:
     """Adjusted Rand index of two labellings of the same patches (Hubert and Arabie, 1985).
 
-    Args: truth and predicted, int (P,) each; foreground leaves out what truth calls 0, which makes it FG-ARI.
-    Two labellings that both are one cluster agree fully: 1. With a single true object, FG-ARI is thus 1 where one slot
-    holds all of it and 0 where it is split.
+    Two labellings with a single cluster each agree fully: 1. With one true object, FG-ARI is thus 1 where one slot
+    covers it all and 0 where it is split.
+
+    Args:
+        truth, predicted: int (P,).
+        foreground: leave out the patches whose truth is 0, which makes it FG-ARI.
     """
     if foreground:
         truth, predicted = truth[truth != 0], predicted[truth != 0]
@@ -43,23 +49,30 @@ def adjusted_rand_index(truth, predicted, foreground=True):
     return 1.0 if highest == expected else float((together - expected) / (highest - expected))
 
 
-def assignment_stability(labels, agent, slots):
-    """How firmly the agent stays with one slot over an episode: for every slot, in how many of its frames it holds more
-    of the agent than any other. Args: labels, int (T, G, G), the slot of every patch; agent, bool (T, G, G); slots.
+def assignment_stability(labels: np.ndarray, agent: np.ndarray, slots: int) -> np.ndarray:
+    """For every slot, in which share of an episode's frames it covers more of the agent than any other: (slots,).
 
-    Returns (slots,), summing to 1; its maximum is the episode's stability.
+    The maximum is the episode's stability.
+
+    Args:
+        labels: int (T, G, G), the slot of every patch.
+        agent: bool (T, G, G).
+        slots: how many.
     """
     counts = np.stack([((labels == k) & agent).sum((1, 2)) for k in range(slots)], 1)[agent.any((1, 2))]
     return np.bincount(counts.argmax(1), minlength=slots) / len(counts)
 
 
-def slot_measures(masks, segmentation, chosen):
+def slot_measures(masks: np.ndarray, segmentation: np.ndarray, chosen: list[int]) -> dict:
     """Every slot's measures and those of the chosen slots together, on the patch grid, each patch in one slot.
 
-    Args: masks (n, T, K, G, G), soft; segmentation (n, T, H, W) in {0, 1}, the agent; chosen, slot indices.
-    Returns a dict: slots, a list in slot order of agent_iou, agent_recall, area and stability (the share of frames in
-    which this slot holds the most of the agent); the same four of the chosen slots (stability: of each episode's
-    favourite slot); fg_ari, mean over frames; segmentation_choice, the slot with the highest IoU.
+    Args:
+        masks: soft, (n, T, K, G, G).
+        segmentation: the agent, (n, T, H, W) in {0, 1}.
+        chosen: slot indices.
+    Returns: slots, a list of agent_iou, agent_recall, area and stability (the share of frames in which this slot
+        covers the most of the agent); the same four of the chosen slots together (stability: mean over episodes of the
+        most frequent slot's share); fg_ari, mean over frames; segmentation_choice, the slot with the highest IoU.
     """
     labels, slots, grid = masks.argmax(2), masks.shape[2], masks.shape[-1]
     agent = np.stack([agent_patches(episode, grid) for episode in segmentation])

@@ -1,26 +1,29 @@
-"""Which held-out episodes and moments are looked at, the same for every model of slots."""
+"""Which held-out episodes and moments are measured and shown, the same for every object-centric model."""
 
 import numpy as np
 import torch
+import zarr
 
-__all__ = ["looked_at", "moments", "take"]
+from oclam.datasets import Dataset
+
+__all__ = ["moments", "shown_episodes", "take"]
 
 PICTURES = 6  # moments that are shown
 
 
-def looked_at(dataset):
-    """The held-out episodes that measures and pictures are of: the segmented ones, else the first few. A range."""
-    truth = dataset.group.get("segmentation")  # imported datasets have none
-    count = min(PICTURES, dataset.test_episodes) if truth is None else truth.shape[0]
+def shown_episodes(dataset: Dataset) -> range:
+    """The held-out episodes that are measured and shown: the segmented ones, or the first few where none is."""
+    segmentation = dataset.group.get("segmentation")  # imported datasets have none
+    count = min(PICTURES, dataset.test_episodes) if segmentation is None else segmentation.shape[0]
     return range(dataset.episodes, dataset.episodes + count)
 
 
-def moments(episodes, steps):
-    """The moments that pictures show, spread over episodes and time: pairs (place among the episodes, step)."""
+def moments(episodes: int, steps: int) -> list[tuple[int, int]]:
+    """The moments that pictures show, spread over episodes and time: pairs (index among the episodes, step)."""
     times = np.linspace(0, steps - 1, PICTURES).round().astype(int).tolist()
     return [(i % episodes, t) for i, t in enumerate(times)]
 
 
-def take(array, places):
-    """What an array (E, T, ...) has at pairs (episode, step): a tensor (N, ...)."""
+def take(array: zarr.Array | np.ndarray, places: list[tuple[int, int]]) -> torch.Tensor:
+    """The entries of an array (E, T, ...) at pairs (episode, step): (N, ...)."""
     return torch.from_numpy(np.stack([array[e, t] for e, t in places]))

@@ -1,4 +1,4 @@
-"""Real videos for the background: DAVIS 2017, downloaded and verified or a local copy, and the user's own."""
+"""Background videos from files: DAVIS 2017, downloaded and verified or a local copy, and the user's own."""
 
 import hashlib
 import http.client
@@ -7,6 +7,7 @@ import re
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -17,9 +18,10 @@ import numpy as np
 
 from oclam.backgrounds.generated import GeneratedVideos
 from oclam.errors import UserError
+from oclam.params import Backgrounds
 from oclam.progress import Progress
 
-with redirect_stderr(io.StringIO()):  # gym, which the package only registers with, announces its end on every import
+with redirect_stderr(io.StringIO()):  # gym, which the package imports, prints on every import that it is not maintained
     from distracting_control.background import DAVIS17_TRAINING_VIDEOS, DAVIS17_VALIDATION_VIDEOS
 
 __all__ = ["davis", "fetch", "folder", "square", "videos_from"]
@@ -27,14 +29,16 @@ __all__ = ["davis", "fetch", "folder", "square", "videos_from"]
 ARCHIVE = "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip"
 ARCHIVE_SIZE = 832766765  # this and the checksum as TensorFlow Datasets records them (video/davis/checksums.tsv)
 ARCHIVE_SHA256 = "e3d0b5b77c3d031b000a19e0e25e3e2cac65d183755601bc2cf066df1a2aa492"
-VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
+VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".ts", ".mts", ".wmv", ".flv",
+          ".3gp"}
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
-def videos_from(params, size, downloads):
-    """The videos that `oclam.params.Backgrounds` asks for, by split, each an iterable of (name, video).
+def videos_from(params: Backgrounds, size: int, downloads: Path) -> dict[str, Iterable[tuple[str, np.ndarray]]]:
+    """The videos that the section backgrounds asks for: split -> (name, uint8 (frames, size, size, 3)).
 
-    A split for evaluation holds half as many as the one for training. Raises UserError for what is missing or damaged.
+    The split for evaluation has half as many videos as the one for training. Raises UserError for what is missing or
+    damaged.
     """
     counts = {"train": params.videos, "test": -(-params.videos // 2)}
     if params.source == "generated":
@@ -59,16 +63,16 @@ def _resized(sources, frames, size):
         yield name, np.stack([square(picture, size) for picture in islice(pictures(), frames)])
 
 
-def square(picture, size):
-    """Squeeze a picture (H, W, 3) into a square, as the package does, without aliasing where it shrinks."""
+def square(picture: np.ndarray, size: int) -> np.ndarray:
+    """The picture (H, W, 3) resized to a square, its aspect ratio lost as in the package, without aliasing."""
     shrinks = min(picture.shape[:2]) > size
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def davis(path):
-    """Find DAVIS 2017's sequences in its archive, or in a folder with its layout, whole or in part.
+def davis(path: Path) -> dict[str, list[tuple[str, Callable]]]:
+    """DAVIS 2017's sequences in its archive or a folder: split -> [(name, function that yields its pictures)].
 
-    Returns {"train": [(name, function that yields pictures (H, W, 3))], "test": [...]} by DAVIS's own two lists.
+    Pictures are uint8 (H, W, 3); the splits are DAVIS's own lists.
     """
     frames = _archive_frames(path) if path.is_file() else _folder_frames(path)
     splits = {"train": DAVIS17_TRAINING_VIDEOS, "test": DAVIS17_VALIDATION_VIDEOS}
@@ -82,7 +86,7 @@ def davis(path):
 
 
 def _archive_frames(path):
-    """Sequence -> [(name, function that reads the bytes)], in order, read from the archive without unpacking it."""
+    """Sequence -> [(name, function that reads the bytes)], in order, without unpacking the archive."""
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
@@ -117,17 +121,17 @@ def _decode(name, read):
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
-def folder(path):
-    """Find the user's videos: files that PyAV decodes, and folders of frames. Every third is kept for evaluation.
+def folder(path: Path) -> dict[str, list[tuple[str, Callable]]]:
+    """The videos in a folder, files that PyAV decodes and folders of frames, as `davis` returns them.
 
-    Returns as `davis` does.
+    Every third is kept for evaluation.
     """
     if not path.is_dir():
         raise UserError(f"backgrounds.path: {path} is no folder; give the one with your videos or folders of frames")
     found = []
     for entry in sorted(path.iterdir()):
         if entry.suffix.lower() in VIDEOS:
-            found.append((entry.name, lambda entry=entry: _film(entry)))
+            found.append((entry.name, lambda entry=entry: _decoded(entry)))
         elif entry.is_dir() and (frames := _images(entry)):
             found.append((entry.name, lambda frames=frames: (_decode(*frame) for frame in frames)))
     if len(found) < 2:
@@ -136,7 +140,7 @@ def folder(path):
     return {"train": [video for k, video in enumerate(found) if k % 3 != 1], "test": found[1::3]}
 
 
-def _film(path):
+def _decoded(path):
     try:
         with av.open(path) as container:
             decoded = 0
@@ -149,10 +153,10 @@ def _film(path):
         raise UserError(f"backgrounds.path: {path} has no frames; remove it")
 
 
-def fetch(url, into, size, sha256):
-    """Download a file into the folder `into`, going on where a broken download stopped, and verify it.
+def fetch(url: str, into: Path, size: int, sha256: str) -> Path:
+    """The path of a file that is downloaded into the folder `into` and verified; a broken download is resumed.
 
-    Returns its path. Raises UserError when it cannot be had, or is not what it should be.
+    Raises UserError when it cannot be downloaded or its checksum differs.
     """
     path = into / url.rpartition("/")[2]
     part = path.with_name(f"{path.name}.part")
@@ -167,7 +171,7 @@ def fetch(url, into, size, sha256):
         else:
             reason = "the connection closed early"
         if (part.stat().st_size if part.exists() else 0) <= begin:
-            raise UserError(f"{url}: no download ({reason}); what came is kept and the next run goes on, or set "
+            raise UserError(f"{url}: no download ({reason}); what came is kept and the next run resumes, or set "
                             "backgrounds.path to a local copy")
     with part.open("rb") as file:
         given = hashlib.file_digest(file, "sha256").hexdigest()

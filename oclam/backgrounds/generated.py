@@ -11,16 +11,15 @@ SUPERSAMPLING = 2
 LENS = 0.006  # standard deviation of the camera's blur, in pictures: no real video has edges sharper than its lens
 
 
-def dead_leaves(rng, frames, size, leaves=300):
-    """A video of the dead leaves model (Lee, Mumford & Huang 2001) whose leaves move under a drifting camera.
+def dead_leaves(rng: np.random.Generator, frames: int, size: int, leaves: int = 300) -> np.ndarray:
+    """A video of moving dead leaves (Lee, Mumford & Huang 2001): uint8 (frames, size, size, 3).
 
-    Leaves with power-law sizes cover each other; colours cluster, each leaf carries its own grating, and each moves
-    along its own path, the nearer (the later drawn) the faster. The same `rng` gives the same scene at every size.
-    Returns uint8 (frames, size, size, 3).
+    Leaves of power-law sizes cover each other; colours cluster, each leaf has its own grating and its own path, and
+    nearer leaves (drawn later) move faster. The same `rng` gives the same scene at every size.
     """
     edge = size * SUPERSAMPLING
     radius = np.clip(0.025 * (1 - rng.random(leaves)) ** -0.6, 0.025, 0.3)  # in pictures
-    radius[:40] = rng.uniform(0.25, 0.45, 40)  # the backdrop; what it leaves open is leaf 0's
+    radius[:40] = rng.uniform(0.25, 0.45, 40)  # large leaves behind all others; what they leave open is leaf 0's
     corners = rng.choice([3, 4, 5, 24], leaves)[:, None]  # vertices of the outline; 24 make an ellipse
     vertices = _unit(2 * np.pi * (np.arange(24) * corners // 24) / corners)
     vertices *= (radius - 0.5 / edge)[:, None, None]  # OpenCV paints what an outline touches, half a pixel too far
@@ -58,12 +57,16 @@ def _unit(angle):
 
 
 class GeneratedVideos:
-    """Dead leaves, a sequence of `count` videos, each made when it is first asked for and then remembered.
+    """A sequence of dead leaves videos, each generated when it is first indexed and then kept.
 
-    Args: split, "train" or "test"; seed, of the whole sequence: video k is the same whatever was asked before.
+    Args:
+        split: "train" or "test".
+        count: how many videos.
+        frames, size: of each.
+        seed: of the sequence; video k does not depend on which were indexed before.
     """
 
-    def __init__(self, split, count, frames, size, seed):
+    def __init__(self, split: str, count: int, frames: int, size: int, seed: int):
         self._count = count
         split = ("train", "test").index(split)
         self._make = lru_cache(maxsize=None)(

@@ -4,6 +4,10 @@ Wherever it comes from, a video is uint8 (frames, S, S, 3), S the edge of the te
 """
 
 
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 import zarr
 
 from oclam.artifacts import atomic, open_zarr
@@ -13,15 +17,15 @@ __all__ = ["FULL_TEXTURE", "StoredVideos", "texture_edge", "write_store"]
 FULL_TEXTURE = 800  # edge of the suite's own sky texture
 
 
-def texture_edge(renderer, texture_size):
+def texture_edge(renderer: str, texture_size: int) -> int:
     """Edge of a background frame: `texture_size` for the fast renderer, the suite's own for the reference."""
     return texture_size if renderer == "fast" else FULL_TEXTURE
 
 
 class StoredVideos:
-    """One split of the backgrounds' store, a sequence of videos read when asked for."""
+    """One split of the store of background videos: a sequence of videos, each read when it is indexed."""
 
-    def __init__(self, path, split):
+    def __init__(self, path: Path, split: str):
         group = open_zarr(path)[split]
         self._videos = [group[str(k)] for k in range(len(list(group.array_keys())))]
 
@@ -32,10 +36,10 @@ class StoredVideos:
         return self._videos[k][:]
 
 
-def write_store(path, videos, source):
-    """Write the backgrounds' store, one file a video.
+def write_store(path: Path, videos: dict[str, Iterable[tuple[str, np.ndarray]]], source: str) -> None:
+    """Write the store of background videos, one file a video.
 
-    Args: videos, split -> iterable of (name, uint8 (frames, S, S, 3)); source, noted in the attributes.
+    videos: split -> (name, uint8 (frames, S, S, 3)); source: recorded in the attributes.
     """
     with atomic(path) as temporary:
         group = zarr.create_group(temporary)

@@ -1,11 +1,12 @@
-"""The embedded encoder: a small vision transformer for 64x64 frames that learns DINOv2's features of the tasks.
+"""Distillation of the embedded encoder: a small vision transformer for 64x64 frames learns DINOv2's features.
 
-Teacher and student see the same frame, the teacher enlarged until both have the same patches. The student's outputs
-predict the teacher's features and keys through linear heads that are dropped afterwards. The cosines between all
-patches of neighbouring frames, which are what VideoSAUR's similarity loss takes of an encoder, are learned as well.
+Teacher and student see the same frame, enlarged for the teacher so that both have the same patches. Linear heads, which
+are dropped afterwards, predict the teacher's features and keys from the student's. The cosines between all patches of
+neighbouring frames, from which VideoSAUR computes its similarity loss, are learned as well.
 """
 
 import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from oclam.artifacts import atomic
+from oclam.checkpoint import Checkpoint
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.progress import Progress
 from oclam.seeding import numpy_rng, seed_of, torch_rng
-from oclam.training import best_device, linear_decay, train
+from oclam.training import best_device, linear_decay, train, update
 
 __all__ = ["EPISODE_FRAMES", "TASKS", "Distillation", "distill", "new_student", "render", "teach"]
 
@@ -33,8 +35,8 @@ WARMUP = 0.05  # share of the steps
 RELATION_WEIGHT = 10.0
 
 
-def new_student(image_size, seed=0):
-    """The untrained student: a timm ViT with patches of 4 pixels, as a FrozenEncoder."""
+def new_student(image_size: int, seed: int = 0) -> FrozenEncoder:
+    """The untrained student: a timm ViT with patches of 4 pixels."""
     kwargs = {"img_size": image_size, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS,
               "mlp_ratio": MLP_RATIO, "class_token": False, "global_pool": ""}
     with torch.random.fork_rng():
@@ -44,12 +46,16 @@ def new_student(image_size, seed=0):
                          source="random")
 
 
-def render(environments, policies, first=0):
-    """Short episodes of every task in turn, every second round with the expert of a task that has one.
+def render(environments: Sequence, policies: dict[str, Callable], first: int = 0) -> Iterator[tuple]:
+    """Short episodes of every task in turn, without end: pixels and the agent's masks.
 
-    Args: environments, one of each task; policies, by task, from states to actions, for a task that is absent it is
-    random throughout; first, the first round's number, which is its episodes' seed.
-    Yields, without end, pixels uint8 (EPISODE_FRAMES, H, W, 3) and the agent's mask uint8 (EPISODE_FRAMES, H, W).
+    Pixels are uint8 (EPISODE_FRAMES, H, W, 3), masks uint8 (EPISODE_FRAMES, H, W). Every second round acts with the
+    expert of a task that has one, all others at random.
+
+    Args:
+        environments: one of each task.
+        policies: by task, from states to actions.
+        first: number of the first round, the seed of its episodes.
     """
     for episode in itertools.count(first):
         for env in environments:
@@ -62,18 +68,17 @@ def render(environments, policies, first=0):
                     masks.append(info["segmentation"])
                 if episode % 2 and env.task in policies:
                     acting = policies[env.task](info["state"])
-                else:  # random, but lasting, so that the limbs go somewhere
+                else:  # random, but correlated in time, so that the limbs move far
                     action = 0.8 * action + 0.5 * rng.standard_normal(env.action_space.shape)
                     acting = np.clip(action, -1, 1)
                 pixels, _, _, _, info = env.step(acting)
             yield np.stack(frames), np.stack(masks)
 
 
-def teach(teacher, frames, folder):
-    """Write the teacher's outputs for all frames, chunk by chunk, where those already there are left alone.
+def teach(teacher: FrozenEncoder, frames: np.ndarray, folder: Path) -> list[np.ndarray]:
+    """The teacher's features and keys of all frames: memory maps float16 (CHUNK, 2, patches, dim) of files in `folder`.
 
-    Args: teacher, a FrozenEncoder; frames, uint8 (N, H, W, 3). Returns a list of memory maps float16
-    (CHUNK, 2, patches, dim): features and keys.
+    Files that exist are kept, so that an interrupted call is resumed. frames: uint8 (N, H, W, 3).
     """
     chunks = []
     with Progress(len(frames), "teacher", " frames") as bar:
@@ -89,12 +94,12 @@ def teach(teacher, frames, folder):
 
 
 class Distillation(nn.Module):
-    """The student with what only training needs: a linear head for features and one for keys.
+    """The student with a linear head for features and one for keys, which only training needs.
 
-    Args: student, a FrozenEncoder, made trainable here; mean and std, float32 (2, dim), of the teacher's outputs.
+    student: becomes trainable; mean and std: float32 (2, dim), of the teacher's outputs.
     """
 
-    def __init__(self, student, mean, std):
+    def __init__(self, student: FrozenEncoder, mean: torch.Tensor, std: torch.Tensor):
         super().__init__()
         self.student = student
         student.vit.requires_grad_(True)
@@ -102,7 +107,7 @@ class Distillation(nn.Module):
         self.register_buffer("target_mean", mean)
         self.register_buffer("target_std", std)
 
-    def forward(self, images, targets):
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
         """Losses for uint8 frames (B, H, W, 3), pairs of neighbours, and the teacher's outputs (B, 2, P, dim)."""
         outputs = self.student.encode(images)
         loss = {"prediction": 0, "relation": 0}
@@ -116,17 +121,15 @@ class Distillation(nn.Module):
         return loss | {"loss": loss["prediction"] + RELATION_WEIGHT * loss["relation"]}
 
 
-def relations(outputs):
+def relations(outputs: torch.Tensor) -> torch.Tensor:
     """Cosines between all patches of the two frames of every pair: (B, P, D) -> (B / 2, 2 P, 2 P)."""
     x = F.normalize(outputs, dim=-1).unflatten(0, (-1, 2)).flatten(1, 2)
     return x @ x.mT
 
 
-def distill(student, frames, chunks, checkpoint, *, steps, batch_size, learning_rate, seed=0):
-    """Train the student on frames uint8 (N, H, W, 3) with the teacher's outputs that `teach` gave.
-
-    Returns the rows of the loss. The student is trained in place.
-    """
+def distill(student: FrozenEncoder, frames: np.ndarray, chunks: Sequence[np.ndarray], checkpoint: Checkpoint, *,
+            steps: int, batch_size: int, learning_rate: float, seed: int = 0) -> list[dict]:
+    """Train the student in place on frames uint8 (N, H, W, 3) and the teacher's outputs of `teach`: rows of the loss."""
     device = best_device()
     sample = torch.from_numpy(np.concatenate(chunks[::max(len(chunks) // 8, 1)])).float()
     with torch.random.fork_rng():
@@ -136,8 +139,6 @@ def distill(student, frames, chunks, checkpoint, *, steps, batch_size, learning_
     pairs, drawn = len(frames) // 2, batch_size // 2
 
     def step(i):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * linear_decay(i, steps, int(WARMUP * steps))
         epoch, k = divmod(i, pairs // drawn)
         order = torch.randperm(pairs, generator=torch_rng("distill", seed, epoch))[k * drawn:(k + 1) * drawn]
         index = (2 * order[:, None] + torch.arange(2)).flatten().tolist()  # two neighbours each
@@ -146,16 +147,13 @@ def distill(student, frames, chunks, checkpoint, *, steps, batch_size, learning_
         if torch.rand((), generator=torch_rng("mirror", seed, i)) < 0.5:
             images, targets = images.flip(2), flip(targets)
         loss = model(images, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss["loss"].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        update(optimizer, loss["loss"], learning_rate * linear_decay(i, steps, int(WARMUP * steps)), clip_norm=1.0)
         return loss
 
     return train(step, steps, {"model": model, "optimizer": optimizer}, checkpoint, samples=batch_size, unit=" frames")
 
 
-def flip(targets):
-    """Mirror patches (B, 2, P, D), row by row of a square grid, from left to right."""
+def flip(targets: torch.Tensor) -> torch.Tensor:
+    """Patches (B, 2, P, D), row by row of a square grid, mirrored from left to right."""
     side = int(targets.shape[2] ** 0.5)
     return targets.unflatten(2, (side, side)).flip(3).flatten(2, 3)

@@ -25,25 +25,27 @@ def save_encoder(path: Path, encoder: FrozenEncoder, dtype: torch.dtype = torch.
     save_tensors(path, tensors, patch_size=encoder.patch_size, **encoder.about)
 
 
-def load_encoder(path):
-    """Read what `save_encoder` wrote. Raises UserError for a missing, damaged or foreign file."""
+def load_encoder(path: Path) -> FrozenEncoder:
+    """The encoder in a file of `save_encoder`. Raises UserError for a missing, damaged or other file."""
     tensors, about = load_tensors(path)
     if "kwargs" not in about:
-        raise UserError(f"{path}: does not say what encoder it holds; give such a file as encoder.source, and the "
-                        "stage encoder makes one that does")
+        raise UserError(f"{path}: does not say which encoder it has; name it in encoder.source, and stage encoder "
+                        "writes one that does")
     vit = timm.create_model(about["name"], num_classes=0, **about["kwargs"])
     vit.norm = nn.Identity()
     vit.load_state_dict({key: value.float() for key, value in tensors.items()})
-    del about["patch_size"]  # which the architecture implies
+    del about["patch_size"]  # it follows from the architecture
     return FrozenEncoder(vit, **about)
 
 
-def make_encoder(source, name, parameter="encoder.source"):
+def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source") -> FrozenEncoder:
     """The encoder that the parameters ask for, at the size that it was trained with.
 
-    Args: source, `hub` or a safetensors file: with timm's names for the architecture `name`, or written by
-    `save_encoder` and then saying itself what it is; parameter, which holds `source`.
-    Raises UserError, naming the parameter, for what cannot be had.
+    Args:
+        source: `hub`, or a safetensors file with timm's tensor names or of `save_encoder`.
+        name: timm's name of the architecture; a file of `save_encoder` has its own.
+        parameter: the parameter that gave `source`, for messages.
+    Raises UserError for an encoder that does not exist or cannot be downloaded.
     """
     if source != "hub" and not Path(source).is_file():
         raise UserError(f"{parameter}: {str(source)!r} given, which is no file; name safetensors with timm's names")
@@ -55,7 +57,7 @@ def make_encoder(source, name, parameter="encoder.source"):
     try:
         vit = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
         absent = [key for key in vit.state_dict() if key.startswith("blocks.") and key not in tensors]
-        if absent:  # timm leaves what a file lacks at random when the file has another number of classes
+        if absent:  # timm keeps random weights for missing tensors when the number of classes differs
             raise KeyError(f"{absent[0]} is missing")
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{parameter}: {source} does not fit the architecture {name} "
@@ -79,7 +81,7 @@ def _hub_file(name, parameter):
     """The weights' file in the hub's cache, downloaded when it is not there yet."""
     repository = timm.get_pretrained_cfg(name).hf_hub_id
     if repository is None:
-        raise UserError(f"encoder.name: {name!r} given, of which the hub has no weights")
+        raise UserError(f"encoder.name: {name!r} given, the hub has no weights for it")
     cached = try_to_load_from_cache(repository, WEIGHTS)
     if isinstance(cached, str):
         return Path(cached)

@@ -1,4 +1,6 @@
-"""Frozen vision transformers: what VideoSAUR sees of a frame (paper, section 4; VideoSAUR arXiv 2306.04829)."""
+"""Frozen vision transformers, whose features and keys VideoSAUR reads (paper, section 4; arXiv 2306.04829)."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,14 +15,19 @@ class FrozenEncoder(nn.Module):
     """A timm vision transformer without gradients, final norm and head.
 
     Called with uint8 frames (B, H, W, 3), it returns the last block's output and the keys of that block's attention,
-    both (B, patches, dim), row by row of the patch grid and without class and register tokens, from a single pass.
+    both (B, patches, dim), row by row of the patch grid, without class and register tokens, from one pass.
 
-    Args: vit, a timm model with `blocks`; name and kwargs, what `timm.create_model` builds it from; image_size, to
-    which frames are resized; mean and std of the pixels, in 0..1; source, where the weights came from.
-    Attributes: dim, width of both outputs; patch_size; grid, patches per side.
+    Args:
+        vit: a timm model with `blocks`.
+        name, kwargs: what `timm.create_model` builds it from.
+        image_size: frames are resized to this edge.
+        mean, std: of the pixels, in 0..1.
+        source: where the weights come from.
+    Attributes: dim, width of both outputs; patch_size; grid, patches per side; about, the description that files keep.
     """
 
-    def __init__(self, vit, *, name, kwargs, image_size, mean, std, source):
+    def __init__(self, vit: nn.Module, *, name: str, kwargs: dict, image_size: int, mean: Sequence[float],
+                 std: Sequence[float], source: str):
         super().__init__()
         vit.norm = nn.Identity()  # features are the last block's own output: 85,806,336 parameters for ViT-B/8
         self.vit = vit.eval().requires_grad_(False)
@@ -38,27 +45,28 @@ class FrozenEncoder(nn.Module):
         self._keys = keys  # (B, heads, tokens, dim / heads)
 
     @torch.no_grad()
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.encode(images)
 
-    def encode(self, images):
-        """The same pass with gradients, for distillation."""
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same with gradients, for distillation."""
         features = self.vit.forward_features(self.pixels(images))
         keys, self._keys = self._keys.transpose(1, 2).flatten(2), None
         prefix = self.vit.num_prefix_tokens
         return features[:, prefix:], keys[:, prefix:]
 
-    def pixels(self, images):
-        """uint8 frames (B, H, W, 3) to normalised float32 (B, 3, image_size, image_size), resized bicubically."""
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 frames (B, H, W, 3) as the transformer's input, float32 (B, 3, image_size, image_size)."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"frames are uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}")
         x = images.permute(0, 3, 1, 2).float() / 255
         if x.shape[-2:] != (self.image_size, self.image_size):
-            x = F.interpolate(x, (self.image_size, self.image_size), mode="bicubic", antialias=True).clamp(0, 1)
+            shrinks = x.shape[-1] > self.image_size  # antialias changes the kernel, and VideoSAUR enlarges without it
+            x = F.interpolate(x, (self.image_size, self.image_size), mode="bicubic", antialias=shrinks).clamp(0, 1)
         return (x - self.mean) / self.std
 
-    def resize(self, image_size):
-        """Take frames at another size from now on, the position embeddings resampled to it. Returns the encoder."""
+    def resize(self, image_size: int) -> "FrozenEncoder":
+        """This encoder, its position embeddings resampled for another image size."""
         if image_size % self.patch_size:
             raise UserError(f"encoder.image_size: {image_size} given, allowed are multiples of the encoder's patch, "
                             f"{self.patch_size} pixels")
@@ -67,6 +75,6 @@ class FrozenEncoder(nn.Module):
         self.about |= {"image_size": image_size, "kwargs": self.about["kwargs"] | {"img_size": image_size}}
         return self
 
-    def train(self, mode=True):
-        """Stay frozen: dropout and stochastic depth never come on."""
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        """Stay in evaluation mode, without dropout and stochastic depth."""
         return super().train(False)

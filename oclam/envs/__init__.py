@@ -1,7 +1,7 @@
 """dm_control's tasks with the paper's distractors, as Gymnasium environments.
 
 `import oclam.envs`, then `gymnasium.make("oclam/cheetah-run-v0")`, and likewise for every task of the suite. An episode
-is a function of its seed alone: `reset(seed=...)` decides physics, camera, colours and background in any process.
+depends on its seed alone: `reset(seed=...)` decides physics, camera, colours and background, in any process.
 """
 
 from contextlib import suppress

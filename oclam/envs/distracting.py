@@ -1,5 +1,7 @@
 """One task of dm_control's suite with the paper's distractors, as a Gymnasium environment."""
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 
@@ -18,20 +20,24 @@ PAPER = Env(image_size=64, renderer="fast", texture_size=128, background=True, b
 
 
 class DistractingEnv(gymnasium.Env):
-    """One task, seen through 64x64 pixels.
+    """One task, observed as pixels: uint8 (size, size, 3).
 
-    Observations are uint8 (size, size, 3). `info["state"]` holds dm_control's observation, float32 (S,), in the suite's
-    own order; after `reset(options={"segmentation": True})`, `info["segmentation"]` holds the simulator's own mask of
-    the agent, uint8 (size, size), 1 where it is.
+    `info["state"]` is dm_control's observation, float32 (S,), in the suite's own order; after
+    `reset(options={"segmentation": True})`, `info["segmentation"]` is the simulator's mask of the agent, uint8
+    (size, size) in {0, 1}.
 
-    Args: task, such as "cheetah-run"; view, "distracted" or "clean"; params, `oclam.params.Env`; backgrounds, the store
-    of background videos or None for generated ones; split, of the background videos: "train" or "test".
+    Args:
+        task: such as "cheetah-run".
+        view: "distracted" or "clean".
+        params: the section env.
+        backgrounds: the store of background videos, or None for generated ones.
+        split: of the background videos, "train" or "test".
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
 
-    def __init__(self, task="cheetah-run", view="distracted", params=PAPER, backgrounds=None, split="train",
-                 render_mode="rgb_array"):
+    def __init__(self, task: str = "cheetah-run", view: str = "distracted", params: Env = PAPER,
+                 backgrounds: Path | None = None, split: str = "train", render_mode: str | None = "rgb_array"):
         if view not in ("distracted", "clean"):
             raise UserError(f"view: {view!r} given, allowed are distracted and clean")
         self.task, self.render_mode = task, render_mode
@@ -52,8 +58,8 @@ class DistractingEnv(gymnasium.Env):
         self.spec_steps = self._env._step_limit  # an episode's length
         self.state_size = suite.sizes(task)[1]
 
-    def reset(self, *, seed=None, options=None):
-        """Begin the episode that belongs to `seed`. options: {"segmentation": True} asks for the agent's mask."""
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """Start the episode of `seed`; options {"segmentation": True} ask for the agent's mask."""
         super().reset(seed=seed)
         draws = ("physics", "background", "camera", "color")
         seeds = dict(zip(draws, self.np_random.integers(2**32, size=len(draws)).tolist(), strict=True))
@@ -67,7 +73,7 @@ class DistractingEnv(gymnasium.Env):
             self._renderer.upload(self._background.texture)
         return self._observe(time_step)
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Act for one control step. The episode is truncated at the suite's own length."""
         time_step = self._env.step(np.asarray(action, np.float64))
         if self._background and self._background.step():
@@ -84,11 +90,11 @@ class DistractingEnv(gymnasium.Env):
             info["segmentation"] = self._renderer.segment(data)
         return self._pixels.copy(), info
 
-    def render(self):
+    def render(self) -> np.ndarray:
         """The last observation."""
         return self._pixels.copy()
 
-    def close(self):
+    def close(self) -> None:
         """Free the renderer."""
         self._renderer.close()
 
@@ -98,6 +104,6 @@ def _default_videos(split, params):
     return GeneratedVideos(split, count=20 if split == "train" else 10, frames=60, size=edge, seed=0)
 
 
-def make(task, view, params, backgrounds=None, split="train"):
-    """The environment as the pipeline uses it; the arguments are `DistractingEnv`'s."""
+def make(task: str, view: str, params: Env, backgrounds: Path | None = None, split: str = "train") -> DistractingEnv:
+    """The environment as the pipeline uses it; the arguments are those of `DistractingEnv`."""
     return DistractingEnv(task, view, params, backgrounds, split)

@@ -1,33 +1,36 @@
-"""The distractors of the Distracting Control Suite (arXiv 2101.02722), every draw from the episode's own seed.
+"""The distractors of the Distracting Control Suite (arXiv 2101.02722), drawn from the episode's own seed.
 
-Camera and colour are the package distracting-control's wrappers; the background, which it makes slowly and cannot make
-on today's MuJoCo, is ours.
+Camera and colour are wrappers of the package distracting-control; its background is slow and fails on today's MuJoCo,
+so the background is our own.
 """
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 
 import mujoco
 import numpy as np
 
-with redirect_stderr(io.StringIO()):  # gym, which the package only registers with, announces its end on every import
+with redirect_stderr(io.StringIO()):  # gym, which the package imports, prints on every import that it is not maintained
     from distracting_control import camera as package_camera
     from distracting_control.camera import DistractingCameraEnv
     from distracting_control.color import DistractingColorEnv
     from distracting_control.suite_utils import get_background_kwargs, get_camera_kwargs, get_color_kwargs
 
 from oclam.errors import UserError
+from oclam.params import Env
 
 __all__ = ["Background", "distract", "reseed"]
 
-# The package knows fixed cameras and those that track a centre of mass; the suite's others move with the agent too.
+# The package has fixed cameras and those that track a centre of mass; the suite's other cameras follow the agent too.
 package_camera.CAMERA_MODES[1:] = ["trackcom"] * 4
 
 
 def _cart2sphere(cart, original=package_camera.cart2sphere):
-    """The package's spherical coordinates, but without a jump of the angle behind the agent.
+    """The package's spherical coordinates, without a jump of the angle at the agent's back.
 
-    It limits the angle to -pi..0; humanoid's camera is at pi or -pi, so half of all episodes were seen from its front.
+    The package limits the angle to -pi..0. humanoid's camera is near pi, which the limit moves to the agent's front in
+    every episode; here it stays behind the agent.
     """
     radius, horizontal, vertical = original(cart)
     return np.array([radius, horizontal - 2 * np.pi * (horizontal > np.pi / 2), vertical])
@@ -36,10 +39,10 @@ def _cart2sphere(cart, original=package_camera.cart2sphere):
 package_camera.cart2sphere = _cart2sphere
 
 
-def distract(env, domain, camera, params):
-    """Wrap a dm_control environment into what changes its camera and colours.
+def distract(env, domain: str, camera: int, params: Env) -> tuple:
+    """A dm_control environment with moving camera and colours, and its wrappers by name, which `reseed` takes.
 
-    Args: camera, its index; params, `oclam.params.Env`. Returns the environment and the wrappers to `reseed`, by name.
+    camera: its index; params: the section env.
     """
     wrappers = {}
     if params.camera:
@@ -51,23 +54,26 @@ def distract(env, domain, camera, params):
     return env, wrappers
 
 
-def reseed(wrapper, seed):
-    """Make all that a wrapper of the package (or a dm_control task) draws from now on depend on `seed` alone.
+def reseed(wrapper, seed: int) -> None:
+    """Restart the random numbers of a wrapper of the package, or of a dm_control task, from `seed`.
 
-    The package draws its seed once, at construction, which is why it cannot make an episode twice.
+    The package seeds them once, at construction, so without this no episode could be made twice.
     """
     name = "_random" if hasattr(wrapper, "_random") else "_random_state"
     setattr(wrapper, name, np.random.RandomState(seed))
 
 
 class Background:
-    """The video behind the scene: one random video an episode, one frame a step, forth and back.
+    """The video in the background: one random video an episode, one frame a step, forwards and backwards.
 
-    Args: physics, dm_control's; domain, decides how far the floor hides the video; renderer, told when the texture
-    changed; videos, a sequence of uint8 (frames, S, S, 3); dynamic, whether the video moves.
+    Args:
+        physics: of dm_control.
+        domain: decides how transparent the floor is.
+        videos: a sequence of uint8 (frames, S, S, 3).
+        dynamic: whether the video moves.
     """
 
-    def __init__(self, physics, domain, videos, dynamic):
+    def __init__(self, physics, domain: str, videos: Sequence[np.ndarray], dynamic: bool):
         self._model, self._videos, self._dynamic = physics.model.ptr, videos, dynamic
         self.texture = int(np.flatnonzero(self._model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)[0])
         self._room = int(self._model.tex_width[self.texture]) * int(self._model.tex_height[self.texture]) * 3
@@ -75,23 +81,23 @@ class Background:
         physics.named.model.mat_rgba["grid", "a"] = alpha
         self.resize(videos[0].shape[1])
 
-    def resize(self, edge):
-        """Declare the sky a cube with one picture on all six faces: a square texture of `edge` pixels."""
+    def resize(self, edge: int) -> None:
+        """Make the sky a square texture of `edge` pixels, one picture on all six faces of the cube."""
         if edge * edge * 3 > self._room:
             raise UserError(f"env.texture_size: {edge} given, the suite's sky has room for {int((self._room / 3)**.5)}")
         self._model.tex_width[self.texture] = self._model.tex_height[self.texture] = edge
         address = self._model.tex_adr[self.texture]
         self._texels = self._model.tex_data[address:address + edge * edge * 3]
 
-    def reset(self, seed):
-        """Pick the episode's video, its first frame and direction, and show it."""
+    def reset(self, seed: int) -> None:
+        """Draw the episode's video, its first frame and direction, and show it."""
         rng = np.random.RandomState(seed)
         self._video = self._videos[rng.choice(len(self._videos))]
         self._frame, self._direction = rng.choice(len(self._video)), rng.choice([-1, 1])
         self._show()
 
-    def step(self):
-        """Show the next frame. Returns whether the texture changed."""
+    def step(self) -> bool:
+        """Show the next frame; whether the texture changed."""
         if self._dynamic:
             self._frame, self._direction = ping_pong(self._frame, self._direction, len(self._video))
             self._show()
@@ -101,8 +107,8 @@ class Background:
         self._texels[:] = self._video[self._frame].ravel()
 
 
-def ping_pong(frame, direction, frames):
-    """One step forth and back through a video, turning at its ends as the package does. Returns (frame, direction)."""
+def ping_pong(frame: int, direction: int, frames: int) -> tuple[int, int]:
+    """The next frame and direction in a video that plays forwards and backwards, turning as the package does."""
     frame += direction
     if frame <= 0:
         return 0, 1

@@ -1,7 +1,7 @@
-"""OpenGL without a screen: which backend this machine has, and MuJoCo models as 64x64 pictures.
+"""Rendering without a screen: the OpenGL backend of this machine, and pictures and masks of MuJoCo models.
 
-A GPU renders through EGL, a machine without one through OSMesa or Mesa's EGL. OpenGL is loaded by the first `Renderer`
-of a process, never by an import, so a process that has only imported this may still fork.
+A GPU renders by EGL, a machine without one by OSMesa or Mesa's EGL. OpenGL is loaded by the first `Renderer` of a
+process, never by an import, so a process that has only imported this module may still fork.
 """
 
 import atexit
@@ -33,8 +33,8 @@ print(GL.glGetString(GL.GL_RENDERER).decode())
 
 
 @cache
-def choose():
-    """Set MUJOCO_GL to a backend that works here, once a process. Returns its name.
+def choose() -> str:
+    """The name of an OpenGL backend that works here, which MUJOCO_GL is set to; searched once a process.
 
     A backend set by the user is the only one tried; child processes inherit the choice. Raises UserError if none works.
     """
@@ -58,7 +58,7 @@ def _by_preference():
 
 
 def _probe(backend):
-    """What the backend renders on, asked in another process because a failed one cannot be unloaded."""
+    """The renderer's name, or None; asked in another process because a backend that failed cannot be unloaded."""
     answer = subprocess.run([sys.executable, "-c", PROBE, backend], capture_output=True, text=True)
     return answer.stdout.strip() if answer.returncode == 0 else None
 
@@ -75,14 +75,17 @@ def _context(size):
 class Renderer:
     """Square pictures of one camera of a MuJoCo model.
 
-    Args: model, mujoco.MjModel; size, pixels an edge; camera, its index; mode, "reference" for the suite's quality, or
-    "fast" without shadow, reflection and multisampling.
+    Args:
+        model: mujoco.MjModel.
+        size: edge in pixels.
+        camera: its index.
+        mode: "reference" for the suite's quality, "fast" without shadows, reflections and multisampling.
     Raises UserError when no OpenGL works here.
     """
 
     _gl = None
 
-    def __init__(self, model, size, camera, mode):
+    def __init__(self, model: mujoco.MjModel, size: int, camera: int, mode: str):
         self._model = model
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         if mode == "fast":
@@ -104,13 +107,13 @@ class Renderer:
         self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
         self._buffer = np.empty((size, size, 3), np.uint8)
 
-    def upload(self, texture):
-        """Send texture number `texture` of the model to the renderer again."""
+    def upload(self, texture: int) -> None:
+        """Send a changed texture of the model, by its number, to the renderer."""
         self._gl.make_current()
         mujoco.mjr_uploadTexture(self._model, self._context, texture)
 
-    def pixels(self, data):
-        """The camera's view of `data` (mujoco.MjData). Returns uint8 (size, size, 3)."""
+    def pixels(self, data: mujoco.MjData) -> np.ndarray:
+        """The camera's picture: uint8 (size, size, 3)."""
         self._gl.make_current()
         mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL,
                                self._scene)
@@ -118,8 +121,8 @@ class Renderer:
         mujoco.mjr_readPixels(self._buffer, None, self._rectangle, self._context)
         return self._buffer[::-1].copy()
 
-    def segment(self, data):
-        """Where what can move is seen. Returns uint8 (size, size): 1 where the geom's body is not the world."""
+    def segment(self, data: mujoco.MjData) -> np.ndarray:
+        """The mask of all that can move: uint8 (size, size), 1 where the visible geom's body is not the world."""
         flags, segment, colour = self._scene.flags, *(getattr(mujoco.mjtRndFlag, f"mjRND_{name}")
                                                       for name in ("SEGMENT", "IDCOLOR"))
         flags[segment] = flags[colour] = 1
@@ -131,8 +134,8 @@ class Renderer:
                 moves[geom.segid + 1] = self._model.geom_bodyid[geom.objid] > 0
         return moves[red + (green << 8) + (blue << 16)]
 
-    def close(self):
-        """Free the OpenGL context, and nothing of another that happens to be current."""
+    def close(self) -> None:
+        """Free this renderer's OpenGL context, whichever context is current."""
         if self._gl:
             self._gl.make_current()
             self._context.free()

@@ -1,4 +1,5 @@
-"""Returns of policies: all their episodes advance in lockstep, environments in worker processes, policies in batches.
+"""Returns of policies: all episodes advance step by step together, environments in worker processes, policies in
+batches.
 
 The batches depend on the policies and episodes alone, so that the number of workers cannot change a bit of the result.
 """
@@ -6,6 +7,7 @@ The batches depend on the policies and episodes alone, so that the number of wor
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 
 from oclam.errors import UserError
 from oclam.policies.files import Agent
+from oclam.policies.networks import Policy
 from oclam.progress import Progress
 from oclam.seeding import seed_of
 from oclam.training import best_device
@@ -20,27 +23,35 @@ from oclam.training import best_device
 __all__ = ["Environments", "episode_seeds", "evaluate"]
 
 
-def episode_seeds(seed, episodes):
-    """The seeds of the evaluation's episodes, the same for every policy and apart from those of any dataset."""
+def episode_seeds(seed: int, episodes: int) -> list[int]:
+    """The seeds of the evaluation's episodes, the same for every policy and different from those of any dataset."""
     if episodes < 1:
         raise UserError(f"eval.episodes: {episodes} given, at least 1 is needed")
     return [seed_of("evaluation", seed, episode) for episode in range(episodes)]
 
 
-def evaluate(policies, frame_stack, make, seeds, steps, name="evaluation", workers=None, film=0):
-    """Act in one episode a policy and seed, at most `steps` long.
+def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable, seeds: Sequence[int], steps: int,
+             name: str = "evaluation", workers: int | None = None,
+             recorded: int = 0) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Act in one episode for every policy and seed.
 
-    Args: policies, list of P Policy; make, a function without arguments that gives a Gymnasium environment with pixels
-    (H, W, 3) uint8; seeds, of the E episodes; workers, processes (default: one a core); film, how many frames to keep.
-    Returns (returns float64 (P, E), frames uint8 (film, H, W, 3) and rewards (film,) of the last policy's first
-    episode). Raises what make raises, before any work.
+    Args:
+        policies: P of them.
+        frame_stack: how many frames they see.
+        make: gives a Gymnasium environment with pixels (H, W, 3) uint8.
+        seeds: of the E episodes.
+        steps: the most of an episode.
+        workers: processes, by default one a core.
+        recorded: how many frames of the last policy's first episode to return.
+    Returns: returns float64 (P, E), recorded frames uint8 (recorded, H, W, 3), their rewards (recorded,).
+    Raises what make raises, before any work.
     """
     # Two halves: while the policies look at one, the workers step the other. Every half has all policies, each with an
     # equal share, in order. Environment (p, e) has the number p * E + e.
     halves = [half for half in np.array_split(np.arange(len(seeds)), 2) if len(half)]
     numbers = [(np.arange(len(policies))[:, None] * len(seeds) + half).ravel() for half in halves]
     rewards = np.zeros((steps, len(policies) * len(seeds)))
-    filmed = []
+    kept = []
     with (Environments(make, numbers, workers) as environments, _one_thread(),  # forks, so before any use of a GPU
           Progress(rewards.size, name, " frames") as bar):
         device = best_device()
@@ -50,27 +61,31 @@ def evaluate(policies, frame_stack, make, seeds, steps, name="evaluation", worke
         for step in range(steps + 1):
             for half, (of, agent) in enumerate(zip(numbers, agents, strict=True)):
                 frames, gained = environments.receive(half)
-                if half == 0 and step < film:
-                    filmed.append(frames[of == (len(policies) - 1) * len(seeds)][0])
+                if half == 0 and step < recorded:
+                    kept.append(frames[of == (len(policies) - 1) * len(seeds)][0])
                 if step > 0:
                     rewards[step - 1, of] = gained
                 if step < steps:
                     environments.send(half, agent.act(frames))
                     bar.update(len(of))
     last = rewards[:, (len(policies) - 1) * len(seeds)]
-    return rewards.sum(0).reshape(len(policies), len(seeds)), np.stack(filmed) if filmed else None, last[:film]
+    return rewards.sum(0).reshape(len(policies), len(seeds)), np.stack(kept) if kept else None, last[:recorded]
 
 
 class Environments:
-    """Groups of environments in worker processes; a group is asked with `send` and answers at `receive`.
+    """Groups of environments in worker processes: `send` a group's requests, `receive` its answers. A context manager.
 
-    Args: make, a function that gives an environment; groups, arrays of environment numbers; workers. A context
-    manager. While one group's answer is looked at, the workers go on with what else was sent.
+    The workers step other groups while one group's answers are used.
+
+    Args:
+        make: gives an environment.
+        groups: arrays of environment numbers.
+        workers: processes, by default one a core.
     """
 
-    def __init__(self, make, groups, workers=None):
+    def __init__(self, make: Callable, groups: Sequence[np.ndarray], workers: int | None = None):
         workers = min(workers or len(os.sched_getaffinity(0)), max(map(len, groups)))
-        before = np.cumsum([0, *map(len, groups)])  # dealt out through all groups, so that no worker has two more
+        before = np.cumsum([0, *map(len, groups)])  # shared out over all groups: no worker has two more than another
         self._shares = [[range((worker - first) % workers, len(group), workers) for worker in range(workers)]
                         for first, group in zip(before, groups, strict=False)]
         context = multiprocessing.get_context("fork")  # no second import of everything; workers never touch torch
@@ -99,13 +114,13 @@ class Environments:
         for process in self._processes:
             process.join()
 
-    def send(self, group, requests):
-        """Begin an episode in every environment of the group (its seed, an int) or act in it (an action, (A,))."""
+    def send(self, group: int, requests: Sequence[int | np.ndarray]) -> None:
+        """Start an episode in every environment of the group (its seed, an int) or act in it (an action, (A,))."""
         for pipe, share in zip(self._pipes, self._shares[group], strict=True):
             pipe.send((group, [requests[i] for i in share]))
 
-    def receive(self, group):
-        """Frames uint8 (B, H, W, 3) and rewards (B,) that the last request gave; a finished episode stands still."""
+    def receive(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frames uint8 (B, H, W, 3) and rewards (B,) of the last requests; a finished episode keeps its last frame."""
         answers = [self._answer(worker) for worker in range(len(self._pipes))]
         order = np.argsort(np.concatenate([list(share) for share in self._shares[group]]))
         frames, rewards = ([value for answer in answers for value in answer[part]] for part in range(2))
@@ -123,7 +138,7 @@ class Environments:
 
 @contextmanager
 def _one_thread():
-    """The workers have the cores; and so the policies' sums are in the same order on every machine."""
+    """One thread for the policies: the workers use the cores, and sums have the same order on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -134,7 +149,7 @@ def _one_thread():
 
 def _work(pipe, make, counts):
     """A worker: make the environments, then answer requests until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the workers
     try:
         groups = [[_Episode(make()) for _ in range(count)] for count in counts]
         pipe.send(None)

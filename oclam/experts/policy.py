@@ -1,8 +1,9 @@
-"""An expert as a file that needs no framework: network and observation normaliser, run by NumPy."""
+"""Expert policies as files: network and observation normaliser, run by NumPy alone."""
 
 import argparse
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,18 +12,23 @@ from oclam.artifacts import load_tensors, save_tensors
 from oclam.errors import UserError
 from oclam.seeding import seed_of
 
-__all__ = ["Policy", "load", "measure", "remeasured", "save"]
+__all__ = ["ExpertPolicy", "load_expert", "measure", "remeasured", "save_expert"]
 
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
-BOUNDS = {"clip": lambda x: np.clip(x, -1, 1), "tanh": np.tanh}  # how an action is kept in [-1, 1]: PPO's, the others'
+# How an action is limited to [-1, 1]: by PPO, and by the other algorithms.
+BOUNDS = {"clip": lambda x: np.clip(x, -1, 1), "tanh": np.tanh}
 
 
 @dataclass(frozen=True)
-class Policy:
+class ExpertPolicy:
     """A multi-layer perceptron on normalised observations.
 
-    layers: (weight (out, in), bias (out,)) float32, first to last; mean, std: float64 (S,), of the observations in
-    training; clip: largest absolute normalised observation; facts: what else the file says, such as returns and steps.
+    Args:
+        layers: (weight (out, in), bias (out,)) float32, first to last.
+        mean, std: float64 (S,), of the observations in training.
+        clip: largest absolute value of a normalised observation.
+        activation, bound: of the hidden layers and of the action.
+        facts: returns, steps and the like.
     """
 
     task: str
@@ -35,8 +41,8 @@ class Policy:
     bound: str
     facts: dict = field(default_factory=dict)
 
-    def __call__(self, observation):
-        """Deterministic action: float32 (..., S), as `oclam.suite.flatten` gives it, to float32 (..., A) in [-1, 1]."""
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """The deterministic action, float32 (..., A) in [-1, 1], for an observation float32 (..., S)."""
         hidden = np.clip((observation - self.mean) / self.std, -self.clip, self.clip).astype(np.float32)
         for weight, bias in self.layers[:-1]:
             hidden = ACTIVATIONS[self.activation](hidden @ weight.T + bias)
@@ -44,9 +50,9 @@ class Policy:
         return BOUNDS[self.bound](hidden @ weight.T + bias)
 
 
-def save(path, policy):
+def save_expert(path: Path, policy: ExpertPolicy) -> None:
     """Write a policy as safetensors."""
-    import torch  # not for acting: workers that only act start without it
+    import torch  # here, because workers that only act start faster without it
 
     tensors = {"observation.mean": policy.mean, "observation.std": policy.std}
     for k, (weight, bias) in enumerate(policy.layers):
@@ -56,21 +62,22 @@ def save(path, policy):
                  clip=policy.clip, activation=policy.activation, bound=policy.bound, facts=policy.facts)
 
 
-def load(path, task):
-    """Read the policy of a task.
+def load_expert(path: Path, task: str) -> ExpertPolicy:
+    """The expert policy of a task.
 
-    Raises UserError, one line, for a file that is missing, damaged, no expert, another task's or of the wrong shape.
+    Raises UserError for a file that is missing, damaged, no expert, another task's or of the wrong shape.
     """
     tensors, metadata = load_tensors(path)
     tensors = {name: tensor.numpy() for name, tensor in tensors.items()}
     depth = sum(name.endswith(".weight") for name in tensors)
     try:
         layers = [(tensors[f"layers.{k}.weight"], tensors[f"layers.{k}.bias"]) for k in range(depth)]
-        policy = Policy(metadata["task"], metadata["algorithm"], layers, tensors["observation.mean"],
+        policy = ExpertPolicy(metadata["task"], metadata["algorithm"], layers, tensors["observation.mean"],
                         tensors["observation.std"], metadata["clip"], metadata["activation"], metadata["bound"],
                         metadata["facts"])
     except KeyError as error:
-        raise UserError(f"{path}: not an expert, it has no {error}; write it with oclam.experts.policy.save") from None
+        raise UserError(f"{path}: not an expert, it has no {error}; write it with oclam.experts.policy.save_expert"
+                        ) from None
     if policy.task != task:
         raise UserError(f"{path}: an expert for {policy.task}, {task} wanted; give that task's own file")
     if policy.activation not in ACTIVATIONS or policy.bound not in BOUNDS:
@@ -86,8 +93,8 @@ def load(path, task):
     return policy
 
 
-def measure(policy, episodes, *purpose):
-    """Returns float64 (episodes,) of whole episodes, each begun from a seed of its own and of `purpose`."""
+def measure(policy: ExpertPolicy, episodes: int, *purpose: str) -> np.ndarray:
+    """The returns of whole episodes, float64 (episodes,); the seeds depend on the purpose."""
     returns, environment = np.zeros(episodes), suite.load(policy.task)
     for k in range(episodes):
         environment.task.random.seed(seed_of("expert", policy.task, *purpose, k) % 2**32)
@@ -98,20 +105,20 @@ def measure(policy, episodes, *purpose):
     return returns
 
 
-def remeasured(policy, episodes):
-    """The policy with the returns of fresh episodes among its facts."""
+def remeasured(policy: ExpertPolicy, episodes: int) -> ExpertPolicy:
+    """The policy with the returns of new episodes among its facts."""
     returns = measure(policy, episodes, "claim")
     return replace(policy, facts=policy.facts | {"return_mean": round(float(returns.mean()), 1), "episodes": episodes,
                                                  "return_std": round(float(returns.std()), 1)})
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Measure an expert anew, beside what its file claims.")
-    parser.add_argument("path")
+    parser = argparse.ArgumentParser(description="Measure an expert again, beside what its file claims.")
+    parser.add_argument("path", type=Path)
     parser.add_argument("task")
     parser.add_argument("--episodes", type=int, default=20)
     given = parser.parse_args()
-    expert = load(given.path, given.task)
+    expert = load_expert(given.path, given.task)
     for name, facts in (("claimed", expert.facts), ("measured", remeasured(expert, given.episodes).facts)):
         print(f"{name}: {facts['return_mean']} ± {facts['return_std']} over {facts['episodes']} episodes")
 

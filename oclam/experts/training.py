@@ -1,10 +1,11 @@
-"""Training an expert with sbx, exactly resumable; imported only where that is asked for, since it needs sbx and JAX."""
+"""Training of an expert with sbx, resumed exactly; imported only where it is asked for, because it needs JAX."""
 
 import inspect
 import os
+from collections.abc import Callable
 from operator import attrgetter
 
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")  # networks this small lose by threads
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")  # threads slow networks this small
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -12,13 +13,15 @@ import sbx  # noqa: E402
 import torch  # noqa: E402
 from stable_baselines3.common.vec_env import VecNormalize  # noqa: E402
 
+from oclam.checkpoint import Checkpoint  # noqa: E402
 from oclam.errors import UserError  # noqa: E402
-from oclam.experts.policy import Policy, load, measure, remeasured, save  # noqa: E402
-from oclam.experts.vector import Copies  # noqa: E402
+from oclam.experts.policy import ExpertPolicy, load_expert, measure, remeasured, save_expert  # noqa: E402
+from oclam.experts.vector import BatchedTask  # noqa: E402
+from oclam.params import Training  # noqa: E402
 from oclam.progress import Progress  # noqa: E402
 from oclam.seeding import seed_of  # noqa: E402
 
-__all__ = ["Learner", "train"]
+__all__ = ["Learner", "train_expert"]
 
 # Of every algorithm: where sbx keeps what it learns, its activation, and how its actor ends.
 ON_POLICY = ("policy.actor_state", "policy.vf_state"), "tanh", "clip"
@@ -28,47 +31,46 @@ NETWORK = ("layer_norm", "log_std_init", "net_arch", "ortho_init")  # hyperparam
 
 
 class Learner:
-    """An sbx algorithm on copies of a task, advanced in rounds.
+    """An sbx algorithm on a batch of environments, advanced in rounds.
 
-    A round begins with new episodes and random streams that depend on its number alone, so the state between rounds is
-    what was learned and nothing else. PPO's learning rate decays linearly to a fiftieth, or follows `target_kl` where
-    that is given. Args: task; training, an `oclam.params.Training`.
+    A round starts with new episodes and random numbers that depend on its number alone, so the state between rounds is
+    only what was learned. PPO's learning rate decays linearly to a fiftieth, or follows `target_kl` where given.
     """
 
-    def __init__(self, task, training):
+    def __init__(self, task: str, training: Training):
         self.task, self.training, self.steps = task, training, 0
         on_policy = training.algorithm == "PPO"
         options = dict(training.hyperparameters)
         network = {key: options.pop(key) for key in NETWORK if key in options}
         rate = options.pop("learning_rate", 3e-4)
 
-        def schedule(_):  # sbx's own progress ends with the round
+        def schedule(_):  # sbx's own progress restarts in every round
             return rate * max(1 - self.steps / training.steps, 0.02) if on_policy else rate
 
         algorithm = getattr(sbx, training.algorithm)
         if unknown := options.keys() - inspect.signature(algorithm).parameters:
             raise UserError(f"expert.training.{task}.hyperparameters: {', '.join(sorted(unknown))} given; allowed are "
                             f"{', '.join(NETWORK)} and what sbx's {training.algorithm} takes")
-        self.copies = Copies(task, training.environments, 0, steps=training.episode_steps)
-        self.normaliser = VecNormalize(self.copies, norm_reward=on_policy, gamma=options.get("gamma", 0.99))
+        self.environments = BatchedTask(task, training.environments, 0, steps=training.episode_steps)
+        self.normaliser = VecNormalize(self.environments, norm_reward=on_policy, gamma=options.get("gamma", 0.99))
         self.model = algorithm("MlpPolicy", self.normaliser, learning_rate=schedule, policy_kwargs=network, seed=0,
                                **options)
 
-    def advance(self, tick):
-        """One round: at least `evaluate_every` steps. `tick()` is called after every step of all copies."""
+    def advance(self, tick: Callable) -> None:
+        """One round of at least `evaluate_every` steps; `tick()` is called after every step of all environments."""
         seed, model = seed_of("expert", self.task, self.steps) % 2**31, self.model
-        self.copies.restart(seed)
+        self.environments.restart(seed)
         model.set_random_seed(seed)
         model.key, model.policy.key = jax.random.split(model.key)
         model.policy.noise_key = model.policy.key
-        model.num_timesteps, model._last_obs = self.steps, None  # None: begin with a reset
+        model.num_timesteps, model._last_obs = self.steps, None  # None: start with a reset
         if buffer := getattr(model, "replay_buffer", None):  # which cuts episodes off: no n-step return may cross it
             buffer.timeouts[buffer.pos - 1] = True
         model.learn(self.training.evaluate_every, callback=lambda *_: tick(), reset_num_timesteps=False)
         self.steps = model.num_timesteps
 
-    def policy(self):
-        """The deterministic policy learned so far, free of JAX."""
+    def policy(self) -> ExpertPolicy:
+        """The deterministic policy learned so far, which needs no JAX."""
         actor, algorithm = self.model.policy.actor_state, self.training.algorithm
         weights = actor.params.get("params", actor.params)
         depth = sum(name.startswith("Dense_") for name in weights) - (algorithm != "PPO")  # the last is the deviation
@@ -79,11 +81,12 @@ class Learner:
                       for k, layer in enumerate(layers)]
         moments = self.normaliser.obs_rms
         facts = {"steps": self.steps, "training": self.training.model_dump()}
-        return Policy(self.task, algorithm, layers, moments.mean.copy(), np.sqrt(moments.var + self.normaliser.epsilon),
-                      self.normaliser.clip_obs, *ALGORITHMS[algorithm][1:], facts)
+        deviation = np.sqrt(moments.var + self.normaliser.epsilon)
+        return ExpertPolicy(self.task, algorithm, layers, moments.mean.copy(), deviation, self.normaliser.clip_obs,
+                            *ALGORITHMS[algorithm][1:], facts)
 
-    def state_dict(self):
-        """Everything that a later round depends on, as tensors: networks, optimisers, normaliser, replay buffer."""
+    def state_dict(self) -> dict:
+        """All that a later round depends on, as tensors: networks, optimizers, normaliser, replay buffer."""
         learned = [jax.tree.leaves(attrgetter(name)(self.model)) for name in self._learned()]
         state = {"learned": [[_tensor(leaf) for leaf in leaves] for leaves in learned], "steps": self.steps,
                  "updates": self.model._n_updates,
@@ -96,7 +99,8 @@ class Learner:
             state["replay_position"], state["replay_full"] = buffer.pos, buffer.full
         return state
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave."""
         for name, tensors in zip(self._learned(), state["learned"], strict=True):
             owner, _, last = name.rpartition(".")
             owner = attrgetter(owner)(self.model) if owner else self.model
@@ -125,7 +129,7 @@ class Learner:
 
 
 def _folded(weight, bias, affine, moments):
-    """The layer (weight, bias) of what batch normalisation makes of its input, as a layer of the input itself."""
+    """Batch normalisation and the layer (weight, bias) after it, as one layer."""
     scale = np.array(affine["scale"]) / np.sqrt(np.array(moments["var"]) + 0.001)  # flax's and sbx's epsilon
     return weight * scale, bias + weight @ (np.array(affine["bias"]) - scale * np.array(moments["mean"]))
 
@@ -134,11 +138,12 @@ def _tensor(value):
     return torch.from_numpy(np.array(value))
 
 
-def train(task, training, checkpoint, episodes):
-    """Train until `training.steps`, measuring the deterministic policy over `episodes` after every round.
+def train_expert(task: str, training: Training, checkpoint: Checkpoint,
+                 episodes: int) -> tuple[ExpertPolicy, list[dict]]:
+    """The best policy of a training, and rows of step, return_mean and return_std, measured after every round.
 
-    Returns (the best Policy, rows of step, return_mean, return_std). The policy's `facts` hold the returns of fresh
-    episodes, which had no part in choosing it. Goes on from `checkpoint` if there is one.
+    The policy's `facts` have the returns of new episodes, which had no part in choosing it. A training that was
+    interrupted resumes from the checkpoint.
     """
     learner, best = Learner(task, training), checkpoint.folder / "best.safetensors"
     rows = (checkpoint.restore({"learner": learner}) or {"rows": []})["rows"]
@@ -149,9 +154,9 @@ def train(task, training, checkpoint, episodes):
             returns = measure(policy, episodes, "choice")
             mean, std = float(returns.mean()), float(returns.std())
             if all(mean > row["return_mean"] for row in rows):
-                save(best, policy)
+                save_expert(best, policy)
             rows.append({"step": learner.steps, "return_mean": mean, "return_std": std})
             bar.set_postfix_str(f"return {mean:.0f}±{std:.0f}")
             if checkpoint.due() and learner.steps < training.steps:
                 checkpoint.save({"learner": learner}, rows=rows)
-    return remeasured(load(best, task), episodes), rows
+    return remeasured(load_expert(best, task), episodes), rows

@@ -1,4 +1,4 @@
-"""Many copies of one dm_control task in one process: raw physics calls, observations and rewards in batches."""
+"""Many environments of one dm_control task in one process, stepped as a batch."""
 
 import numpy as np
 from dm_control.utils import rewards
@@ -7,7 +7,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from oclam.suite import flatten, load, mujoco
 
-__all__ = ["EPISODE", "Copies"]
+__all__ = ["EPISODE", "BatchedTask"]
 
 EPISODE = 1000  # control steps; no task of the four ends sooner
 
@@ -52,12 +52,12 @@ BATCHED = {"cheetah-run": _cheetah_run, "walker-run": _walker_run, "hopper-hop":
 
 
 class _Batch:
-    """MuJoCo's arrays of several copies of one model, the copy first, read by body and sensor name."""
+    """MuJoCo's arrays of several simulations of one model, the simulation first, by body and sensor name."""
 
     def __init__(self, physics):
         self.model, self.views = physics[0].model.ptr, [one.data.ptr for one in physics]
 
-    def __getattr__(self, name):  # read once a step: the copies change under it
+    def __getattr__(self, name):  # read once a step: the simulations change
         self.__dict__[name] = value = np.stack([getattr(view, name) for view in self.views])
         return value
 
@@ -75,16 +75,21 @@ class _Batch:
         return self.sensordata[:, sensor.adr[0]:sensor.adr[0] + sensor.dim[0]]
 
 
-class Copies(VecEnv):
-    """`number` copies of a task, episode by episode as dm_control begins them from `seed`.
+class BatchedTask(VecEnv):
+    """Environments of one task: observations float32 (number, S), actions (number, A) in [-1, 1].
 
-    Episodes end by time alone, after `steps`, which the algorithm is told ("TimeLimit.truncated"). With `stagger` the
-    copies' first episodes end one after another, so that a rollout sees every phase of an episode. Observations float32
-    (number, S), actions (number, A) in [-1, 1]. A task outside `BATCHED` is observed copy by copy, slower and just as
-    right.
+    Episodes end by time alone ("TimeLimit.truncated"). A task that is not in `BATCHED` is observed one environment
+    after the other, with the same result.
+
+    Args:
+        task: such as cheetah-run.
+        number: how many environments.
+        seed: of their episodes, which start as dm_control's own.
+        stagger: the first episodes end one after another, so that a rollout has every phase of an episode.
+        steps: of an episode.
     """
 
-    def __init__(self, task, number, seed, stagger=True, steps=EPISODE):
+    def __init__(self, task: str, number: int, seed: int, stagger: bool = True, steps: int = EPISODE):
         self.task, self.number, self.stagger, self.steps = task, number, stagger, steps
         self.environments = [load(task, seed) for _ in range(number)]
         self.physics = [environment.physics for environment in self.environments]
@@ -94,8 +99,8 @@ class Copies(VecEnv):
         super().__init__(number, spaces.Box(-np.inf, np.inf, (size,), np.float32), spaces.Box(-1.0, 1.0, actions))
         self.restart(seed)
 
-    def restart(self, seed):
-        """Begin new random streams, so that what follows depends on `seed` alone."""
+    def restart(self, seed: int) -> None:
+        """Restart the random numbers, so that the next episodes depend on `seed` alone."""
         for k, environment in enumerate(self.environments):
             environment.task.random.seed((seed + k) % 2**32)
 

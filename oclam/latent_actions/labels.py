@@ -1,4 +1,7 @@
-"""The label store: the latent action IDM(t, t+1) of every transition, worked out once."""
+"""The label store: the latent action IDM(t, t+1) of every transition."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import zarr
@@ -14,11 +17,21 @@ SHARD_BYTES = 1 << 27
 
 
 @torch.no_grad()
-def label(idm, observe, path, *, episodes, steps, latent_dim, batch_size, device, precision):
-    """Write `latents` float16 (E, T-1, L) to a Zarr store at `path`, going on where an earlier call was killed.
+def label(idm: Callable, observe: Callable, path: Path, *, episodes: int, steps: int, latent_dim: int,
+          batch_size: int, device: torch.device, precision: str) -> None:
+    """Write `latents` float16 (E, T-1, L) to a Zarr store; a call that was killed is resumed by the next one.
 
-    Args: idm, two observations (B, ...) -> latents (B, L); observe, flat frame indices (B,) -> observations (B, ...).
-    A file beside the store says how many shards are done. Raises UserError for a latent that float16 cannot hold.
+    A file beside the store says how many shards are done.
+
+    Args:
+        idm: two observations (B, ...) -> latents (B, L).
+        observe: flat frame indices (B,) -> observations (B, ...).
+        path: of the store.
+        episodes, steps: of the dataset, E and T.
+        latent_dim: L.
+        batch_size: pairs of observations at a time.
+        precision: as in the section compute.
+    Raises UserError for a latent that float16 cannot hold.
     """
     size = 2 * (steps - 1) * latent_dim  # bytes of an episode
     shard = min(max(SHARD_BYTES // size, 1), episodes)

@@ -1,12 +1,12 @@
-"""How much of the true actions latents hold, linearly: ridge regression on held-out trajectories, and its controls.
+"""Action probes: how well latent actions predict true actions linearly, by ridge regression on held-out trajectories.
 
-The online probe, a linear layer trained beside the model on detached latents, is in `oclam.latent_actions.training`;
-this one is stricter. It is fitted on the training trajectories in closed form, its penalty is chosen on the first half
-of the held-out trajectories, and its error is taken on the second half, which neither saw.
+The penalty is chosen on the first half of the held-out trajectories, the error is measured on the second half. The
+paper's online probe, a linear layer trained beside the model, is in `oclam.latent_actions.training`.
 """
 
 import numpy as np
 import torch
+import zarr
 from torch.nn import functional as F
 
 from oclam.errors import UserError
@@ -18,18 +18,18 @@ __all__ = ["frame_differences", "probe", "probe_frames", "probe_latents", "split
 FLOOR_EPISODES = 100  # of training, enough for the 768 inputs of the frame-difference probe
 
 
-def splits(episodes, test_episodes):
-    """Episodes that fit, that choose the penalty, and that are reported on: three ranges."""
+def splits(episodes: int, test_episodes: int) -> tuple[range, range, range]:
+    """The episodes that fit the probe, that choose its penalty, and that it is measured on."""
     if test_episodes < 2:
         raise UserError(f"collect.test_episodes: {test_episodes} given; probes need 2 or more held-out trajectories")
     middle = episodes + test_episodes // 2
     return range(episodes), range(episodes, middle), range(middle, episodes + test_episodes)
 
 
-def probe(fit, choose, report, targets=slice(None)):
-    """Ridge regression from the moments of three splits, for the chosen target columns.
+def probe(fit: Moments, choose: Moments, report: Moments, targets: slice = slice(None)) -> dict:
+    """Ridge regression from the moments of three splits, measured on the target columns `targets`.
 
-    Returns penalty, mse and r2 (means over target dimensions), mse_per_dim, r2_per_dim, variance; plain numbers. A
+    Returns plain numbers: penalty, mse and r2 (means over target dimensions), mse_per_dim, r2_per_dim, variance. A
     dimension that does not vary has R2 0.
     """
     ridges = {penalty: fit.fit(penalty) for penalty in PENALTIES}
@@ -40,11 +40,14 @@ def probe(fit, choose, report, targets=slice(None)):
             "r2_per_dim": r2.tolist(), "variance": variance.mean().item()}
 
 
-def probe_latents(latents, actions, episodes, seed, device):
-    """Probe the label store, and the same latents beside the actions of other moments.
+def probe_latents(latents: zarr.Array, actions: np.ndarray, episodes: int, seed: int, device: torch.device) -> dict:
+    """The ridge probe's entries of probe.json, and those of its control: the same latents with shuffled actions.
 
-    Args: latents, array (E, T-1, L); actions (E, T, A), the first `episodes` of both were trained on; seed, of the
-    shuffling, which mixes all transitions of a split. Returns probe.json's ridge and control entries.
+    Args:
+        latents: (E, T-1, L).
+        actions: (E, T, A).
+        episodes: how many of the first episodes were trained on.
+        seed: of the shuffling, which mixes all transitions of a split.
     """
     width = actions.shape[-1]
     true = actions[:, :latents.shape[1]]
@@ -61,14 +64,14 @@ def probe_latents(latents, actions, episodes, seed, device):
             "shuffled_mse": control["mse"], "shuffled_r2": control["r2"], "action_variance": ridge["variance"]}
 
 
-def frame_differences(frames, edge=16):
+def frame_differences(frames: np.ndarray, edge: int = 16) -> torch.Tensor:
     """Difference of consecutive frames, averaged to edge x edge: uint8 (T, H, W, 3) -> float32 (T-1, 3 edge^2)."""
     frames = torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
     return F.adaptive_avg_pool2d(frames, edge).diff(dim=0).flatten(1)
 
 
-def probe_frames(pixels, actions, episodes, device):
-    """The floor: actions from raw frame differences, by the same probe, fitted on at most 100 trajectories."""
+def probe_frames(pixels: zarr.Array, actions: np.ndarray, episodes: int, device: torch.device) -> dict:
+    """The same probe on differences of frames, without any learning, fitted on at most 100 trajectories."""
     fit, *held_out = splits(episodes, len(actions) - episodes)
     parts = [Moments.over(((frame_differences(pixels[e]), actions[e, :-1]) for e in split), device)
              for split in (fit[:FLOOR_EPISODES], *held_out)]

@@ -1,4 +1,4 @@
-"""What the latent action stages share: training with the online probe, then labels, probes and samples for pictures."""
+"""Training of latent action models with the online probe, and all that a latent action stage writes."""
 
 import math
 import shutil
@@ -21,7 +21,7 @@ from oclam.variants import VARIANTS, view_of
 
 __all__ = ["learn", "learn_from_images", "pictures", "projection", "train_model"]
 
-PICTURES, POINTS = 6, 2000  # held-out moments that the report shows: reconstructed, and as points in two dimensions
+PICTURES, POINTS = 6, 2000  # held-out moments for the report: as images, and as points in two dimensions
 
 
 def train_model(model, observe, sampler, actions, settings, compute, checkpoint) -> list[dict]:
@@ -69,11 +69,12 @@ def train_model(model, observe, sampler, actions, settings, compute, checkpoint)
 
 
 @torch.no_grad()
-def pictures(model, observe, moments, device, precision):
-    """What the model reconstructs: uint8 current, target, prediction, swapped, each (n, H, W, 3).
+def pictures(model: nn.Module, observe: FrameObservations, moments: torch.Tensor, device: torch.device,
+             precision: str) -> dict[str, torch.Tensor]:
+    """Frames, targets and predictions for pictures: uint8 current, target, prediction and swapped, each (n, H, W, 3).
 
-    Args: moments (n,), flat indices t. target is t+1 as the model should predict it; prediction is FDM(t, IDM(t, t+1));
-    swapped[i] gives frame i the latent of the next moment of the n instead of its own.
+    target is the observation at t+1, prediction is FDM(t, IDM(t, t+1)); swapped[i] is predicted from frame i with the
+    latent action of the next of the n moments. moments (n,): flat indices t.
     """
     current, target = observe(moments), observe(moments + 1)
     with autocast(device, precision):
@@ -83,16 +84,27 @@ def pictures(model, observe, moments, device, precision):
     return dict(zip(("current", "target", "prediction", "swapped"), newest, strict=True))
 
 
-def projection(latents):
-    """The first two principal components: (n, L) -> (n, 2) float32; their signs are fixed."""
+def projection(latents: torch.Tensor) -> torch.Tensor:
+    """The first two principal components of latents (n, L): (n, 2) float32, with fixed signs."""
     centred = latents.double() - latents.double().mean(0)
     directions = torch.linalg.svd(centred, full_matrices=False).Vh[:2]  # (2, L)
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return (centred @ (directions * largest.sign()).T).float()
 
 
-def learn(task, seed, variant, model, observe, dataset, settings, future_offset, compute, checkpoint):
-    """Train one variant and write all that its stage owes: weights, loss rows, label store, probes, samples."""
+def learn(task, seed, variant, model, observe, dataset, settings, future_offset, compute, checkpoint) -> None:
+    """Train one variant and write its weights, losses, label store, probes and samples for pictures.
+
+    Args:
+        task, seed, variant: name the artifacts.
+        model: of `oclam.latent_actions.models`.
+        observe: of `oclam.latent_actions.observations`.
+        dataset: of the variant's view.
+        settings: the section lapo or lapo_slots.
+        future_offset: the largest k of IDM(t, t+k).
+        compute: the section compute.
+        checkpoint: an `oclam.checkpoint.Checkpoint`.
+    """
     device, steps, total = next(model.parameters()).device, dataset.steps, dataset.episodes + dataset.test_episodes
     sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, future_offset, f"lapo {task} {seed}")
     actions = torch.from_numpy(dataset.actions)
@@ -127,10 +139,10 @@ def learn(task, seed, variant, model, observe, dataset, settings, future_offset,
     checkpoint.remove()
 
 
-def learn_from_images(task, seed, variant, params, background_weight=None):
-    """Train the image variants; params has compute and lapo, and everything else follows from the variant.
+def learn_from_images(task: str, seed: int, variant: str, params, background_weight: float | None = None) -> None:
+    """Train a variant that observes plain, masked or weighted frames, and write all that `learn` writes.
 
-    background_weight is lapo-focus's alone.
+    params: the sections compute and lapo; background_weight: of weighted frames, the loss's weight outside the mask.
     """
     dataset, device = open_dataset(paths.dataset(task, view_of(variant))), best_device()
     episodes, inputs = range(dataset.episodes + dataset.test_episodes), [dataset.path]

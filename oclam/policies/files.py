@@ -1,12 +1,14 @@
 """Policies as files, and how one acts in many environments at once.
 
-A folder holds one policy a label budget: `actor.safetensors`, the frozen actor, once, and `<budget>.safetensors` with
-what that budget trained. `all.safetensors` is the policy of all labels (budget 0).
+A folder has one policy for every label budget: `actor.safetensors` is the frozen actor that they share,
+`<budget>.safetensors` what that budget trained. `all.safetensors` is the policy of all labels (budget 0).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from oclam.artifacts import load_tensors, save_tensors
@@ -19,7 +21,7 @@ __all__ = ["Agent", "Card", "load_actor", "load_policies", "save_actor", "save_p
 
 @dataclass(frozen=True)
 class Card:
-    """What a policy's file says about itself: whence it comes, and the sizes that rebuild it."""
+    """The description in a policy's file: where it comes from, and the sizes of its networks."""
 
     task: str
     view: str
@@ -34,25 +36,25 @@ class Card:
     action_dim: int | None = None
     budget: int | None = None  # labelled trajectories, 0 for all
 
-    def actor(self):
+    def actor(self) -> Actor:
         """An untrained actor of these sizes."""
         outputs = self.action_dim if self.latent_dim is None else self.latent_dim
         return Actor(3 * self.frame_stack, outputs, self.encoder_scale, self.residual_blocks)
 
-    def decoder(self):
+    def decoder(self) -> ActionDecoder | None:
         """An untrained decoder of these sizes, or None where the actor predicts true actions."""
         return None if self.latent_dim is None else ActionDecoder(self.latent_dim, self.hidden_dim, self.action_dim)
 
 
-def save_actor(path, actor, card):
-    """Write an actor that has no decoder yet."""
+def save_actor(path: Path, actor: Actor, card: Card) -> None:
+    """Write an actor without a decoder."""
     save_tensors(path, {f"actor.{name}": tensor for name, tensor in actor.state_dict().items()}, **asdict(card))
 
 
-def load_actor(path, **expected):
-    """Read an actor; `expected` as in `load_policies`.
+def load_actor(path: Path, **expected) -> tuple[Actor, Card]:
+    """An actor and its description; `expected` as in `load_policies`.
 
-    Returns (Actor, Card). Raises UserError when the file is missing, damaged or something else.
+    Raises UserError when the file is missing, damaged or something else.
     """
     tensors, card = _read(path, expected)
     actor = Policy(card.actor())
@@ -60,19 +62,21 @@ def load_actor(path, **expected):
     return actor.actor, card
 
 
-def save_policy(folder, policy, card, frozen=False):
-    """Write what `card.budget` trained into the folder: everything, or the decoder alone where the actor is frozen."""
+def save_policy(folder: Path, policy: Policy, card: Card, frozen: bool = False) -> None:
+    """Write the policy of `card.budget` into the folder: everything, or the decoder alone where the actor is frozen."""
     tensors = {name: tensor for name, tensor in policy.state_dict().items()
                if not (frozen and name.startswith("actor."))}
     save_tensors(_file(folder, card.budget), tensors, **asdict(card))
 
 
-def load_policies(folder, budgets=None, **expected):
-    """Read the policies of a folder.
+def load_policies(folder: Path | str, budgets: Sequence[int] | None = None,
+                  **expected) -> tuple[list[Policy], list[Card]]:
+    """The policies of a folder and their descriptions, by rising budget; policies of one frozen actor share it.
 
-    Args: budgets, which ones, 0 for all labels, or None for every one there is; expected, entries of the card that
-    must hold, such as task and view. Returns (list of Policy, list of Card) by rising budget; policies of one frozen
-    actor share it. Raises UserError for a missing budget, another task or view, or parts that do not fit.
+    Args:
+        budgets: which ones, 0 for all labels; None for all that are there.
+        expected: entries of the card that must hold, such as task and view.
+    Raises UserError for a missing budget, another task or view, or parts that do not fit.
     """
     folder, frozen = Path(folder), None
     there = _budgets(folder)
@@ -91,7 +95,7 @@ def load_policies(folder, budgets=None, **expected):
                 frozen, frozen_card = load_actor(folder / "actor.safetensors", **expected)
             if replace(card, hidden_dim=None, action_dim=None, budget=None) != frozen_card:
                 raise UserError(f"{path}: a decoder for {_differences(card, frozen_card)} of the actor beside it; "
-                                f"run `dvc repro` to make both anew")
+                                "delete both and run `dvc repro`")
             policy.actor = frozen
             _fill(policy.decoder, {name.removeprefix("decoder."): value for name, value in tensors.items()}, path)
         else:
@@ -102,24 +106,27 @@ def load_policies(folder, budgets=None, **expected):
 
 
 class Agent:
-    """Acts in a batch of environments, keeping each one's last frames.
+    """Acts in a batch of environments and remembers each one's last frames.
 
-    Args: policies, one or several; the batch is cut into as many equal parts, in order, one for each; frame_stack;
-    device. A frozen actor that the policies share runs once for the whole batch.
+    A frozen actor that the policies share runs once for the whole batch.
+
+    Args:
+        policies: one or several; the batch is divided into as many equal parts, in order.
+        frame_stack: how many frames the policies see.
     """
 
-    def __init__(self, policies, frame_stack, device="cpu"):
+    def __init__(self, policies: Sequence[Policy], frame_stack: int, device: torch.device | str = "cpu"):
         self.policies = [policy.to(device, memory_format=torch.channels_last).eval() for policy in policies]
         self.frame_stack, self.device = frame_stack, device
         self._shared = all(policy.actor is policies[0].actor for policy in policies)
         self.reset()
 
-    def reset(self):
-        """Forget the frames: the next ones begin new episodes."""
+    def reset(self) -> None:
+        """Forget the frames: the next ones are the first of new episodes."""
         self._stack = None
 
     @torch.inference_mode()
-    def act(self, frames):
+    def act(self, frames: np.ndarray) -> np.ndarray:
         """Actions float32 (B, A) in [-1, 1] for the newest frames, uint8 (B, H, W, 3)."""
         newest = torch.from_numpy(frames).to(self.device).unsqueeze(1)
         if self._stack is None:  # an episode's start repeats its first frame
@@ -150,7 +157,7 @@ def _read(path, expected):
     try:
         card = Card(**metadata)
     except TypeError:
-        raise UserError(f"{path}: not a policy of this project; make it anew with `dvc repro`") from None
+        raise UserError(f"{path}: not a policy of this project; delete it and run `dvc repro`") from None
     for key, value in expected.items():
         if getattr(card, key) != value:
             raise UserError(f"{path}: a policy of {key} {getattr(card, key)!r}, {value!r} asked for; "
@@ -162,8 +169,8 @@ def _fill(module, tensors, path):
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{path}: weights that its own description does not fit "
-                        f"({' '.join(str(error).split())[:200]}); make it anew with `dvc repro`") from None
+        raise UserError(f"{path}: its weights do not fit its own description "
+                        f"({' '.join(str(error).split())[:200]}); delete it and run `dvc repro`") from None
 
 
 def _differences(card, other):

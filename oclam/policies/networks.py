@@ -1,5 +1,6 @@
-"""Behaviour cloning: the actor that predicts latent actions from frames, and the decoder to true actions."""
+"""Behaviour cloning: an actor predicts latent actions from frames, a decoder turns them into true actions."""
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,24 +12,24 @@ __all__ = ["ActionDecoder", "Actor", "Policy"]
 class Actor(nn.Module):
     """Three encoder blocks, mean over positions, ReLU6, linear. (B, channels, H, W) in [-1, 1] -> (B, outputs).
 
-    `outputs` is the latent's width, or the action's where all true actions are cloned directly. 107,541,504 parameters
-    at the paper's sizes (Table 4).
+    `outputs` is the width of the latent action, or of the true action where that is cloned directly. 107,541,504
+    parameters at the paper's sizes (Table 4).
     """
 
-    def __init__(self, channels, outputs, scale, residual_blocks):
+    def __init__(self, channels: int, outputs: int, scale: int, residual_blocks: int):
         super().__init__()
         self.encoder = ImageEncoder(channels, scale, residual_blocks)
         self.head = nn.Linear(self.encoder.channels, outputs)
         orthogonal(self)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(F.relu6(self.encoder(images).mean((2, 3))))
 
 
 class ActionDecoder(nn.Sequential):
     """Linear, ReLU6, linear, ReLU6, linear. Latents (B, latent_dim) -> true actions (B, action_dim)."""
 
-    def __init__(self, latent_dim, hidden_dim, action_dim):
+    def __init__(self, latent_dim: int, hidden_dim: int, action_dim: int):
         super().__init__(nn.Linear(latent_dim, hidden_dim), nn.ReLU6(),
                          nn.Linear(hidden_dim, hidden_dim), nn.ReLU6(),
                          nn.Linear(hidden_dim, action_dim))
@@ -36,14 +37,14 @@ class ActionDecoder(nn.Sequential):
 
 
 class Policy(nn.Module):
-    """Actor and decoder. Stacked frames (B, channels, H, W) in [-1, 1] -> actions (B, action_dim), not yet clipped.
+    """Actor and decoder: stacked frames (B, channels, H, W) in [-1, 1] -> actions (B, action_dim), not clipped.
 
-    The decoder is an identity where the actor predicts true actions itself.
+    Without a decoder the actor predicts true actions itself.
     """
 
-    def __init__(self, actor, decoder=None):
+    def __init__(self, actor: nn.Module, decoder: nn.Module | None = None):
         super().__init__()
         self.actor, self.decoder = actor, nn.Identity() if decoder is None else decoder
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.actor(images))

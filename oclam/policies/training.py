@@ -1,34 +1,39 @@
-"""Cloning by regression: an actor on stored latents or true actions, a decoder on few labelled trajectories."""
+"""Behaviour cloning by regression: an actor on latent or true actions, a decoder on few labelled trajectories."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from oclam.datasets import Frames, FrameSampler, FrameStacks, Prefetch
+from oclam.checkpoint import Checkpoint
+from oclam.datasets import Dataset, Frames, FrameSampler, FrameStacks, Prefetch
 from oclam.errors import UserError
 from oclam.memory import keep_freed_memory
+from oclam.policies.files import Card
+from oclam.policies.networks import Policy
 from oclam.seeding import seed_of, torch_rng
 from oclam.training import autocast, linear_decay, train, update
 
 __all__ = ["draw_labelled", "fine_tune", "predict", "regress", "seeded", "true_actions"]
 
 
-def true_actions(dataset, episodes, device):
+def true_actions(dataset: Dataset, episodes: Sequence[int], device: torch.device) -> Frames:
     """The actions of these episodes, one after the other, as rows (frames, A) on the device."""
     return Frames(torch.from_numpy(dataset.actions[list(episodes)]).flatten(0, 1).to(device), device)
 
 
-def seeded(make, *purpose):
-    """make(), with torch's random numbers of this purpose alone."""
+def seeded(make: Callable[[], nn.Module], *purpose) -> nn.Module:
+    """make(), with random numbers that depend on the purpose alone."""
     torch.manual_seed(seed_of(*purpose))
     return make()
 
 
-def draw_labelled(episodes, budgets, seed):
-    """Which trajectories are labelled: the first b of the returned list of max(budgets) are those of budget b.
+def draw_labelled(episodes: int, budgets: Sequence[int], seed: int | str) -> list[int]:
+    """The labelled trajectories: the first b of the list are those of budget b.
 
-    A larger budget so contains every smaller one, and all variants of one seed see the same. Raises UserError when a
+    So a larger budget contains every smaller one, and all variants of one seed get the same. Raises UserError when a
     budget is larger than the dataset.
     """
     if max(budgets) > episodes:
@@ -36,11 +41,17 @@ def draw_labelled(episodes, budgets, seed):
     return torch.randperm(episodes, generator=torch_rng("labelled", seed))[:max(budgets)].tolist()
 
 
-def regress(network, inputs, targets, sampler, steps, learning_rate, checkpoint, compute, warmup=0):
-    """Teach the network to predict targets from inputs: mean squared error, Adam, linear warm-up and decay to 0.
+def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: FrameSampler, steps: int,
+            learning_rate: float, checkpoint: Checkpoint, compute, warmup: float = 0) -> list[dict]:
+    """Train the network to predict targets from inputs: mean squared error, Adam, linear warm-up and decay to 0.
 
-    Args: inputs and targets, functions of flat indices (B,) that give what the network takes and gives; sampler, a
-    FrameSampler; warmup, steps; compute, the parameters' section. Returns the loss rows of `oclam.training.train`.
+    Args:
+        network: trained in place.
+        inputs, targets: functions of flat indices (B,), such as `oclam.datasets.FrameStacks`.
+        sampler: gives the indices of a step.
+        steps, warmup: updates in all, and of the warm-up.
+        compute: the section compute.
+    Returns: rows of step and loss.
     """
     keep_freed_memory()
     network.to(memory_format=torch.channels_last).train()
@@ -63,25 +74,31 @@ def regress(network, inputs, targets, sampler, steps, learning_rate, checkpoint,
 
     parts = {"network": network, "optimizer": optimizer}
     rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
-    checkpoint.save(parts, step=steps, rows=rows)  # a stage of several fits goes on from the last one finished
+    checkpoint.save(parts, step=steps, rows=rows)  # a stage with several budgets resumes after the last finished one
     return rows
 
 
 @torch.no_grad()
-def predict(network, inputs, count, batch_size, compute):
-    """The network's output for the flat indices 0..count-1, in order: (count, ...), kept on the network's device."""
+def predict(network: nn.Module, inputs: Callable, count: int, batch_size: int, compute) -> torch.Tensor:
+    """The network's outputs for the flat indices 0..count-1, in order: (count, ...) on the network's device."""
     network.eval()
     device = next(network.parameters()).device
     with autocast(device, compute.precision):
         return torch.cat([network(inputs(index)) for index in torch.arange(count).split(batch_size)])
 
 
-def fine_tune(start, card, dataset, settings, compute, checkpoints, frozen, device):
-    """Train one policy a label budget on the true actions of few trajectories, `settings.updates` steps each.
+def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, settings, compute,
+              checkpoints: dict[int, Checkpoint], frozen: bool,
+              device: torch.device) -> Iterator[tuple[Policy, Card, list[dict]]]:
+    """Train one policy for every label budget on the true actions of few trajectories: policy, card, loss rows.
 
-    Args: start, gives a Policy to begin with; card, its description; settings, the section finetune; checkpoints, one a
-    budget; frozen, train the decoder alone: what the actor says about the labelled frames is then worked out once.
-    Yields (Policy, Card, loss rows) by budget.
+    Args:
+        start: gives the policy to begin with.
+        card: the policy's description, without a budget.
+        settings: the section finetune, whose `updates` are of each budget.
+        compute: the section compute.
+        checkpoints: one for each budget.
+        frozen: train the decoder alone, on the actor's outputs for the labelled frames, which are computed once.
     """
     steps = dataset.steps
     labelled = draw_labelled(dataset.episodes, settings.budgets, f"{card.task} {card.seed}")

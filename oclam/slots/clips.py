@@ -1,9 +1,11 @@
 """Short clips of a dataset, encoded for object-centric pretraining."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 
+from oclam.datasets import Frames
 from oclam.progress import Progress
 from oclam.seeding import torch_rng
 
@@ -12,27 +14,33 @@ __all__ = ["Clips", "clip_index"]
 ENCODER_BATCH = 64
 
 
-def clip_index(count, episodes, steps, length, generator):
-    """Flat indices (count, length) of clips drawn uniformly among all that stay within their episode."""
+def clip_index(count: int, episodes: int, steps: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """Flat indices (count, length) of clips, drawn uniformly among all that lie within an episode."""
     episode = torch.randint(episodes, (count,), generator=generator)
     start = torch.randint(steps - length + 1, (count,), generator=generator)
     return (episode * steps + start)[:, None] + torch.arange(length)
 
 
 class Clips:
-    """`clips(step)` gives what the model learns from at `step`: tensors (B, T, ...), made by `observe`.
+    """`clips(step)` is the batch of a training step: tensors (B, T, ...), as `observe` gives them.
 
-    Args: frames, an `oclam.datasets.Frames` of uint8 images; observe, uint8 (N, H, W, 3) -> tensors (N, ...), such as
-    the frozen encoder; episodes and steps of the dataset; length of a clip; batch_size; kept, None for fresh clips at
-    every step, or how many clips to draw and encode once, in float16, for all of training; seed.
+    Args:
+        frames: uint8 images.
+        observe: uint8 (N, H, W, 3) -> tensors (N, ...), such as the frozen encoder.
+        episodes, steps: of the dataset.
+        length: of a clip.
+        batch_size: clips of a step.
+        kept: how many clips to draw and encode once, in float16, for all of training; None for new ones at every step.
+        seed: of the draws.
     """
 
-    def __init__(self, frames, observe, *, episodes, steps, length, batch_size, kept, seed):
+    def __init__(self, frames: Frames, observe: Callable, *, episodes: int, steps: int, length: int, batch_size: int,
+                 kept: int | None, seed: int):
         self.frames, self.observe, self.seed = frames, observe, seed
         self.draw = lambda count, *purpose: clip_index(count, episodes, steps, length, torch_rng(*purpose, seed))
         self.batch_size, self.kept = batch_size, kept
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> tuple[torch.Tensor, ...]:
         if self.kept is None:
             index = self.draw(self.batch_size, "clips", step)
             outputs = self.observe(self.frames.gather(index.flatten()))

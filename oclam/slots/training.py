@@ -1,8 +1,11 @@
-"""What the stages ocp and steve share: the training of a model of slots on clips."""
+"""Training of object-centric models on clips."""
+
+from collections.abc import Callable
 
 import torch
 
-from oclam.datasets import Frames
+from oclam.checkpoint import Checkpoint
+from oclam.datasets import Dataset, Frames
 from oclam.seeding import torch_rng
 from oclam.slots.clips import Clips
 from oclam.training import exponential_decay, train, update
@@ -10,11 +13,14 @@ from oclam.training import exponential_decay, train, update
 __all__ = ["clips_of", "train_slots"]
 
 
-def clips_of(dataset, observer, settings, *, seed, device, forward):
+def clips_of(dataset: Dataset, observer: Callable, settings, *, seed: int, device: torch.device,
+             forward: Callable) -> Clips:
     """The clips to train on, of the episodes that are not held out.
 
-    Args: dataset, an `oclam.datasets.Dataset`; observer, uint8 (N, H, W, 3) -> the model's inputs (N, ...); settings,
-    with the section ocp's keys on clips; forward, the context manager of the forward pass (precision).
+    Args:
+        observer: uint8 (N, H, W, 3) -> the model's inputs (N, ...).
+        settings: with the section ocp's parameters of clips.
+        forward: gives the context manager of a forward pass (precision).
     """
     def observe(images):
         with forward():
@@ -25,13 +31,15 @@ def clips_of(dataset, observer, settings, *, seed, device, forward):
                  batch_size=settings.batch_size, kept=settings.kept_clips, seed=seed)
 
 
-def train_slots(model, clips, settings, checkpoint, *, seed, forward, compiled):
-    """Train on clips; the checkpoint keeps the trained model.
+def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Checkpoint, *, seed: int,
+                forward: Callable, compiled: bool) -> list[dict]:
+    """Train a model on clips: rows of step, loss and the parts of the loss.
 
-    Args: model, a `VideoSaur` or `Steve` on its device; clips, an `oclam.slots.clips.Clips`; settings, with the section
-    ocp's keys on training; forward, the context manager of the forward pass (precision); compiled, whether to compile
-    the model.
-    Returns rows of step, loss and the loss's parts.
+    Args:
+        model: a `VideoSaur` or `Steve`, trained in place.
+        settings: with the section ocp's parameters of training.
+        forward: gives the context manager of a forward pass (precision).
+        compiled: whether to compile the model.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)

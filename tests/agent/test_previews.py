@@ -3,17 +3,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from oclam.agent.previews import PICTURES, looked_at, moments, take
+from oclam.agent.previews import PICTURES, moments, shown_episodes, take
 
 
 @pytest.mark.parametrize(("group", "count"), [({"segmentation": np.zeros((3, 4, 2, 2))}, 3), ({}, PICTURES)])
-def test_the_segmented_episodes_are_looked_at_or_the_first_that_are_held_out(group, count):
+def test_the_segmented_episodes_are_shown_episodes_or_the_first_that_are_held_out(group, count):
     dataset = SimpleNamespace(group=group, episodes=10, test_episodes=8)
-    assert looked_at(dataset) == range(10, 10 + count)
+    assert shown_episodes(dataset) == range(10, 10 + count)
 
 
-def test_no_more_episodes_are_looked_at_than_are_held_out():
-    assert looked_at(SimpleNamespace(group={}, episodes=10, test_episodes=2)) == range(10, 12)
+def test_no_more_episodes_are_shown_episodes_than_are_held_out():
+    assert shown_episodes(SimpleNamespace(group={}, episodes=10, test_episodes=2)) == range(10, 12)
 
 
 def test_moments_span_the_time_and_every_episode():

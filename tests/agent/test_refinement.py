@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from oclam.agent import refinement
-from oclam.agent.refinement import held_share, refine
+from oclam.agent.refinement import inside_share, refine
 
 
-def film(shape, frames=3, size=16, patch=4):
+def clip(shape, frames=3, size=16, patch=4):
     """A red object of this shape (bool (h, w)) on noise, a step to the right a frame: frames, object, its patches."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(120, size=(frames, size, size, 3), dtype=np.uint8)
@@ -27,7 +27,7 @@ def test_share_is_what_a_count_of_pixels_gives(span, monkeypatch):
     images += rng.integers(8, size=images.shape, dtype=np.uint8)
     near = rng.random((4, 5, 6)) < 0.8
     held = near & (rng.random((4, 5, 6)) < 0.5)
-    found = held_share(*map(torch.from_numpy, (held, near, images)))
+    found = inside_share(*map(torch.from_numpy, (held, near, images)))
     for t in range(4):
         window = slice(max(t - span, 0), t + span + 1)
         colours = [tuple(colour) for colour in (images[window] // 8).transpose(0, 2, 3, 1).reshape(-1, 3)]
@@ -39,7 +39,7 @@ def test_share_is_what_a_count_of_pixels_gives(span, monkeypatch):
 
 
 def test_patches_become_the_objects_pixels_whatever_the_order_of_channels():
-    pixels, agent, patches = film(np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 0, 0, 1]], bool), frames=6)
+    pixels, agent, patches = clip(np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 0, 0, 1]], bool), frames=6)
     assert patches.mean() > 1.8 * agent.mean()
     np.testing.assert_array_equal(refine(patches, pixels), agent)
     np.testing.assert_array_equal(refine(patches, pixels[..., ::-1].copy()), agent)
@@ -47,7 +47,7 @@ def test_patches_become_the_objects_pixels_whatever_the_order_of_channels():
 
 
 def test_what_one_frame_cannot_tell_from_the_object_others_can():
-    pixels, agent, patches = film(np.ones((2, 4), bool), frames=6)
+    pixels, agent, patches = clip(np.ones((2, 4), bool), frames=6)
     stone = np.zeros_like(agent)
     stone[:, 9:12, 4:7] = True
     pixels[stone] = [10, 10, 250]
@@ -57,7 +57,7 @@ def test_what_one_frame_cannot_tell_from_the_object_others_can():
 
 
 def test_only_colours_nearby_compete():
-    pixels, agent, patches = film(np.ones((2, 2), bool), size=48, frames=2)
+    pixels, agent, patches = clip(np.ones((2, 2), bool), size=48, frames=2)
     pixels[:, 30:, 30:] = [250, 10, 10]  # the object's colour, but far more of it, more than two patches away
     np.testing.assert_array_equal(refine(patches, pixels), agent)
     pixels[:, 12:, :] = [250, 10, 10]  # as much of it next to the object hides it

@@ -40,8 +40,8 @@ def test_poses_tell_the_cameras_angle_and_zoom_and_register_undoes_them(upright)
 
 def test_a_pose_is_the_mean_of_those_around():
     one, other = mask_moments(ellipse(0.2)[None]), mask_moments(ellipse(-0.2)[None])
-    film = torch.cat([one, other] * 30)
-    found = poses(film, one[0])
+    clip = torch.cat([one, other] * 30)
+    found = poses(clip, one[0])
     inside = found[SPAN:-SPAN, 0]
     assert abs(inside + 0.2).max() < 0.2 / SPAN and inside[0] != inside[1]
     torch.testing.assert_close(found[:, 1], torch.ones(60).double(), rtol=0, atol=0.01)

@@ -17,7 +17,7 @@ from oclam import envs, paths
 from oclam.agent.measures import agent_patches
 from oclam.encoders.distill import EPISODE_FRAMES, TASKS, new_student, render
 from oclam.encoders.files import load_encoder, make_encoder
-from oclam.experts.policy import load as load_expert
+from oclam.experts.policy import load_expert
 from oclam.params import read
 
 FIRST = 10_000  # seeds of episodes that no training saw

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import torch
 
-from oclam.agent.refinement import SPAN, held_share, refine
+from oclam.agent.refinement import SPAN, inside_share, refine
 from oclam.agent.registration import mask_moments, poses, register
 from oclam.backgrounds.generated import dead_leaves
 
@@ -41,14 +41,14 @@ def main():
     def anew():
         for t in range(FRAMES // 2, FRAMES // 2 + ANEW):
             window = slice(t - SPAN, t + SPAN + 1)
-            held_share(held[window], near[window], images[window])
+            inside_share(held[window], near[window], images[window])
 
     def registered():
         lie = mask_moments(held)
         register(images.float(), poses(lie, lie.mean(0)))
 
     whole, share = milliseconds(lambda: refine(patches, frames), FRAMES), milliseconds(
-        lambda: held_share(held, near, images), FRAMES)
+        lambda: inside_share(held, near, images), FRAMES)
     print(f"patches to pixels: {whole:.2f} ms a frame, of them counting colours twice {2 * share:.2f}; "
           f"counting anew in every window takes {milliseconds(anew, ANEW) / share:.0f} times as long")
     print(f"registration: {milliseconds(registered, FRAMES):.2f} ms a frame")

@@ -64,15 +64,15 @@ def test_lockstep_equals_one_episode_after_the_other(shared):
 
 
 def test_number_of_workers_changes_no_bit():
-    results = [evaluate(policies(2), 2, Noise, episode_seeds(0, 5), steps=8, workers=workers, film=4)
+    results = [evaluate(policies(2), 2, Noise, episode_seeds(0, 5), steps=8, workers=workers, recorded=4)
                for workers in (1, 2, 3, 7)]
     for other in results[1:]:
         for ours, theirs in zip(results[0], other, strict=True):
             assert np.array_equal(ours, theirs)
 
 
-def test_film_is_the_last_policys_first_episode():
-    returns, frames, rewards = evaluate(policies(2), 2, Noise, episode_seeds(0, 2), steps=5, workers=1, film=100)
+def test_recorded_frames_are_of_the_last_policys_first_episode():
+    returns, frames, rewards = evaluate(policies(2), 2, Noise, episode_seeds(0, 2), steps=5, workers=1, recorded=100)
     assert frames.shape == (6, 16, 16, 3) and len(rewards) == 5  # the frame after the last action too
     assert rewards.sum() == pytest.approx(returns[1, 0])
     environment = Noise()

@@ -7,7 +7,7 @@ import pytest
 
 from oclam import suite
 from oclam.errors import UserError
-from oclam.experts.policy import Policy, load, measure, save
+from oclam.experts.policy import ExpertPolicy, load_expert, measure, save_expert
 
 TASK = "cheetah-run"  # 17 observations, 6 actions
 
@@ -17,7 +17,7 @@ def policy(sizes=(17, 5, 6), seed=0, bound="clip", activation="tanh"):
     layers = [(rng.normal(size=(after, before)).astype(np.float32), rng.normal(size=after).astype(np.float32))
               for before, after in zip(sizes, sizes[1:], strict=False)]
     mean, std = rng.normal(size=sizes[0]), rng.uniform(0.5, 2, sizes[0])
-    return Policy(TASK, "PPO", layers, mean, std, 10.0, activation, bound, {"return_mean": 1.5})
+    return ExpertPolicy(TASK, "PPO", layers, mean, std, 10.0, activation, bound, {"return_mean": 1.5})
 
 
 @pytest.mark.parametrize("bound", ["clip", "tanh"])
@@ -47,9 +47,9 @@ def test_a_batch_is_its_rows():
 
 def test_file_gives_the_policy_back_and_the_same_bytes(tmp_path):
     before = policy()
-    save(tmp_path / "a", before)
-    after = load(tmp_path / "a", TASK)
-    save(tmp_path / "b", after)
+    save_expert(tmp_path / "a", before)
+    after = load_expert(tmp_path / "a", TASK)
+    save_expert(tmp_path / "b", after)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert after.facts == before.facts
     observation = np.ones(17, np.float32)
@@ -68,9 +68,9 @@ def test_file_gives_the_policy_back_and_the_same_bytes(tmp_path):
     ({"task": "cheetah-fly"}, "cheetah-fly"),
 ])
 def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path, change, word):
-    save(tmp_path / "expert", replace(policy(), **change))
+    save_expert(tmp_path / "expert", replace(policy(), **change))
     with pytest.raises(UserError, match=word) as caught:
-        load(tmp_path / "expert", TASK)
+        load_expert(tmp_path / "expert", TASK)
     assert "\n" not in str(caught.value) and "expert" in str(caught.value)
 
 
@@ -78,7 +78,7 @@ def test_a_safetensors_file_that_is_no_expert_is_refused(tmp_path):
     from safetensors.numpy import save_file
     save_file({"x": np.zeros(3)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="not an expert"):
-        load(tmp_path / "x.safetensors", TASK)
+        load_expert(tmp_path / "x.safetensors", TASK)
 
 
 def test_unknown_task_is_refused():

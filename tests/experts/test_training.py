@@ -9,8 +9,8 @@ pytest.importorskip("sbx", reason="experts are trained with the extra `expert` a
 from oclam.checkpoint import Checkpoint  # noqa: E402
 from oclam.errors import UserError  # noqa: E402
 from oclam.experts import training as expert  # noqa: E402
-from oclam.experts.policy import Policy  # noqa: E402
-from oclam.experts.vector import BATCHED, EPISODE, Copies  # noqa: E402
+from oclam.experts.policy import ExpertPolicy  # noqa: E402
+from oclam.experts.vector import BATCHED, EPISODE, BatchedTask  # noqa: E402
 from oclam.params import Training  # noqa: E402
 from oclam.suite import flatten, load  # noqa: E402
 
@@ -36,15 +36,15 @@ def learner(request):
 
 
 @pytest.mark.parametrize("task", [*BATCHED, "reacher-easy"])
-def test_copies_are_dm_control(task):
-    copies, actions = Copies(task, 2, seed=5, stagger=False), np.random.default_rng(0)
+def test_batch_are_dm_control(task):
+    batch, actions = BatchedTask(task, 2, seed=5, stagger=False), np.random.default_rng(0)
     alone = [load(task, 5 + k) for k in range(2)]
-    observation = copies.reset()
+    observation = batch.reset()
     steps = [environment.reset() for environment in alone]
     np.testing.assert_allclose(observation, [flatten(step.observation) for step in steps], rtol=1e-6)
     for _ in range(30):
-        action = actions.uniform(-1, 1, (2, *copies.action_space.shape)).astype(np.float32)
-        observation, reward, done, _ = copies.step(action)
+        action = actions.uniform(-1, 1, (2, *batch.action_space.shape)).astype(np.float32)
+        observation, reward, done, _ = batch.step(action)
         steps = [environment.step(one) for environment, one in zip(alone, action, strict=True)]
         np.testing.assert_allclose(observation, [flatten(step.observation) for step in steps], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(reward, [step.reward for step in steps], rtol=1e-5, atol=1e-6)
@@ -54,28 +54,28 @@ def test_copies_are_dm_control(task):
 def test_batched_rewards_far_from_the_start_are_dm_controls():
     """Standing and running change the reward; a random policy hardly sees either, so states are set by hand."""
     for task in BATCHED:
-        copies, rng = Copies(task, 2, seed=0, stagger=False), np.random.default_rng(1)
-        copies.reset()
+        batch, rng = BatchedTask(task, 2, seed=0, stagger=False), np.random.default_rng(1)
+        batch.reset()
         seen = []
         for _ in range(20):
-            for physics in copies.physics:
+            for physics in batch.physics:
                 physics.reset()  # upright, as the model file has it
                 physics.data.qvel[:] = rng.normal(size=physics.model.nv) * 0.1
                 physics.data.qvel[:2] = rng.uniform(0, 8)  # forward is the second in walker
-            _, rewards, _, _ = copies.step(rng.uniform(-1, 1, (2, *copies.action_space.shape)))
-            expected = [environment.task.get_reward(environment.physics) for environment in copies.environments]
+            _, rewards, _, _ = batch.step(rng.uniform(-1, 1, (2, *batch.action_space.shape)))
+            expected = [environment.task.get_reward(environment.physics) for environment in batch.environments]
             np.testing.assert_allclose(rewards, expected, rtol=1e-5, atol=1e-6)
             seen += expected
         assert max(seen) > 0.3 and len(set(seen)) > 5, task
 
 
 def test_time_alone_ends_an_episode_and_staggering_spreads_the_ends():
-    copies = Copies("cheetah-run", 4, seed=0, steps=20)
-    copies.reset()
-    assert list(copies.elapsed) == [0, 5, 10, 15] and Copies("cheetah-run", 1, seed=0).steps == EPISODE == 1000
-    copies.elapsed[:] = [19, 0, 0, 0]
-    observation, _, done, infos = copies.step(np.zeros((4, 6)))
-    assert list(done) == [True, False, False, False] and copies.elapsed[0] == 0
+    batch = BatchedTask("cheetah-run", 4, seed=0, steps=20)
+    batch.reset()
+    assert list(batch.elapsed) == [0, 5, 10, 15] and BatchedTask("cheetah-run", 1, seed=0).steps == EPISODE == 1000
+    batch.elapsed[:] = [19, 0, 0, 0]
+    observation, _, done, infos = batch.step(np.zeros((4, 6)))
+    assert list(done) == [True, False, False, False] and batch.elapsed[0] == 0
     assert infos[0]["TimeLimit.truncated"] and not infos[1]
     assert not np.allclose(infos[0]["terminal_observation"], observation[0])
 
@@ -114,7 +114,7 @@ class Scripted:
     def policy(self):
         zeros = [(np.zeros((6, 17), np.float32), np.zeros(6, np.float32))]
         facts = {"steps": self.steps}
-        return Policy("cheetah-run", "PPO", zeros, np.zeros(17), np.ones(17), 10.0, "tanh", "clip", facts)
+        return ExpertPolicy("cheetah-run", "PPO", zeros, np.zeros(17), np.ones(17), 10.0, "tanh", "clip", facts)
 
     def state_dict(self):
         return {"steps": self.steps}
@@ -135,10 +135,10 @@ def test_training_keeps_the_best_policy_and_goes_on_after_a_kill(tmp_path, monke
     monkeypatch.setattr(expert, "remeasured", lambda policy, episodes: policy)
     checkpoint, fatal = Checkpoint("best", 0, interval=0), 30
     with pytest.raises(KeyboardInterrupt):
-        expert.train("cheetah-run", training(steps=40), checkpoint, 2)
+        expert.train_expert("cheetah-run", training(steps=40), checkpoint, 2)
     fatal = None
     monkeypatch.setitem(Scripted.returns, 10, None)  # must not be trained again
-    policy, rows = expert.train("cheetah-run", training(steps=40), checkpoint, 2)
+    policy, rows = expert.train_expert("cheetah-run", training(steps=40), checkpoint, 2)
     assert rows == [{"step": step, "return_mean": mean, "return_std": 0.0}
                     for step, mean in ((10, 5.0), (20, 9.0), (30, 7.0), (40, 8.0))]
     assert policy.facts["steps"] == 20
