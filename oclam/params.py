@@ -158,6 +158,12 @@ class Steve(Section):
     learning_rate: Positive
 
 
+class Slots(Section):
+    """The vector of every slot in every frame."""
+
+    vectors: Literal["attention", "components"]  # attention: slot attention's own; components: with the pose
+
+
 class SlotSelect(Section):
     """Which slots are the agent's."""
 
@@ -252,6 +258,7 @@ class Params(Section):
     encoder: Encoder
     ocp: Ocp
     steve: Steve
+    slots: Slots
     slot_select: SlotSelect
     lapo: LapoImage
     lapo_slots: LapoSlots
@@ -282,6 +289,8 @@ class Params(Section):
         for task, slots in select.manual.items():
             require(len(set(slots)) == len(slots) and all(k < self.ocp.slots for k in slots),
                     f"slot_select.manual.{task}", slots, f"allowed are distinct indices 0..{self.ocp.slots - 1}")
+        require(self.slots.vectors == "attention" or self.ocp.slot_dim >= 8, "ocp.slot_dim", self.ocp.slot_dim,
+                "slots.vectors components needs 8 or more")
         require(select.max_slots <= self.ocp.slots, "slot_select.max_slots", select.max_slots,
                 f"ocp.slots is {self.ocp.slots}")
         require(select.labelled_episodes <= collect.episodes, "slot_select.labelled_episodes", select.labelled_episodes,

@@ -39,7 +39,8 @@ def main():
         measures["slots"] = [a | b for a, b in zip(table["slots"], measures["slots"], strict=True)]
         inside = np.concatenate([selection["mask"][e] for e in episodes]) > 127
         table |= measures | {"mask": agent_scores(inside, segmentation[:].reshape(inside.shape) > 0)}
-    write_preview(paths.slot_preview(task, seed), dataset, segmentation, masks, selection, episodes, found.chosen)
+    write_preview(paths.slot_preview(task, seed), dataset, segmentation, masks, slots, selection, episodes,
+                  found.chosen)
     write_json(paths.slot_table(task, seed), table)
 
 

@@ -10,6 +10,7 @@ from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
 from oclam.params import load
+from oclam.slots.components import write_components
 from oclam.slots.extraction import extract_slots, find_masks
 from oclam.slots.models import load_weights, make_model, make_observer
 from oclam.training import autocast, best_device
@@ -18,7 +19,7 @@ from oclam.training import autocast, best_device
 def main():
     task, seed = arguments("task", "seed")
     params = load("compute", "restarts", "ocp", "steve.feature_hidden", "steve.decoder_hidden", "steve.decoder_layers",
-                  "slot_select.labelled_episodes")
+                  "slots", "slot_select.labelled_episodes")
     ocp, device = params.ocp, best_device()
     weights = [paths.ocp(task, seed, restart) for restart in params.restarts]
     inputs = [paths.dataset(task, "distracted"), paths.encoder, *weights]
@@ -36,11 +37,12 @@ def main():
         shown = ", ".join(f"{error:.3f}" for error in errors)
         print(f"Probe error of the best slot's masked frames by restart: {shown}; "
               f"restart {params.restarts[best]} is kept.", file=sys.stderr)
-    model = models[best]
+    model, finish = models[best], partial(write_components, pixels=dataset.pixels, training=dataset.episodes)
     extract_slots(model, observer, dataset.pixels, paths.slots(task, seed), checkpoint.folder, slots=ocp.slots,
                   slot_dim=ocp.slot_dim, grid=model.grid, window=ocp.window, device=device, forward=forward,
                   attrs={"model": ocp.model, "window": ocp.window, "grid": model.grid, "seed": seed,
-                         "restart": params.restarts[best], "restart_errors": errors})
+                         "restart": params.restarts[best], "restart_errors": errors, "vectors": params.slots.vectors},
+                  finish=finish if params.slots.vectors == "components" else None)
     checkpoint.remove()
 
 

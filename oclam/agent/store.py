@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from oclam.agent.previews import moments, take
 from oclam.agent.refinement import refine
-from oclam.agent.registration import mask_moments, poses, register
 from oclam.agent.selection import combine
 from oclam.artifacts import atomic, save_tensors
 from oclam.datasets import Dataset
 from oclam.progress import Progress
+from oclam.slots.components import decoded
+from oclam.slots.registration import mask_moments, poses, register
 
 __all__ = ["write_preview", "write_selection"]
 
@@ -91,14 +92,20 @@ def _soft_mask(masks, chosen, how, size):
     return F.interpolate(mask, (size, size), mode="bilinear").round().clamp(0, 255).byte().numpy()
 
 
+def _decoded(slots, k, places):
+    vectors = take(slots["slots"], places)[:, k].numpy()
+    return torch.from_numpy(decoded(vectors, slots["mean"][k], slots["basis"][k]))
+
+
 def write_preview(path: Path, dataset: Dataset, segmentation: zarr.Array | None, masks: np.ndarray,
-                  selection: zarr.Group, episodes: range, chosen: Sequence[int]) -> None:
+                  slots: zarr.Group, selection: zarr.Group, episodes: range, chosen: Sequence[int]) -> None:
     """Write what the report's pictures of slots show: some moments of held-out episodes, and the start of the first.
 
     Args:
         path: safetensors, all uint8.
         segmentation: the agent in the simulator (n, T, H, W), None in a dataset without it.
         masks: every slot's, (n, T, K, G, G).
+        slots: the store of all slots.
         selection: what `write_selection` wrote.
         episodes: the n held-out episodes.
         chosen: slot indices.
@@ -111,6 +118,7 @@ def write_preview(path: Path, dataset: Dataset, segmentation: zarr.Array | None,
     save_tensors(path, {
         "frames": take(dataset.pixels, at(shown)), "masks": take(masks, shown),
         "selected": take(selection["mask"], at(shown)), "seen": take(selection["frames"], at(shown)),
+        **({"decoded": _decoded(slots, chosen[0], at(shown))} if "basis" in slots else {}),
         **({} if segmentation is None else {"segmentation": take(segmentation, shown)}),
         "animation_frames": take(dataset.pixels, at(clip)), "animation_masks": take(masks, clip),
         "animation_seen": take(selection["frames"], at(clip))},

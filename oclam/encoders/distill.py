@@ -129,7 +129,7 @@ def relations(outputs: torch.Tensor) -> torch.Tensor:
 
 def distill(student: FrozenEncoder, frames: np.ndarray, chunks: Sequence[np.ndarray], checkpoint: Checkpoint, *,
             steps: int, batch_size: int, learning_rate: float, seed: int = 0) -> list[dict]:
-    """Train the student in place on frames uint8 (N, H, W, 3) and the teacher's outputs of `teach`: rows of the loss."""
+    """Train the student in place on frames uint8 (N, H, W, 3) and the chunks of `teach`: rows of the loss."""
     device = best_device()
     sample = torch.from_numpy(np.concatenate(chunks[::max(len(chunks) // 8, 1)])).float()
     with torch.random.fork_rng():

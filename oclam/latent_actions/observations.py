@@ -10,6 +10,8 @@ from oclam.datasets import Frames, FrameStacks, stack_index
 
 __all__ = ["FrameObservations", "SlotObservations"]
 
+FLOOR = 0.3
+
 
 @dataclass(frozen=True)
 class FrameObservations:
@@ -38,9 +40,10 @@ class FrameObservations:
 
 @dataclass(frozen=True)
 class SlotObservations:
-    """The chosen slots: flat indices (B,) -> (B, D), float32, standardised.
+    """The chosen slots: flat indices (B,) -> (B, D), float32, centred and divided by their standard deviations.
 
-    Slots of a short pretraining hardly vary (by 0.05): unscaled, the forward model did worse than to copy its input.
+    Slots of a short pretraining hardly vary (by 0.05): unscaled, the forward model did worse than to copy its input. A
+    deviation counts as at least FLOOR times the largest one, so that dimensions that hardly vary are not amplified.
     """
 
     slots: Frames
@@ -53,6 +56,7 @@ class SlotObservations:
         moments = sum(np.stack([x.mean(0), (x**2).mean(0)]) for x in (array[e].astype(float) for e in range(training)))
         mean, square = moments / training
         std = np.sqrt(np.maximum(square - mean**2, 1e-8))
+        std = np.maximum(std, FLOOR * std.max())
         mean, std = (torch.tensor(value, dtype=torch.float32, device=device) for value in (mean, std))
         return cls(Frames.load(array, range(array.shape[0]), device), mean, std)
 

@@ -132,14 +132,20 @@ def reconstructions(current, target, prediction, swapped, stamp):
 
 
 @matplotlib.rc_context(STYLE)
-def slot_grid(frames, masks, chosen, selected, seen, stamp, segmentation=None):
-    """Frame, the agent's true segmentation, what the chosen slots hold and what lapo-masks sees of it, all masks over
-    the frame, and what each slot sees; chosen ones framed.
+def slot_grid(frames, masks, chosen, selected, seen, stamp, segmentation=None, decoded=None):
+    """Frames beside the agent, the chosen slots' mask, lapo-masks' view, the slot vector decoded, and every slot.
 
-    Args: frames uint8 (N, H, W, 3); masks uint8 (N, K, G, G); chosen, slot indices; selected, their mask uint8
-    (N, H, W); seen, what lapo-masks sees, uint8 (N, H, W, 3); segmentation (N, H, W) of 0 and 1.
+    Args:
+        frames: uint8 (N, H, W, 3).
+        masks: every slot's, uint8 (N, K, G, G).
+        chosen: slot indices, whose columns are framed.
+        selected: the chosen slots' mask, uint8 (N, H, W).
+        seen: what lapo-masks observes, uint8 (N, H, W, 3).
+        segmentation: the agent in the simulator, (N, H, W) in {0, 1}.
+        decoded: what the first chosen slot's vector holds, uint8 (N, h, w, 3).
     """
     columns = [*_observed(frames, segmentation), ("chosen slots", _fade(frames, selected / 255)), ("lapo-masks", seen),
+               *([] if decoded is None else [("slot vector", decoded)]),
                *_slot_columns("all slots", frames, masks, chosen)]
     figure, grid = _image_grid(columns, stamp)
     for column, (title, _) in enumerate(columns):

@@ -53,9 +53,10 @@ def _slots(results, task, folder):
     tensors, metadata = load_tensors(paths.slot_preview(task, results.seeds[0]))
     arrays, chosen = {name: tensor.numpy() for name, tensor in tensors.items()}, metadata["chosen"]
     grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, arrays["selected"], arrays["seen"],
-                             results.stamp, arrays.get("segmentation"))
+                             results.stamp, arrays.get("segmentation"), arrays.get("decoded"))
     yield _saved(grid, folder / f"slots-{task}.png", "slots",
-                 f"{task}, seed {results.seeds[0]}: moments of held-out episodes, seen by lapo-masks and each slot.",
+                 f"{task}, seed {results.seeds[0]}: moments of held-out episodes, what lapo-masks observes, what "
+                 "the slot vector holds (decoded, in the slot's own frame of reference), and every slot.",
                  wide=True)
     ocp = OCP_MODELS[results.selections[0]["model"]]
     models = {ocp: arrays["masks"], "STEVE": load_tensors(paths.steve(task, results.seeds[0]))[0]["masks"].numpy()}

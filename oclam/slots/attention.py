@@ -9,23 +9,23 @@ from torch.nn import functional as F
 __all__ = ["RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "TransformerBlock", "mlp"]
 
 
-def mlp(*sizes):
+def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and a 4x MLP: x (B or 1, N, D) attends to memory (B, M, D), or to itself; causal: its past."""
+    """Pre-norm attention and a 4x MLP: x (B or 1, N, D) attends to memory (B, M, D), or itself (causal: its past)."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
         self.mlp = mlp(dim, 4 * dim, dim)
 
-    def forward(self, x, memory=None, causal=False):
+    def forward(self, x: torch.Tensor, memory: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
         normed = self.norm1(x)
         memory = normed if memory is None else memory
         query, key, value = (layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, y in
@@ -39,11 +39,11 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Blocks one after the other; (B or 1, N, D), memory (B, M, D) or None -> (B, N, D)."""
 
-    def __init__(self, dim, blocks, heads):
+    def __init__(self, dim: int, blocks: int, heads: int):
         super().__init__()
         self.blocks = nn.ModuleList(TransformerBlock(dim, heads) for _ in range(blocks))
 
-    def forward(self, x, memory=None):
+    def forward(self, x: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
         for block in self.blocks:
             x = block(x, memory)
         return x
@@ -52,16 +52,16 @@ class Transformer(nn.Module):
 class SlotInit(nn.Module):
     """A learned mean and log standard deviation for each slot (paper, appendix D).
 
-    Training adds noise of that size; inference uses the mean, so that slot k stays the same object everywhere.
+    Training adds noise of that size; inference uses the mean, so that slot k is the same object in all episodes.
     """
 
-    def __init__(self, slots, dim):
+    def __init__(self, slots: int, dim: int):
         super().__init__()
         self.mean = nn.Parameter(torch.randn(slots, dim))
         self.log_std = nn.Parameter(torch.full((slots, dim), -1.0))
 
-    def forward(self, batch, noise=None):
-        """(batch, slots, dim); noise, standard normal of that shape, or None for the mean alone."""
+    def forward(self, batch: int, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Initial slots (batch, slots, dim); noise, standard normal of that shape, or None for the mean alone."""
         mean = self.mean.expand(batch, -1, -1)
         return mean if noise is None else mean + self.log_std.exp() * noise
 
@@ -69,51 +69,53 @@ class SlotInit(nn.Module):
 class SlotAttention(nn.Module):
     """Slot attention without an MLP: attention normalised over slots, GRU update (arXiv 2006.15055)."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int):
         super().__init__()
         self.norm_features, self.norm_slots = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
         self.gru = nn.GRUCell(dim, dim)
 
-    def read(self, features):
+    def read(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the patches, which do not depend on the slots: (..., P, D) -> two (..., P, D)."""
         features = self.norm_features(features)
         return self.key(features), self.value(features)
 
-    def forward(self, slots, key, value, iterations):
-        """Refine slots (B, K, D) on one frame's keys and values (B, P, D)."""
+    def forward(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor, iterations: int) -> torch.Tensor:
+        """Slots (B, K, D) updated by one frame's keys and values (B, P, D)."""
         for _ in range(iterations):
             slots = self.step(slots, key, value)
         return slots
 
-    def share(self, slots, key):
-        """How every patch is shared out among the slots: (B, K, P), summing to 1 over slots."""
+    def share(self, slots: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Attention of every patch over the slots: (B, K, P), summing to 1 over slots."""
         query = self.query(self.norm_slots(slots))
         return (query @ key.mT * query.shape[-1] ** -0.5).softmax(1)
 
-    def step(self, slots, key, value):
+    def step(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """One iteration: weighted means of the values update the slots."""
         share = self.share(slots, key) + 1e-8
         update = (share / share.sum(2, keepdim=True)) @ value
         return self.gru(update.flatten(0, 1), slots.flatten(0, 1).to(update.dtype)).view_as(slots)
 
 
 class RecurrentSlots(nn.Module):
-    """Slots through a clip: 3 iterations on its first frame, 2 on later ones, a transformer predicts in between.
+    """Slots through a clip: 3 iterations on its first frame, 2 on later ones; a transformer predicts the next ones.
 
-    Args: slots; dim, of slots and features.
+    slots: how many; dim: width of slots and features.
     """
 
-    def __init__(self, slots, dim):
+    def __init__(self, slots: int, dim: int):
         super().__init__()
         self.init = SlotInit(slots, dim)
         self.attention = SlotAttention(dim)
         self.predictor = Transformer(dim, blocks=1, heads=4)
 
-    def forward(self, features, previous=None, noise=None):
+    def forward(self, features: torch.Tensor, previous: torch.Tensor | None = None,
+                noise: torch.Tensor | None = None) -> torch.Tensor:
         """Features (B, T, P, D) -> slots (B, T, K, D).
 
-        previous, the slots (B, K, D) of the frame before the first one, goes on with an episode; None begins one,
-        from the learned means and `noise` (B, K, D).
+        previous: the slots (B, K, D) of the frame before, to continue an episode; None starts one, from the learned
+        means and `noise` (B, K, D).
         """
         key, value = self.attention.read(features)
         slots, through_time = previous, []
@@ -124,6 +126,6 @@ class RecurrentSlots(nn.Module):
             through_time.append(slots)
         return torch.stack(through_time, 1)
 
-    def masks(self, slots, features):
-        """How the slots (B, K, D) share out the frame that made them, features (B, P, D): (B, K, P)."""
+    def masks(self, slots: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Attention masks (B, K, P) of slots (B, K, D) on the features (B, P, D) of their own frame."""
         return self.attention.share(slots, self.attention.read(features)[0])

@@ -1,7 +1,10 @@
-"""Slots and masks of every frame of a dataset, in one streaming pass that can be interrupted, or of a few episodes."""
+"""Slots and masks of every frame of a dataset, in one resumable streaming pass, or masks of a few episodes."""
 
 import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 import zarr
 
@@ -15,17 +18,25 @@ EPISODES, STEPS, ENCODER_BATCH = 16, 100, 64  # a unit of work is also a chunk o
 
 
 @torch.no_grad()
-def extract_slots(model, observe, pixels, path, folder, *, slots, slot_dim, grid, window, device, forward, attrs):
-    """Write the slots of every frame of `pixels` to a Zarr group.
+def extract_slots(model: torch.nn.Module, observe: Callable, pixels: zarr.Array, path: Path, folder: Path, *,
+                  slots: int, slot_dim: int, grid: int, window: int | None, device: torch.device, forward: Callable,
+                  attrs: dict, finish: Callable[[zarr.Group], None] | None = None) -> None:
+    """Write the slots float16 (E, T, K, D) and masks uint8 (E, T, K, G, G), 0..255, of every frame to a Zarr group.
 
-    Episodes go through side by side, frame after frame; every frame passes the encoder once. After each unit of 16
-    episodes x 100 frames the store and the recurrent state are in `folder`, from where an interrupted call goes on to
-    the very bytes of an uninterrupted one.
-    Args: model, with `project`, `slots` and `masks`; observe, uint8 (N, H, W, 3) -> tensors (N, ...), the first of them
-    the model's input; pixels, Zarr uint8 (E, T, H, W, 3); path, the store's final place; slots K, slot_dim D, grid G;
-    window, None to go through a whole episode, or the length of independent windows; forward, the context manager of
-    the forward pass (precision); attrs of the store.
-    Writes slots float16 (E, T, K, D); masks uint8 (E, T, K, G, G), 0..255.
+    Episodes are processed side by side, frame after frame; every frame passes the encoder once. After each unit of 16
+    episodes x 100 frames, the store and the recurrent state are saved in `folder`, from where an interrupted call
+    resumes to the same bytes.
+
+    Args:
+        model: with `project`, `slots` and `masks`.
+        observe: uint8 (N, H, W, 3) -> tensors (N, ...), of which the first one is the model's input.
+        pixels: uint8 (E, T, H, W, 3).
+        path: of the finished store.
+        slots, slot_dim, grid: K, D and G.
+        window: length of independent windows, or None to go through whole episodes.
+        forward: gives the context manager of a forward pass (precision).
+        attrs: of the store.
+        finish: called with the store when all slots are there, such as `oclam.slots.components.write_components`.
     """
     episodes, steps = pixels.shape[:2]
     length = STEPS if window is None else window * -(-STEPS // window)
@@ -53,16 +64,19 @@ def extract_slots(model, observe, pixels, path, folder, *, slots, slot_dim, grid
                 store["masks"][place] = masks.unflatten(-1, (grid, grid)).cpu().numpy()
                 progress.finish(found[:, -1].cpu())
             bar.update(count)
-    progress.path.unlink()  # first, so that a kill here leads to another extraction, not to half of one
+    if finish:
+        finish(store)
+    progress.path.unlink()  # first, so that a kill here restarts the extraction instead of keeping half of it
     with atomic(path) as temporary:
         shutil.move(folder / "slots.zarr", temporary)
 
 
 @torch.no_grad()
-def find_masks(models, observe, episodes, *, window, forward):
-    """The masks of a few episodes, as `extract_slots` finds them with each of some models of the same size.
+def find_masks(models: Sequence[torch.nn.Module], observe: Callable, episodes: Sequence[np.ndarray], *,
+               window: int | None, forward: Callable) -> np.ndarray:
+    """Masks of a few episodes by each of some models of one size: uint8 (models, episodes, T, K, G, G).
 
-    Every frame passes the encoder once. Episodes uint8 (T, H, W, 3) each -> uint8 (models, episodes, T, K, G, G).
+    Every frame passes the encoder once. episodes: uint8 (T, H, W, 3) each; all else as in `extract_slots`.
     """
     device, found = next(models[0].parameters()).device, [[] for _ in models]
     for model in models:
@@ -77,7 +91,7 @@ def find_masks(models, observe, episodes, *, window, forward):
 
 
 def _project(models, observe, images):
-    """Frames (B, T, H, W, 3) -> their features as each model's slots read them, (B, T, P, D)."""
+    """Projected features (B, T, P, D) of frames (B, T, H, W, 3), one tensor for each model."""
     observed = (observe(part)[0] for part in images.flatten(0, 1).split(ENCODER_BATCH))
     parts = [[model.project(features) for model in models] for features in observed]
     return [torch.cat(column).unflatten(0, images.shape[:2]) for column in zip(*parts, strict=True)]

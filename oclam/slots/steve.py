@@ -1,4 +1,4 @@
-"""STEVE (arXiv 2205.14065): slots from which a transformer spells the frame in discrete tokens."""
+"""STEVE (arXiv 2205.14065), small: slots from which a transformer predicts the frame's discrete tokens."""
 
 import torch
 from torch import nn
@@ -9,44 +9,49 @@ from oclam.slots.attention import RecurrentSlots, TransformerBlock, mlp
 __all__ = ["DiscreteVae", "Steve", "to_unit"]
 
 PATCH, VOCABULARY, HEADS = 4, 512, 4
-SHARPNESS = 5.0  # standard deviation of a token's logits, above that of the noise that samples them
+SHARPNESS = 5.0  # standard deviation of a token's logits; the sampling noise has about 1.3
 
 
-def to_unit(images):
-    """uint8 frames (N, H, W, 3) as the model reads them: one tensor (N, 3, H, W) in 0..1."""
+def to_unit(images: torch.Tensor) -> tuple[torch.Tensor]:
+    """The model's input for uint8 frames (N, H, W, 3): one tensor (N, 3, H, W) in 0..1."""
     return (images.movedim(-1, -3).float() / 255,)
 
 
 class DiscreteVae(nn.Module):
-    """One of VOCABULARY tokens for every patch of 4 x 4 pixels.
+    """Discrete autoencoder: one of VOCABULARY tokens for every patch of 4 x 4 pixels.
 
-    Sampling is straight-through, so that the decoder is trained on what tokens can say and nothing needs annealing.
+    Sampling is straight-through, so the decoder is trained on real tokens and no temperature is annealed.
     """
 
-    def __init__(self, hidden):
+    def __init__(self, hidden: int):
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(3, hidden, PATCH, PATCH), nn.ReLU(), nn.Conv2d(hidden, hidden, 1),
                                      nn.ReLU(), nn.Conv2d(hidden, VOCABULARY, 1, bias=False),
-                                     # Every token as likely as any other over a batch: else a few of them take all.
+                                     # Makes all tokens equally likely over a batch; else a few serve for everything.
                                      nn.BatchNorm2d(VOCABULARY, affine=False, track_running_stats=False))
         self.decoder = nn.Sequential(nn.Conv2d(VOCABULARY, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, 3, 1, 1),
                                      nn.ReLU(), nn.Conv2d(hidden, 3 * PATCH**2, 1), nn.PixelShuffle(PATCH))
 
-    def forward(self, images):
-        """Images (N, 3, H, W) -> reconstruction, and the likeliest token of every patch (N, P)."""
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reconstruction of images (N, 3, H, W), and the most likely token of every patch (N, P)."""
         logits = SHARPNESS * self.encoder(images).float()
         chosen = F.gumbel_softmax(logits, hard=True, dim=1)
         return self.decoder(chosen), logits.argmax(1).flatten(1)
 
 
 class Steve(nn.Module):
-    """Convolutional features, recurrent slots, and an autoregressive decoder that reads nothing but the slots.
+    """Convolutional features, recurrent slots, and an autoregressive decoder that attends to the slots alone.
 
-    Args: size, edge of the square images; slots, slot_dim; feature_hidden, channels of the convolutions;
-    decoder_hidden, channels of the dVAE; decoder_layers, blocks of the transformer.
+    Args:
+        size: edge of the square images.
+        slots, slot_dim: how many slots, and their width.
+        feature_hidden: channels of the convolutions.
+        decoder_hidden: channels of the discrete autoencoder.
+        decoder_layers: blocks of the transformer.
     """
 
-    def __init__(self, size, *, slots, slot_dim, feature_hidden, decoder_hidden, decoder_layers):
+    def __init__(self, size: int, *, slots: int, slot_dim: int, feature_hidden: int, decoder_hidden: int,
+                 decoder_layers: int):
         super().__init__()
         self.grid = size // PATCH
         channels = (3, *[feature_hidden] * 4)
@@ -57,37 +62,41 @@ class Steve(nn.Module):
         self.features = nn.Sequential(nn.LayerNorm(feature_hidden), *mlp(feature_hidden, feature_hidden, slot_dim))
         self.slots = RecurrentSlots(slots, slot_dim)
         self.vae = DiscreteVae(decoder_hidden)
-        self.token = nn.Embedding(VOCABULARY + 1, slot_dim)  # the last one begins a frame
+        self.token = nn.Embedding(VOCABULARY + 1, slot_dim)  # the last one starts a frame
         self.token_position = nn.Parameter(0.02 * torch.randn(self.grid**2, slot_dim))
         self.past = nn.ModuleList(TransformerBlock(slot_dim, HEADS) for _ in range(decoder_layers))
         self.read = nn.ModuleList(TransformerBlock(slot_dim, HEADS) for _ in range(decoder_layers))
         self.logits = nn.Sequential(nn.LayerNorm(slot_dim), nn.Linear(slot_dim, VOCABULARY))
 
-    def project(self, images):
+    def project(self, images: torch.Tensor) -> torch.Tensor:
         """Images (..., 3, H, W) -> features of the patches (..., P, D)."""
         maps = self.convolutions(images.flatten(0, -4))
         return self.features(maps.flatten(2).mT + self.position).unflatten(0, images.shape[:-3])
 
-    def masks(self, slots, projected):
-        """Soft masks: the attention of the slots on the frame that made them. (B, K, D), (B, P, D) -> (B, K, P)."""
+    def masks(self, slots: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
+        """Soft masks: attention of slots (B, K, D) on their own frame's features (B, P, D) -> (B, K, P)."""
         return self.slots.masks(slots, projected)
 
-    def spell(self, tokens, slots):
-        """Logits (N, P, VOCABULARY) of every token from those before it (N, P) and the slots (N, K, D)."""
-        begin = torch.full_like(tokens[:, :1], VOCABULARY)
-        x = self.token(torch.cat([begin, tokens[:, :-1]], 1)) + self.token_position
+    def next_token(self, tokens: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Logits (N, P, VOCABULARY) of every token, given those before it (N, P) and the slots (N, K, D)."""
+        start = torch.full_like(tokens[:, :1], VOCABULARY)
+        x = self.token(torch.cat([start, tokens[:, :-1]], 1)) + self.token_position
         for past, read in zip(self.past, self.read, strict=True):
             x = read(past(x, causal=True), slots)
         return self.logits(x)
 
-    def forward(self, images, noise, decoded=slice(None)):
-        """The losses on a clip: spelling from the slots, and the dVAE's own reconstruction.
+    def forward(self, images: torch.Tensor, noise: torch.Tensor,
+                decoded: torch.Tensor | slice = slice(None)) -> dict[str, torch.Tensor]:
+        """The losses of clips: tokens predicted from the slots, and the discrete autoencoder's reconstruction.
 
-        Args: images (B, T, 3, H, W) in 0..1; noise (B, K, D), standard normal; decoded, the patches whose tokens count.
+        Args:
+            images: (B, T, 3, H, W) in 0..1.
+            noise: standard normal, (B, K, D).
+            decoded: indices of the patches whose tokens count.
         """
         slots = self.slots(self.project(images), noise=noise).flatten(0, 1)
         reconstruction, tokens = self.vae(images.flatten(0, 1))
-        logits = self.spell(tokens, slots)[:, decoded].float()
-        spelling = F.cross_entropy(logits.flatten(0, 1), tokens[:, decoded].flatten())
+        logits = self.next_token(tokens, slots)[:, decoded].float()
+        prediction = F.cross_entropy(logits.flatten(0, 1), tokens[:, decoded].flatten())
         error = F.mse_loss(reconstruction.float(), images.flatten(0, 1))
-        return {"loss": spelling + error, "spelling": spelling, "reconstruction": error}
+        return {"loss": prediction + error, "prediction": prediction, "reconstruction": error}

@@ -1,4 +1,4 @@
-"""VideoSAUR (arXiv 2306.04829): slots that predict where every patch of a frame goes in the next one."""
+"""VideoSAUR (arXiv 2306.04829): slots that predict which patches of the next frame resemble each patch."""
 
 import torch
 from torch import nn
@@ -9,27 +9,35 @@ from oclam.slots.attention import RecurrentSlots, Transformer, mlp
 __all__ = ["SlotMixer", "VideoSaur", "similarity_loss", "similarity_target"]
 
 
-def similarity_target(keys, later, temperature):
-    """Where each patch goes: softmax over the next frame's patches of the cosine similarity, negatives dropped.
+def similarity_target(keys: torch.Tensor, later: torch.Tensor, temperature: float) -> torch.Tensor:
+    """For every patch, the softmax over the next frame's patches of the cosine similarity: (..., P, P), rows sum to 1.
 
-    Keys of two frames' patches, (..., P, D) each -> (..., P, P), rows summing to 1 (arXiv 2306.04829, section 3.1).
+    Negative similarities are left out; a patch with no other has a uniform row. Keys of two frames' patches are
+    (..., P, D) each (arXiv 2306.04829, section 3.1).
     """
     similarity = F.normalize(keys.float(), dim=-1) @ F.normalize(later.float(), dim=-1).mT
-    return similarity.masked_fill(similarity < 0, -torch.inf).div(temperature).softmax(-1)
+    negative = similarity < 0
+    negative &= ~negative.all(-1, keepdim=True)
+    similarity = similarity.masked_fill((similarity < 0).all(-1, keepdim=True), 0)
+    return similarity.masked_fill(negative, -torch.inf).div(temperature).softmax(-1)
 
 
-def similarity_loss(logits, target):
+def similarity_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy over patches; logits and target (..., P, P)."""
     return -(target * logits.float().log_softmax(-1)).sum(-1).mean()
 
 
 class SlotMixer(nn.Module):
-    """One attention over slots for every position; its weights are the masks (arXiv 2206.06922).
+    """Decoder: every position attends once over the slots; the weights are the masks (arXiv 2206.06922).
 
-    Args: dim of slots; patches; hidden width and layers of the MLP; outputs of every patch.
+    Args:
+        dim: of slots.
+        patches: positions.
+        hidden, layers: of the MLP.
+        outputs: of every patch.
     """
 
-    def __init__(self, dim, patches, hidden, layers, outputs):
+    def __init__(self, dim: int, patches: int, hidden: int, layers: int, outputs: int):
         super().__init__()
         self.position = nn.Parameter(torch.randn(patches, dim) * dim**-0.5)
         self.norm_memory, self.norm_query, self.norm_key = (nn.LayerNorm(dim) for _ in range(3))
@@ -37,31 +45,38 @@ class SlotMixer(nn.Module):
         self.query, self.key = (nn.Linear(dim, dim, bias=False) for _ in range(2))
         self.renderer = mlp(dim, *[hidden] * layers, outputs)
 
-    def masks(self, slots, patches=slice(None)):
-        """Share of every patch that each slot explains: (B, K, D) -> (B, P, K), summing to 1 over slots."""
+    def masks(self, slots: torch.Tensor, patches: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Attention of every patch over the slots (B, K, D): (B, P, K), summing to 1 over slots."""
         query = self.allocator(self.position[None, patches], self.norm_memory(slots))
         score = self.query(self.norm_query(query)) @ self.key(self.norm_key(slots)).mT
         return (score * slots.shape[-1] ** -0.5).softmax(-1)
 
-    def forward(self, slots, patches=slice(None)):
+    def forward(self, slots: torch.Tensor,
+                patches: torch.Tensor | slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots (B, K, D) -> outputs (B, P, outputs) and masks (B, P, K).
 
-        patches, indices of those to decode: positions see the slots only, never each other, so each may be left out.
+        patches: indices of those to decode; positions attend to the slots only, so any may be left out.
         """
         masks = self.masks(slots, patches)
         return self.renderer(masks.to(slots.dtype) @ slots + self.position[patches]), masks
 
 
 class VideoSaur(nn.Module):
-    """The trainable part: feature MLP, recurrent slots, slot mixer; the frozen ViT's outputs are its inputs.
+    """The trainable part: feature MLP, recurrent slots, slot mixer; its inputs are the frozen ViT's outputs.
 
-    Args: feature_dim and patches of the ViT; slots, slot_dim; feature_hidden, decoder_hidden, decoder_layers;
-    masks, whose masks are the slots', the `decoder`'s (VideoSAUR) or the `attention`'s, which find objects sooner;
-    similarity_weight, similarity_temperature, reconstruction_weight (0 leaves the reconstruction's outputs out).
+    Args:
+        feature_dim, patches: of the ViT.
+        slots, slot_dim: how many slots, and their width.
+        feature_hidden: hidden width of the feature MLP.
+        decoder_hidden, decoder_layers: of the slot mixer's MLP.
+        masks: `decoder` as in VideoSAUR, or `attention`, whose masks find objects after fewer steps.
+        similarity_weight, similarity_temperature: of the similarity loss.
+        reconstruction_weight: of the feature reconstruction; 0 leaves its outputs out.
     """
 
-    def __init__(self, feature_dim, patches, *, slots, slot_dim, feature_hidden, decoder_hidden, decoder_layers,
-                 masks="decoder", similarity_weight=0.1, similarity_temperature=0.075, reconstruction_weight=0.0):
+    def __init__(self, feature_dim: int, patches: int, *, slots: int, slot_dim: int, feature_hidden: int,
+                 decoder_hidden: int, decoder_layers: int, masks: str = "decoder", similarity_weight: float = 0.1,
+                 similarity_temperature: float = 0.075, reconstruction_weight: float = 0.0):
         super().__init__()
         self.grid = round(patches**0.5)
         self.weights = (similarity_weight, reconstruction_weight)
@@ -71,24 +86,27 @@ class VideoSaur(nn.Module):
         outputs = patches + (feature_dim if reconstruction_weight else 0)
         self.decoder = SlotMixer(slot_dim, patches, decoder_hidden, decoder_layers, outputs)
 
-    def project(self, features):
-        """The frozen ViT's patch features as slots read them: (..., P, F) -> (..., P, D)."""
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """The inputs of slot attention: features (..., P, F) of the frozen ViT -> (..., P, D)."""
         return self.features(features)
 
-    def masks(self, slots, projected):
-        """Soft masks on the patch grid: slots (B, K, D) of the features (B, P, D) -> (B, K, P)."""
+    def masks(self, slots: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
+        """Soft masks on the patch grid: slots (B, K, D) and projected features (B, P, D) -> (B, K, P)."""
         return self.decoder.masks(slots).mT if self.masked_by == "decoder" else self.slots.masks(slots, projected)
 
-    def forward(self, features, keys, noise, decoded=slice(None)):
-        """The losses on a clip.
+    def forward(self, features: torch.Tensor, keys: torch.Tensor, noise: torch.Tensor,
+                decoded: torch.Tensor | slice = slice(None)) -> dict[str, torch.Tensor]:
+        """The losses of clips, scalars: loss, and similarity and reconstruction before weighting.
 
-        Args: features (B, T, P, F) and keys (B, T, P, F') of the frozen ViT; noise (B, K, D), standard normal;
-        decoded, indices of the patches on which the losses are taken, all by default: their mean is the full loss.
-        Returns a dict of scalars: loss, and similarity and reconstruction before weighting.
+        Args:
+            features, keys: of the frozen ViT, (B, T, P, F) each.
+            noise: standard normal, (B, K, D).
+            decoded: indices of the patches whose loss is computed, all by default; the mean over them estimates the
+                full loss.
         """
         to_similarity, to_reconstruction = self.weights
         patches = features.shape[2]
-        if not to_reconstruction:  # the last frame has no next one, so nothing would be asked of its slots
+        if not to_reconstruction:  # the last frame has no next one, so its slots would have no loss
             features = features[:, :-1]
         slots = self.slots(self.project(features), noise=noise)
         outputs = self.decoder(slots.flatten(0, 1), decoded)[0].unflatten(0, slots.shape[:2])  # (B, T, P, outputs)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from oclam.agent.refinement import SPAN, inside_share, refine
-from oclam.agent.registration import mask_moments, poses, register
 from oclam.backgrounds.generated import dead_leaves
+from oclam.slots.registration import mask_moments, poses, register
 
 FRAMES, SIZE, PATCH, ANEW = 250, 64, 4, 20
 

@@ -10,13 +10,13 @@ def model():
     return Steve(16, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=16, decoder_layers=2)
 
 
-def test_a_token_is_spelled_from_those_before_it_and_the_slots(model):
+def test_a_token_is_predicted_from_those_before_it_and_the_slots(model):
     tokens, slots = torch.randint(VOCABULARY, (2, 16)), torch.randn(2, 3, 8)
     changed = tokens.clone()
     changed[:, 7] = (changed[:, 7] + 1) % VOCABULARY
-    one, other = model.spell(tokens, slots), model.spell(changed, slots)
+    one, other = model.next_token(tokens, slots), model.next_token(changed, slots)
     assert torch.equal(one[:, :8], other[:, :8]) and not torch.allclose(one[:, 8], other[:, 8])
-    assert not torch.allclose(one[:, 0], model.spell(tokens, slots.flip(0))[:, 0])
+    assert not torch.allclose(one[:, 0], model.next_token(tokens, slots.flip(0))[:, 0])
 
 
 def test_masks_are_shares_on_the_patch_grid(model):

@@ -14,10 +14,10 @@ import zarr
 
 from oclam import paths
 from oclam.agent.refinement import refine
-from oclam.agent.registration import mask_moments, poses, register
 from oclam.artifacts import load_tensors, open_zarr, read_csv, read_json
 from oclam.encoders.files import save_encoder
 from oclam.encoders.frozen import FrozenEncoder
+from oclam.slots.registration import mask_moments, poses, register
 from tests import ROOT
 
 EPISODES, STEPS, SIZE = 6, 24, 32

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from oclam.agent.registration import SPAN, mask_moments, poses, register
+from oclam.slots.registration import SPAN, mask_moments, poses, register
 
 
 def ellipse(angle, size=1.0, centre=(0.0, 0.0), pixels=128):

@@ -34,7 +34,7 @@ def poses(moments: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """
     area, straight, oblique = F.avg_pool1d(moments.T, 2 * SPAN + 1, 1, SPAN, count_include_pad=False)
     turn = torch.atan2(oblique, straight) - torch.atan2(reference[2], reference[1])
-    turn, scale = torch.atan2(turn.sin(), turn.cos()) / 2, (area / reference[0]).sqrt().clamp(*SCALES)
+    turn, scale = torch.atan2(turn.sin(), turn.cos()) / 2, (area / reference[0].clamp(min=1e-9)).sqrt().clamp(*SCALES)
     seen = area > 0
     return torch.stack([turn * seen, torch.where(seen, scale, 1)], 1)
 

@@ -1,0 +1,134 @@
+"""Slot vectors that hold the pose: principal components of each slot's mask and masked colours.
+
+Slot attention's own vector is a weighted mean of features: it has no positions, and the slot's size is divided out
+(arXiv 2407.04170). Here a slot's mask and masked colours are resampled in the slot's own frame of reference, its
+position, angle and scale (invariant slot attention, arXiv 2302.04973), and projected on their principal components over
+the training episodes: a linear autoencoder, without labels. The last four numbers are position, angle and scale.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import zarr
+from torch.nn import functional as F
+
+from oclam.progress import Progress
+from oclam.slots.registration import SPAN, mask_moments, poses
+
+__all__ = ["PLACE", "Components", "decoded", "frames_of_reference", "views", "write_components"]
+
+VIEW = 16  # edge of a resampled slot in pixels
+PLACE = 4  # numbers of a frame of reference: x, y, angle, scale
+SAMPLE = 2000  # frames that the principal components are computed from
+MASK_WEIGHT, GREY = 0.5, 0.4  # the mask counts as much as a colour; colours are relative to a middle grey
+
+
+def _owned(masks):
+    """For every slot, the patches where its mask is the highest: masks (T, K, G, G) -> float (T, K, G, G)."""
+    return (masks.argmax(1, keepdim=True) == torch.arange(masks.shape[1])[:, None, None]).float()
+
+
+def frames_of_reference(masks: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Position, angle and scale of every slot in an episode, averaged over nearby frames: (T, K, 4).
+
+    The average leaves the movement of limbs to the view and follows camera and body. The image is 2 wide, its centre
+    is (0, 0); an empty slot is at (0, 0, 0, 1).
+
+    Args:
+        masks: uint8 (T, K, G, G), soft.
+        reference: (K, 3), mean moments of the slots' masks, which have the angle 0 and the scale 1.
+    """
+    owned = _owned(masks)
+    axis = torch.arange(masks.shape[-1]) * 2 / masks.shape[-1] - 1 + 1 / masks.shape[-1]
+    area = owned.sum((2, 3)).clamp(min=1)
+    centres = torch.stack([(owned.sum(2) * axis).sum(2) / area, (owned.sum(3) * axis).sum(2) / area], -1)  # (T, K, 2)
+    centres = F.avg_pool1d(centres.permute(1, 2, 0), 2 * SPAN + 1, 1, SPAN, count_include_pad=False).permute(2, 0, 1)
+    turned = [poses(mask_moments(owned[:, k]), reference[k]) for k in range(masks.shape[1])]
+    return torch.cat([centres, torch.stack(turned, 1).float()], -1)
+
+
+def views(frames: torch.Tensor, masks: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """One slot's mask and masked colours in its own frame of reference: (T, 4 x VIEW x VIEW).
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+        masks: the slot's, uint8 (T, G, G).
+        places: the slot's frames of reference, (T, 4).
+    """
+    images = frames.movedim(-1, 1).float() / 255
+    mask = F.interpolate(masks[:, None].float() / 255, images.shape[2:], mode="bilinear")
+    masked = torch.cat([MASK_WEIGHT * mask, mask * (images - GREY)], 1)
+    centre, angle, scale = places[:, :2], *places[:, 2:].unbind(1)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    affine = torch.stack([torch.stack([cos, -sin, centre[:, 0]], 1), torch.stack([sin, cos, centre[:, 1]], 1)], 1)
+    grid = F.affine_grid(affine, (len(masked), 4, 2 * VIEW, 2 * VIEW), align_corners=False)
+    return F.avg_pool2d(F.grid_sample(masked, grid, align_corners=False), 2).flatten(1)
+
+
+class Components:
+    """Principal components of the rows of a sample, with fixed signs.
+
+    Args: sample, (N, F); count, how many; columns beyond the rank are 0.
+    """
+
+    def __init__(self, sample: torch.Tensor, count: int):
+        sample = sample.double()
+        self.mean = sample.mean(0)
+        directions = torch.linalg.svd(sample - self.mean, full_matrices=False).Vh[:count]
+        largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+        basis = F.pad((directions * largest.sign()).T, (0, count - len(directions)))
+        self.mean, self.basis = self.mean.float(), basis.float()
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Coordinates (..., count) of rows (..., F)."""
+        return (rows - self.mean) @ self.basis
+
+
+def write_components(store: zarr.Group, pixels: zarr.Array, training: int) -> None:
+    """Replace the slots' vectors in a store by components of their views, and their frames of reference.
+
+    Args:
+        store: slots (E, T, K, D), written here; masks (E, T, K, G, G), read.
+        pixels: uint8 (E, T, H, W, 3).
+        training: how many of the first episodes determine the components and the reference poses.
+    """
+    episodes, steps, slots, width = store["slots"].shape
+    reference = torch.zeros(slots, 3, dtype=torch.float64)
+    for episode in range(training):
+        owned = _owned(torch.from_numpy(store["masks"][episode]))
+        reference += torch.stack([mask_moments(owned[:, k]).mean(0) for k in range(slots)]) / training
+    every, sample = max(training * steps // SAMPLE, 1), []
+    for episode in range(training):
+        index = torch.arange(-episode * steps % every, steps, every)
+        if len(index):
+            sample.append([view for view, _ in _described(store, pixels, episode, reference, index)])
+    components = [Components(torch.cat(of_slot), width - PLACE) for of_slot in zip(*sample, strict=True)]
+    for name in ("mean", "basis"):
+        store.create_array(name, data=torch.stack([getattr(of_slot, name) for of_slot in components]).numpy(),
+                           overwrite=True)
+    with Progress(episodes * steps, "slots' components", " frames") as bar:
+        for episode in range(episodes):
+            described = _described(store, pixels, episode, reference, torch.arange(steps))
+            vectors = [torch.cat([of_slot(view), place], 1)
+                       for of_slot, (view, place) in zip(components, described, strict=True)]
+            store["slots"][episode] = torch.stack(vectors, 1).half().numpy()
+            bar.update(steps)
+
+
+def decoded(vectors: np.ndarray, mean: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """What vectors (N, D) of one slot hold, as pictures in the slot's frame of reference: uint8 (N, VIEW, VIEW, 3).
+
+    mean, basis: the slot's, (F,) and (F, D - PLACE), as `write_components` stores them.
+    """
+    view = (vectors[:, :-PLACE].astype(np.float32) @ basis.T + mean).reshape(-1, 4, VIEW, VIEW)
+    colours = view[:, 1:] + GREY * view[:, :1] / MASK_WEIGHT
+    return (255 * colours).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _described(store, pixels, episode, reference, index) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Views and frames of reference of every slot at the steps `index` of an episode."""
+    masks = torch.from_numpy(store["masks"][episode])
+    frames, places = torch.from_numpy(pixels[episode])[index], frames_of_reference(masks, reference)[index]
+    for k in range(masks.shape[1]):
+        yield views(frames, masks[index, k], places[:, k]), places[:, k]
