@@ -1,10 +1,11 @@
-"""Writing and reading artifacts: atomically, without pickles, and with one line when something is wrong."""
+"""Reading and writing artifacts: atomically, without pickles, and with one line when a file is missing or damaged."""
 
 import csv
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,13 +19,18 @@ __all__ = ["atomic", "digest", "load_tensors", "open_zarr", "read_csv", "read_js
 
 
 @contextmanager
-def atomic(path):
-    """Give a temporary name beside `path` to write a file or folder to; it becomes `path` when all went well."""
+def atomic(path: Path | str) -> Iterator[Path]:
+    """A temporary path for a file or folder, which is renamed to `path` when the block ends without an error.
+
+    The result has the permissions of the umask.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        if temporary.is_file():
+            temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -34,67 +40,64 @@ def atomic(path):
         temporary.unlink(missing_ok=True)
 
 
-def save_tensors(path, tensors, **metadata):
-    """Write named tensors as safetensors with JSON-able metadata."""
-    from safetensors.torch import save_file  # brings torch, which workers that only simulate do without
+def save_tensors(path: Path, tensors: dict, **metadata) -> None:
+    """Write tensors by name as safetensors, with metadata that JSON can hold."""
+    from safetensors.torch import save_file  # here, because workers that only simulate start faster without torch
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
-        # One entry only: safetensors writes several in an order that changes from run to run.
+        # One entry: safetensors writes several in an order that changes from run to run.
         save_file(tensors, temporary, {"oclam": json.dumps(metadata, sort_keys=True)})
 
 
-def load_tensors(path):
-    """Read safetensors. Returns (tensors by name, metadata). Raises UserError for a missing or damaged file."""
+def load_tensors(path: Path | str) -> tuple[dict, dict]:
+    """Tensors by name, and metadata, of a safetensors file. Raises UserError for a missing or damaged file."""
     try:
         with safe_open(_existing(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, json.loads((file.metadata() or {}).get("oclam", "{}"))
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors ({error}); make it anew with `dvc repro`") from None
+        raise UserError(f"{path}: damaged or not safetensors ({error}); delete it and run `dvc repro`") from None
 
 
-def open_zarr(path):
-    """Open a Zarr store read-only. Raises UserError when it is missing or damaged."""
+def open_zarr(path: Path | str) -> zarr.Group:
+    """A Zarr store, read-only. Raises UserError when it is missing or damaged."""
     try:
         return zarr.open_group(_existing(path), mode="r")
     except (ValueError, KeyError, FileNotFoundError) as error:
-        raise UserError(f"{path}: not a Zarr store ({error}); make it anew with `dvc repro`") from None
+        raise UserError(f"{path}: not a Zarr store ({error}); delete it and run `dvc repro`") from None
 
 
-def write_json(path, value):
+def write_json(path: Path, value) -> None:
     """Write JSON with sorted keys. Raises ValueError for NaN, which JSON does not have."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path):
-    """Read JSON. Raises UserError when it is missing or damaged."""
+def read_json(path: Path):
+    """The content of a JSON file. Raises UserError when it is missing or damaged."""
     try:
-        return json.loads(_existing(path).read_text())
+        return json.loads(_existing(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: damaged JSON ({error}); make it anew with `dvc repro`") from None
+        raise UserError(f"{path}: damaged JSON ({error}); delete it and run `dvc repro`") from None
 
 
-def write_csv(path, rows):
-    """Write a list of dicts that share their keys."""
-    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write a list of dicts with the same keys."""
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def read_csv(path):
-    """Read a CSV file into a list of dicts; what looks like a number becomes one."""
-    with _existing(path).open(newline="") as file:
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a CSV file; numbers are converted."""
+    with _existing(path).open(newline="", encoding="utf-8") as file:
         return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def digest(path):
-    """Cheap identity of an artifact's content: every file's name, size, first and last 64 KiB.
-
-    What Python compiles beside code does not count.
-    """
+def digest(path: Path | str) -> str:
+    """A cheap hash of a file or folder: every file's name, size, first and last 64 KiB; not __pycache__."""
     path, block, content = _existing(path), 1 << 16, hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if not file.is_file() or "__pycache__" in file.parts:
@@ -111,8 +114,14 @@ def digest(path):
 def _existing(path):
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file; `dvc repro` makes the pipeline's own")
+        raise UserError(f"{path}: no such file; put it there, or run the stage that writes it (`dvc repro`)")
     return path
+
+
+def _umask():
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def _number(text):

@@ -1,10 +1,11 @@
-"""Where an interrupted stage goes on: work in progress, named by the parameters, code and inputs that it belongs to."""
+"""Checkpoints: the state of an unfinished stage, from which it resumes."""
 
 import hashlib
 import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,13 +18,18 @@ FOLDER = Path(".resume")
 
 
 class Checkpoint:
-    """The work in progress of one stage, outside DVC's outputs, so that nothing else can ever go on from it.
+    """The state of one unfinished stage, in a folder named by its parameters, code and inputs.
 
-    Args: name, the stage with its task, seed and variant; params, what `oclam.params.load` gave; inputs, the artifacts
-    read; interval, seconds between two saves.
+    So a stage never resumes from the state of another version of itself.
+
+    Args:
+        name: the stage with its task, seed and variant.
+        params: what `oclam.params.load` returned.
+        inputs: the artifacts that are read.
+        interval: seconds between two saves.
     """
 
-    def __init__(self, name, params, inputs=(), interval=60.0):
+    def __init__(self, name: str, params, inputs: Sequence[Path] = (), interval: float = 60.0):
         key = hashlib.sha256(repr((params, torch.get_num_threads())).encode())
         for source in _loaded_code():
             key.update(source.read_bytes())
@@ -33,12 +39,12 @@ class Checkpoint:
         self.folder = FOLDER / f"{name}-{key.hexdigest()[:16]}"
         self._saved = time.monotonic()
 
-    def due(self):
+    def due(self) -> bool:
         """Whether `interval` seconds have passed since the last save."""
         return time.monotonic() - self._saved >= self.interval
 
-    def save(self, parts, **position):
-        """Write the state of every part (model, optimiser, ...), the random state and the position, atomically."""
+    def save(self, parts: dict, **position) -> None:
+        """Write the state of every part (model, optimizer, ...), the random state and the position, atomically."""
         state = {"parts": {name: part.state_dict() for name, part in parts.items()}, "random": torch.get_rng_state(),
                  "position": position}
         if torch.cuda.is_available():
@@ -47,8 +53,8 @@ class Checkpoint:
             torch.save(state, temporary)
         self._saved = time.monotonic()
 
-    def restore(self, parts):
-        """Put the saved state back into the parts. Returns the position, None when there is nothing to go on from."""
+    def restore(self, parts: dict) -> dict | None:
+        """The saved position, after its state was loaded into the parts; None when nothing was saved."""
         path = self.folder / "state.pt"
         if not path.exists():
             return None
@@ -58,11 +64,11 @@ class Checkpoint:
         torch.set_rng_state(state["random"])
         if "random_cuda" in state:
             torch.cuda.set_rng_state(state["random_cuda"])
-        print(f"{self.name}: going on from {path}", file=sys.stderr)
+        print(f"{self.name}: resumed from {path}", file=sys.stderr)
         return state["position"]
 
-    def remove(self):
-        """Forget the work in progress, and any of this stage that other parameters or code had left behind."""
+    def remove(self) -> None:
+        """Delete the state of this stage, and that of its earlier versions."""
         for folder in FOLDER.glob(f"{self.name}-" + "[0-9a-f]" * 16):
             shutil.rmtree(folder)
         if FOLDER.is_dir() and not os.listdir(FOLDER):

@@ -1,4 +1,4 @@
-"""What every stage's command line shares: arguments, one-line errors, how long it took and on what."""
+"""The command line of every stage: arguments, one-line errors, and a record of duration and hardware."""
 
 import argparse
 import errno
@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from oclam import paths
@@ -18,8 +19,8 @@ __all__ = ["arguments", "run"]
 TYPES = {"seed": int, "restart": int}
 
 
-def arguments(*names):
-    """Parse the stage's positional arguments, such as task, seed and variant. Returns them in order."""
+def arguments(*names: str):
+    """The stage's positional arguments, such as task, seed and variant, in order; a single one by itself."""
     parser = argparse.ArgumentParser()
     for name in names:
         parser.add_argument(name, type=TYPES.get(name, str))
@@ -27,9 +28,9 @@ def arguments(*names):
     return values[0] if len(values) == 1 else values
 
 
-def run(main):
-    """Run a stage's main: bad input and a full disk end it with one line, success leaves its duration in reports."""
-    started = time.time() - float(os.environ.get("OCLAM_SPENT", 0))  # what earlier slices (oclam.slices) spent on it
+def run(main: Callable[[], None]) -> None:
+    """Run a stage's main: wrong input or a full disk end it with one line; its duration is written to reports."""
+    started = time.time() - float(os.environ.get("OCLAM_SPENT", 0))  # seconds of earlier slices (oclam.slices)
     keep_freed_memory()
     try:
         main()
@@ -38,7 +39,7 @@ def run(main):
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.exit(f"error: the disk is full ({error.filename}); free some space, then `dvc repro` goes on from there")
+        sys.exit(f"error: the disk is full ({error.filename}); free some space, then `dvc repro` resumes")
     name = "-".join([Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
     write_json(paths.duration(name),
                {"stage": name, "seconds": round(time.time() - started, 1), "hardware": _hardware()})

@@ -1,12 +1,13 @@
-"""Reading a collected dataset: frames held where they fit, and random (t, t+1, t+k) batches gathered from them.
+"""Collected datasets: frames in GPU memory, host memory or a mapped file, and random batches of t, t+1 and t+k.
 
-Everywhere a frame is named by its flat index, episode * steps + t. The archive (Zarr) is read once, in order; what a
-training step needs is then gathered from GPU memory, host memory or a memory-mapped file by one index operation.
+A frame is named by its flat index, episode * steps + t. The Zarr store is read once, in order; a training step's frames
+are then gathered by one index operation.
 """
 
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,10 +29,10 @@ __all__ = ["Dataset", "FrameSampler", "FrameStacks", "Frames", "Prefetch", "Trip
 
 @dataclass(frozen=True)
 class Dataset:
-    """One task's episodes in one view; the last `test_episodes` of the arrays are held out.
+    """One task's episodes in one view; the last `test_episodes` are held out.
 
-    pixels (E, T, H, W, 3) uint8 stays in the archive; actions (E, T, A), states (E, T, S) and rewards (E, T), all
-    float32, are read when first asked for. E = episodes + test_episodes, T = steps.
+    pixels, uint8 (E, T, H, W, 3), stay in the store; actions (E, T, A), states (E, T, S) and rewards (E, T), all
+    float32, are read at their first use. E = episodes + test_episodes, T = steps.
     """
 
     path: Path
@@ -58,31 +59,31 @@ class Dataset:
         return self.group["rewards"][:]
 
 
-def open_dataset(path):
-    """Open a dataset written by collect or `oclam.hdf5`. Raises UserError when it is missing, damaged or no dataset."""
+def open_dataset(path: Path) -> Dataset:
+    """The dataset that collect or `oclam.hdf5` wrote. Raises UserError when it is missing, damaged or no dataset."""
     group = open_zarr(path)
     attrs = dict(group.attrs)
     missing = [name for name in ("pixels", "actions", "states", "rewards") if name not in group]
     missing += [name for name in ("task", "view", "episodes", "test_episodes") if name not in attrs]
     if missing:
-        raise UserError(f"{path}: no {', '.join(missing)}; not a dataset, or an old one: make it anew with `dvc repro`")
+        raise UserError(f"{path}: no {', '.join(missing)}; not a dataset, or an old one: delete it and run `dvc repro`")
     episodes, test_episodes, shape = attrs["episodes"], attrs["test_episodes"], group["pixels"].shape
     shapes = {name: group[name].shape for name in ("pixels", "actions", "states", "rewards")}
     if any(found[:2] != (episodes + test_episodes, shape[1]) for found in shapes.values()):
-        raise UserError(f"{path}: {shapes} do not agree with {episodes} + {test_episodes} episodes; make it anew with "
+        raise UserError(f"{path}: {shapes} do not agree with {episodes} + {test_episodes} episodes; delete it and run "
                         "`dvc repro`")
     return Dataset(Path(path), group, attrs, episodes, test_episodes, shape[1])
 
 
 class Frames:
-    """Rows of any shape and type, one a frame, held on a GPU, in host memory or in a memory-mapped file.
+    """Rows of any shape and type, one a frame, on a GPU, in host memory or in a memory-mapped file.
 
-    Args: rows, (N, *row_shape) tensor; device, where gathered rows are wanted.
+    rows: (N, *row_shape); device: of the gathered rows.
     """
 
-    def __init__(self, rows, device):
+    def __init__(self, rows: torch.Tensor, device: torch.device | str):
         self.device, self.dtype, self.row_shape = torch.device(device), rows.dtype, rows.shape[1:]
-        # Rows are moved in the widest words that divide them: a GPU copies int64 several times faster than uint8.
+        # Rows are copied as the widest integers that divide them: a GPU copies int64 several times faster than uint8.
         width = rows[0].numel() * rows.element_size()
         word = next(kind for kind in (torch.int64, torch.int32, torch.int16, torch.uint8) if width % kind.itemsize == 0)
         self._rows = rows.reshape(len(rows), -1).view(word)
@@ -91,36 +92,37 @@ class Frames:
         return len(self._rows)
 
     @classmethod
-    def load(cls, array, episodes, device, allowance_bytes=None):
-        """Read episodes of a Zarr array (E, T, ...), a range without gaps or a list; the first one's rows come first.
+    def load(cls, array: zarr.Array, episodes: range | list[int], device: torch.device | str,
+             allowance_bytes: int | None = None) -> "Frames":
+        """The rows of episodes of a Zarr array (E, T, ...), in order.
 
-        They go to the GPU when they fit in 80% of what is free there, else to host memory when they fit in half of
-        what is available, else to a file under `.resume` that is made once for this content and mapped; which one is
-        printed. allowance_bytes replaces both limits. On the way at most one decoded episode and its compressed bytes
-        are in memory.
+        They are kept on the GPU when they fit in 80% of its free memory, else in host memory when they fit in half of
+        what is available, else in a file under `.resume` that is written once and mapped; which one is printed. At most
+        one decoded episode is in memory besides. allowance_bytes replaces both limits.
         """
         device = torch.device(device)
         shape = (len(episodes) * array.shape[1], *array.shape[2:])
         size, dtype = int(np.prod(shape)) * array.dtype.itemsize, torch.from_numpy(np.empty(0, array.dtype)).dtype
         on_gpu = device.type == "cuda" and size <= (allowance_bytes or 0.8 * torch.cuda.mem_get_info(device)[0])
-        said = f"{array.name[1:]}: {size / 1e9:.3g} GB"
+        message = f"{array.name[1:]}: {size / 1e9:.3g} GB"
         if not on_gpu and size > (allowance_bytes or 0.5 * _available_memory()):
-            held = range(array.shape[0]) if isinstance(episodes, range) else episodes  # all ranges share one file
-            path, start = _mapped_file(array, held), held.index(episodes[0])
-            print(f"{said}, more than memory allows: mapped from {path}", file=sys.stderr)
-            rows = torch.from_file(str(path), shared=True, size=len(held) * int(np.prod(array.shape[1:])), dtype=dtype)
+            mapped = range(array.shape[0]) if isinstance(episodes, range) else episodes  # all ranges share one file
+            path, start = _mapped_file(array, mapped), mapped.index(episodes[0])
+            print(f"{message}, more than memory allows: mapped from {path}", file=sys.stderr)
+            numbers = len(mapped) * int(np.prod(array.shape[1:]))
+            rows = torch.from_file(str(path), shared=True, size=numbers, dtype=dtype)
             return cls(rows.view(-1, *shape[1:])[start * array.shape[1]:][:shape[0]], device)
-        print(f"{said} in {'GPU' if on_gpu else 'host'} memory", file=sys.stderr)
+        print(f"{message} in {'GPU' if on_gpu else 'host'} memory", file=sys.stderr)
         rows = torch.empty(shape, dtype=dtype, device=device if on_gpu else "cpu")
         for i, episode in enumerate(_read(array, episodes)):
             rows[i * len(episode):(i + 1) * len(episode)] = torch.from_numpy(episode)
         return cls(rows, device)
 
-    def gather(self, index, out=None):
-        """Rows of any LongTensor of flat indices: (...) -> (..., *row_shape) on `device`.
+    def gather(self, index: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows of flat indices (...): (..., *row_shape) on `device`.
 
         out, a tensor of the result's shape and type on the rows' own device, is filled instead of new memory, which
-        saves the page faults of a large batch. Rows on their way from the host to a GPU pass through pinned memory.
+        avoids the page faults of a large batch. Rows from the host to a GPU pass through pinned memory.
         """
         shape, index = (*index.shape, *self.row_shape), index.flatten().to(self._rows.device)
         if self._rows.device != self.device:
@@ -134,7 +136,7 @@ class Frames:
 
 
 def _available_memory():
-    """Bytes that this process may still take, the container's limit included."""
+    """Bytes of memory that this process may still use, the container's limit included."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():  # counts reclaimable cache as available
@@ -153,7 +155,7 @@ def _read(array, episodes):
 
 
 def _mapped_file(array, episodes):
-    """The rows as one flat file, made once; a file of the same array's earlier content is removed."""
+    """The rows as one flat file, written once; the file of the array's earlier content is removed."""
     source = Path(array.store.root) / array.path
     place = hashlib.sha256(repr((os.fspath(source.absolute()), episodes)).encode()).hexdigest()[:16]
     path = FOLDER / f"frames-{place}-{digest(source)[:16]}"
@@ -166,30 +168,33 @@ def _mapped_file(array, episodes):
     return path
 
 
-def stack_index(t, stack, steps):
-    """Flat indices of the `stack` frames that end at `t`, oldest first: LongTensor (...) -> (..., stack).
+def stack_index(t: torch.Tensor, stack: int, steps: int) -> torch.Tensor:
+    """Flat indices of the `stack` frames that end at `t` (...), oldest first: (..., stack).
 
-    An episode's start repeats its first frame.
+    Before an episode's start its first frame is repeated.
     """
     start = (t - t % steps).unsqueeze(-1)
     return torch.maximum(t.unsqueeze(-1) + torch.arange(1 - stack, 1, device=t.device), start)
 
 
 class FrameSampler:
-    """Every frame that has a successor once an epoch, in an order that depends on the seed alone.
+    """Every frame that has a next one, once an epoch, in an order that depends on the seed alone.
 
-    Args: episodes; steps of an episode (t is in 0..steps-2 of each); batch_size, of any size: epochs follow one
-    another without a gap; seed, an int or string.
+    Args:
+        episodes: how many.
+        steps: of an episode; t is in 0..steps-2.
+        batch_size: any; a batch may continue in the next epoch.
+        seed: of the order.
     """
 
-    def __init__(self, episodes, steps, batch_size, seed):
+    def __init__(self, episodes: int, steps: int, batch_size: int, seed: int | str):
         self.episodes, self.steps, self.batch_size, self.seed = episodes, steps, batch_size, seed
         self.samples = episodes * (steps - 1)
         self.steps_per_epoch = -(-self.samples // batch_size)
         self._orders = {}
 
-    def batch(self, step):
-        """Flat indices (B,) of the frames of training step `step`."""
+    def batch(self, step: int) -> torch.Tensor:
+        """Flat indices (B,) of the frames of a training step."""
         places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = places // self.samples, places % self.samples
         orders = {epoch: self._order(epoch) for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)}
@@ -203,33 +208,33 @@ class FrameSampler:
 
 
 class TripleSampler(FrameSampler):
-    """Current, next and future frame: t as in FrameSampler, t + 1, t + k with k uniform in 1..future_offset.
+    """Current, next and future frame: t as in FrameSampler, t + 1, and t + k with k uniform in 1..future_offset.
 
-    t + k is clipped to the episode's end.
+    t + k is limited to the episode's end.
     """
 
-    def __init__(self, episodes, steps, batch_size, future_offset, seed):
+    def __init__(self, episodes: int, steps: int, batch_size: int, future_offset: int, seed: int | str):
         super().__init__(episodes, steps, batch_size, seed)
         self.future_offset = future_offset
 
-    def batch(self, step):
-        """Flat indices t, t + 1 and t + k, each (B,), of training step `step`."""
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Flat indices t, t + 1 and t + k, each (B,), of a training step."""
         t = super().batch(step)
         k = torch.randint(1, self.future_offset + 1, t.shape, generator=torch_rng("future", self.seed, step))
         return t, t + 1, torch.minimum(t + k, t - t % self.steps + self.steps - 1)
 
 
 class Prefetch:
-    """`Prefetch(make)(step)` is make(step), made in a thread while the step before was trained on.
+    """`Prefetch(make)(step)` is make(step), computed in a thread during the step before.
 
-    make must depend on nothing but the step, so that a resumed training sees the same batches.
+    make must depend on the step alone, so that a resumed training sees the same batches.
     """
 
-    def __init__(self, make):
+    def __init__(self, make: Callable):
         self._make, self._ahead = make, {}
-        self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))  # training has the cores
+        self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))  # training uses the cores
 
-    def __call__(self, step):
+    def __call__(self, step: int):
         batch = self._ahead.get(step) or self._pool.submit(self._make, step)
         self._ahead = {step + 1: self._pool.submit(self._make, step + 1)}
         return batch.result()
@@ -261,6 +266,6 @@ def transition_of(frame: torch.Tensor, steps: int) -> torch.Tensor:
     return frame - frame // steps
 
 
-def to_image(frames):
+def to_image(frames: torch.Tensor) -> torch.Tensor:
     """Stacked uint8 frames as a network's input: (..., stack, H, W, C) -> float32 (..., stack * C, H, W) in [-1, 1]."""
     return frames.movedim(-1, -3).flatten(-4, -3).to(torch.float32).div_(127.5).sub_(1)

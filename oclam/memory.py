@@ -1,4 +1,4 @@
-"""How the C library hands out memory."""
+"""The C library's reuse of freed memory."""
 
 import ctypes
 import platform
@@ -8,11 +8,11 @@ __all__ = ["keep_freed_memory"]
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def keep_freed_memory():
-    """Let this process reuse large freed blocks instead of returning them to the system, where it is glibc's to say.
+def keep_freed_memory() -> bool:
+    """Let this process reuse large freed blocks instead of returning them to the system; whether glibc allowed it.
 
-    Activations and batches of tens of megabytes are else mapped, zeroed page by page and unmapped in every step, which
-    takes half of a small model's training time on a CPU. Returns whether it was possible.
+    Otherwise activations and batches of tens of megabytes are mapped, zeroed page by page and unmapped in every step,
+    which takes half of a small model's training time on a CPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

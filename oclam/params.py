@@ -1,7 +1,7 @@
-"""Typed, frozen parameters: one class a section of `params.yaml`, checked as a whole before any work starts.
+"""Typed, frozen parameters: one class for each section of `params.yaml`, checked as a whole before any work.
 
-`params.yaml` is the small scale, `params/paper.yaml` the paper's (Tables 6 to 8). A stage asks `load` for exactly the
-keys that it declares to DVC and receives nothing else.
+`params.yaml` is the small scale, `params/paper.yaml` the paper's (Tables 6 to 8). `load` gives a stage exactly the keys
+that it declares to DVC. `python -m oclam.params params/study.yaml` makes another scale the pipeline's.
 """
 
 import argparse
@@ -82,13 +82,13 @@ class Training(Section):
     algorithm: Literal["PPO", "SAC", "CrossQ"]
     steps: Count
     environments: Count
-    episode_steps: Count  # until a copy begins anew: fewer than the 1,000 of a whole one show more beginnings
+    episode_steps: Count  # of training episodes: fewer than the suite's 1,000 give more starts
     evaluate_every: Count
     hyperparameters: dict[str, int | float | str | bool | list[int]]
 
 
 class Expert(Section):
-    """The policy that acts in the dataset: shipped in `folder`, or trained when asked."""
+    """The policy that acts in the dataset: from `folder`, or trained."""
 
     folder: Name  # holds <task>.safetensors
     train: bool
@@ -103,13 +103,13 @@ class Collect(Section):
     test_episodes: Count  # held out after the first `episodes`; probes and slot measures are taken on them
     segmented_episodes: Count  # of the held-out ones, how many carry the simulator's segmentation of the agent
     steps: Annotated[int, Field(ge=16)]
-    action_noise: NonNegative  # standard deviation of what is added to the expert's actions; recorded is the sum
+    action_noise: NonNegative  # standard deviation of the noise on the expert's actions; the sum is recorded
     shard_episodes: Count
     seed: Natural
 
 
 class Encoder(Section):
-    """The frozen vision transformer behind VideoSAUR."""
+    """The frozen vision transformer whose features VideoSAUR reads."""
 
     source: Name  # embedded, hub, distill, or a path to safetensors with timm's names
     name: Name  # timm's name of the architecture; ignored by embedded and distill
@@ -152,7 +152,7 @@ class Steve(Section):
 
     feature_hidden: Count  # channels of the convolutions; these three too where ocp.model is steve
     decoder_hidden: Count  # channels of the discrete VAE
-    decoder_layers: Count  # of the transformer that spells the frame
+    decoder_layers: Count  # of the transformer that predicts the tokens
     batch_size: Count
     steps: Count
     learning_rate: Positive
@@ -233,7 +233,7 @@ class Finetune(Section):
 class Scratch(Section):
     """The control: the policies of finetune's budgets without latent pretraining."""
 
-    updates: Count  # the whole policy learns, so that each costs far more than one of finetune's
+    updates: Count  # of the whole policy, so that each costs far more than one of finetune's
 
 
 class Eval(Section):
@@ -246,7 +246,7 @@ class Eval(Section):
 class Params(Section):
     """The whole of params.yaml."""
 
-    scale: Name  # stands beside every number of the report
+    scale: Name  # named beside every number of the report
     tasks: Annotated[list[Name], Field(min_length=1)]
     seeds: Annotated[list[Natural], Field(min_length=1)]
     restarts: Annotated[list[Natural], Field(min_length=1)]  # initialisations of ocp, of which the best one is kept
@@ -382,7 +382,7 @@ def _checked(content, path):
 
 def _one_line(error):
     kind, given, place = Params, error["input"], []
-    for part in error["loc"]:  # as far as the parameter's own name; behind it pydantic tells a union's members apart
+    for part in error["loc"]:  # up to the parameter's own name; after it pydantic distinguishes a union's members
         if isinstance(kind, type) and issubclass(kind, Section):
             fields = kind.model_fields
             kind = fields[part].annotation if part in fields else None
@@ -407,11 +407,11 @@ def _one_line(error):
     return f"{key}: {given!r} given, {message[0].lower()}{message[1:]}"
 
 
-def load(*names, path="params.yaml"):
-    """Check the whole parameter file and return only the named sections or keys.
+def load(*names: str, path: str | Path = "params.yaml") -> SimpleNamespace:
+    """The named sections or keys of a parameter file, which is checked as a whole.
 
-    `load("compute", "lapo.latent_dim")` gives a namespace with `compute` whole and `lapo` with `latent_dim` alone, so
-    that a stage cannot read what it does not declare to DVC. Raises UserError as `read` does.
+    `load("compute", "lapo.latent_dim")` has all of `compute` and of `lapo` only `latent_dim`, so that a stage cannot
+    read what it does not declare to DVC. Raises UserError as `read` does.
     """
     params, chosen = read(path), SimpleNamespace()
     for name in names:

@@ -1,7 +1,7 @@
-"""What a pipeline will cost, before anyone spends a GPU-day: `python -m oclam.plan params/paper.yaml ocp.slots=8`.
+"""The cost of a pipeline before it is run: `python -m oclam.plan params/paper.yaml ocp.slots=8`.
 
-Models are built on PyTorch's meta device: they have shapes and no memory, so that parameters, FLOPs and activations are
-counted as the code has them, in seconds.
+Models are built on PyTorch's meta device, without memory, so that parameters, FLOPs and activations of the real code
+are counted within seconds.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from oclam.artifacts import load_tensors
 from oclam.datasets import FrameSampler
 from oclam.errors import UserError
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
-from oclam.params import read
+from oclam.params import Params, read
 from oclam.policies.networks import ActionDecoder, Actor
 from oclam.slots.steve import Steve
 from oclam.slots.videosaur import VideoSaur
@@ -34,12 +34,16 @@ VIEWS, SPLITS = 2, 2  # of datasets: distracted and clean; of background videos:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a stage costs; `runs` are made.
+    """The cost of one run of a stage.
 
-    trainable, total: parameters. samples: what training, collection or evaluation goes through, in `unit`. flops.
-    disk: bytes of the outputs before compression. memory: bytes of weights, gradients, Adam's moments and activations.
-    data: bytes of the rows that `oclam.datasets.Frames` holds, on the GPU, in host memory or mapped, by size.
-    rendered: frames.
+    Args:
+        runs: how many runs the pipeline has.
+        samples, unit: what training, collection or evaluation processes.
+        trainable, total: parameters.
+        disk: bytes of the outputs before compression.
+        memory: bytes of weights, gradients, Adam's moments and activations.
+        data: bytes of the rows that `oclam.datasets.Frames` keeps.
+        rendered: frames.
     """
 
     stage: str
@@ -54,14 +58,14 @@ class Cost:
     data: int = 0
     rendered: int = 0
 
-    def hours(self, flops_per_second, frames_per_second):
+    def hours(self, flops_per_second: float, frames_per_second: float) -> float:
         """Duration of one run at these throughputs."""
         return (self.flops / flops_per_second + self.rendered / frames_per_second) / 3600
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's parameters; for one sample the FLOPs forward, and both ways, and bytes kept for the way back."""
+    """A model's parameters; of one sample, the FLOPs of the forward pass and of both, and bytes of activations."""
 
     size: int
     forward: int
@@ -75,7 +79,7 @@ class Plan:
     Raises UserError, naming the parameter, for a task or an encoder that does not exist.
     """
 
-    def __init__(self, params):
+    def __init__(self, params: Params):
         self.params, collect, size = params, params.collect, params.env.image_size
         self.runs = len(params.tasks) * len(params.seeds)
         self.training_frames = collect.episodes * collect.steps
@@ -86,20 +90,20 @@ class Plan:
         chosen = select.max_slots if select.method == "auto" else max(map(len, select.manual.values()))
         self.slot_width = params.ocp.slot_dim * (chosen if select.combine == "concatenate" else 1)
 
-    def costs(self):
-        """A list of Cost, one a stage, in the pipeline's order."""
+    def costs(self) -> list[Cost]:
+        """The cost of every stage, in the pipeline's order."""
         with torch.device("meta"):
             return [*self.assets(), self.ocp(), self.slots(), self.slot_select(), self.steve(),
                     *map(self.lapo, LATENT), *self.cloning(), *self.few_labels(), self.evaluation()]
 
     def assets(self):
         params, tasks = self.params, len(self.params.tasks)
-        films = SPLITS * params.backgrounds.videos * params.backgrounds.frames
+        videos = SPLITS * params.backgrounds.videos * params.backgrounds.frames
         experts = max(params.expert.training[task].steps for task in params.tasks) if params.expert.train else 0
         encoder = _size(self.encoder)
         row = self.pixels + 4 * (self.action_dim + self.state_dim + 1)
         masks = params.collect.segmented_episodes * params.collect.steps * self.mask
-        return [Cost("backgrounds", 1, "frames", samples=films, disk=films * params.env.texture_size**2 * 3),
+        return [Cost("backgrounds", 1, "frames", samples=videos, disk=videos * params.env.texture_size**2 * 3),
                 Cost("expert", tasks, "steps", samples=experts),
                 Cost("encoder", 1, total=encoder, disk=4 * encoder),
                 Cost("collect", tasks * VIEWS, "frames", samples=self.frames, disk=self.frames * row + masks,
@@ -190,7 +194,7 @@ class Plan:
 
     @cached_property
     def latent_action_models(self):
-        """By kind of observation: the model, and its inverse half as it labels, measured."""
+        """By kind of observation: the model in training, and its inverse model alone, measured."""
         lapo, heads, size = self.params.lapo, self.params.lapo_slots, self.params.env.image_size
         images = ImageLatentActionModel(3 * lapo.frame_stack, size, lapo.latent_dim, lapo.encoder_scale,
                                         lapo.residual_blocks)
@@ -232,7 +236,7 @@ class Plan:
                        data=self.training_frames * (self.pixels + label))
 
     def few_labels(self):
-        """One run trains all budgets, one after the other."""
+        """finetune and scratch; one run trains all budgets."""
         tune, budgets = self.params.finetune, len(self.params.finetune.budgets)
         labelled = max(tune.budgets) * self.params.collect.steps
         for stage, variants, actor, latent_dim, updates in (
@@ -251,20 +255,20 @@ class Plan:
                        data=labelled * (self.pixels + frozen * 4 * latent_dim))
 
     def evaluation(self):
-        """Policies of all budgets in one run, which is more than bc and bc-no-distractors have."""
+        """eval; policies of all budgets in one run (bc and bc-no-distractors have one)."""
         frames = len(self.params.finetune.budgets) * self.params.eval.episodes * self.params.collect.steps
         actor = self.latent_actor
         return Cost("eval", self.runs * len(VARIANTS), "frames", total=actor.size, samples=frames,
                     flops=frames * actor.forward, memory=4 * actor.size, rendered=frames)
 
     def samples(self, settings):
-        """Samples of a whole training, as stages count its steps."""
+        """Samples of a whole training, in whole steps."""
         collect = self.params.collect
         sampler = FrameSampler(collect.episodes, collect.steps, settings.batch_size, seed=0)
         return max(round(settings.epochs * sampler.steps_per_epoch), 1) * settings.batch_size
 
     def measure(self, model, run):
-        """Count a run of the model on one sample, and its backward pass unless what it returns is detached."""
+        """A run of the model on one sample, and its backward pass unless the result is detached, measured."""
         saved = {}
 
         def remember(tensor):

@@ -8,9 +8,9 @@ __all__ = ["Progress"]
 
 
 class Progress(tqdm):
-    """tqdm with rate and time left that prints whole lines when the output is not a terminal."""
+    """tqdm with rate and time left, which prints whole lines where the output is no terminal."""
 
-    def __init__(self, total, name, unit, initial=0):
+    def __init__(self, total: int, name: str, unit: str, initial: int = 0):
         self._terminal = sys.stderr.isatty()
         super().__init__(total=total, desc=name, unit=unit, initial=initial, unit_scale=True, dynamic_ncols=True,
                          mininterval=0.5 if self._terminal else 15.0)

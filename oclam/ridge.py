@@ -1,6 +1,6 @@
 """Ridge regression in closed form from additive moments, so that leaving a trajectory out is a subtraction."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ class Ridge:
     weight: np.ndarray
     bias: np.ndarray
 
-    def __call__(self, x):
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         return x @ self.weight + self.bias
 
 
@@ -26,7 +26,7 @@ class Ridge:
 class Moments:
     """Count, sums and products of inputs x (N, X) and targets y (N, Y), in float64; they add over batches.
 
-    `joint` is the Gram matrix of [1, x, y]: all that fitting and judging an affine map needs of the data.
+    joint: the Gram matrix of [1, x, y], from which an affine map is fitted and its error computed; inputs: X.
     """
 
     joint: np.ndarray
@@ -57,15 +57,15 @@ class Moments:
         return self if zero == 0 else NotImplemented
 
     @property
-    def variance(self):
+    def variance(self) -> np.ndarray:
         """Variance of every target, (Y,): the error of the best constant."""
         mean = self.joint[0] / self.joint[0, 0]
         return (self.joint.diagonal() / self.joint[0, 0] - mean**2)[1 + self.inputs:]
 
-    def fit(self, penalty):
-        """Minimise mean |x weight + bias - y|^2 + penalty |S weight|^2, S the inputs' standard deviations.
+    def fit(self, penalty: float) -> Ridge:
+        """The map that minimises mean |x weight + bias - y|^2 + penalty |S weight|^2.
 
-        The bias is not penalised; scaling an input changes nothing.
+        S are the inputs' standard deviations, so scaling an input changes nothing; the bias is not penalised.
         """
         mean = self.joint[0] / self.joint[0, 0]
         covariance = self.joint / self.joint[0, 0] - np.outer(mean, mean)
@@ -76,17 +76,16 @@ class Moments:
         weight = solution / deviation[:, None]
         return Ridge(weight, mean[y] - mean[x] @ weight)
 
-    def mse(self, ridge):
+    def mse(self, ridge: Ridge) -> np.ndarray:
         """Mean squared error of an affine map on these data, (Y,)."""
         residual = np.concatenate([ridge.bias[None], ridge.weight, -np.eye(ridge.weight.shape[1])])
         return np.einsum("iy,ij,jy->y", residual, self.joint, residual) / self.joint[0, 0]
 
 
-def best_ridge(groups, penalties=PENALTIES):
-    """Leave-one-group-out cross-validation: the penalty with the lowest mean error.
+def best_ridge(groups: Sequence[Moments], penalties: Sequence[float] = PENALTIES) -> tuple[float, np.ndarray]:
+    """The penalty with the lowest error in leave-one-group-out cross-validation, and that error by group (groups, Y).
 
-    Args: groups, a list of Moments, one a trajectory.
-    Returns (penalty, errors (groups, Y)): the held-out error of every group at that penalty.
+    groups: one for each trajectory.
     """
     total = sum(groups)
     errors = {p: np.stack([group.mse((total - group).fit(p)) for group in groups]) for p in penalties}

@@ -1,7 +1,7 @@
-"""The pipeline in slices of bounded time, for batch queues that end every job early and machines without DVC.
+"""The pipeline in slices of limited time, for batch queues that end jobs early and for machines without DVC.
 
 `python -m oclam.slices --minutes 9` runs the stages of dvc.yaml in order, skips what is done and stops in time; called
-again, it goes on from there, wherever the tree with its `data`, `reports` and `.resume` is by then.
+again, it resumes, also on another machine with a copy of the tree with its `data`, `reports` and `.resume`.
 """
 
 import argparse
@@ -44,15 +44,15 @@ class Stage:
     deps: list
     outs: list
 
-    def key(self, params):
-        """Hash of all that decides the outputs: command, values of its parameters, content of its dependencies."""
+    def key(self, params: dict) -> str:
+        """Hash of all that determines the outputs: command, values of the parameters, content of the dependencies."""
         values = {key: _value(params, key) for key in self.params}
-        decides = [self.cmd, values, {dep: digest(dep) for dep in self.deps}]
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        inputs = [self.cmd, values, {dep: digest(dep) for dep in self.deps}]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def expand(content, params):
-    """The stages of a dvc.yaml's content with every matrix unrolled and ${...} filled in. Returns {name: Stage}."""
+def expand(content: dict, params: dict) -> dict[str, Stage]:
+    """The stages of a dvc.yaml by name, every matrix expanded and ${...} filled in."""
     stages = {}
     for name, stage in content["stages"].items():
         matrix = _fill(stage.get("matrix", {}), params)
@@ -77,14 +77,14 @@ def _value(scope, key):
     return reduce(getitem, key.split("."), scope)
 
 
-def upstream(stage, stages):
-    """Names of the stages that make what this one reads: a path, something within it or a folder around it."""
+def upstream(stage: Stage, stages: dict[str, Stage]) -> list[str]:
+    """Names of the stages whose outputs this one reads: the same path, one inside it or a folder around it."""
     return [other.name for other in stages.values()
             if any(f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a in other.outs for b in stage.deps)]
 
 
-def needed_for(until, stages):
-    """{name: Stage} of `until`, a stage's or an instance's name, and of all that it needs; None needs every stage."""
+def needed_for(until: str | None, stages: dict[str, Stage]) -> dict[str, Stage]:
+    """`until`, the name of a stage or an instance, and all stages that it needs; every stage for None."""
     asked = [name for name in stages if until in (None, name, name.split("@")[0])]
     if not asked:
         known = dict.fromkeys(name.split("@")[0] for name in stages)
@@ -99,17 +99,17 @@ def needed_for(until, stages):
 
 
 class _Job:
-    """A stage on its way: what earlier slices recorded of it, and the process that runs it now."""
+    """A stage that is run: the record of earlier slices, and the process that runs it now."""
 
     def __init__(self, stage, params):
         self.stage, self.key, self.record = stage, stage.key(params), RECORDS / f"{stage.name}.json"
         record = read_json(self.record) if self.record.exists() else {"key": None}
-        begun = record["key"] == self.key
-        self.done = begun and record["done"] and all(Path(out).exists() for out in stage.outs)
-        self.spent = record["seconds"] if begun and not record["done"] else 0.0
+        started = record["key"] == self.key
+        self.done = started and record["done"] and all(Path(out).exists() for out in stage.outs)
+        self.spent = record["seconds"] if started and not record["done"] else 0.0
 
-    def start(self, cores):
-        """Run the stage on these cores, which it counts by its affinity."""
+    def start(self, cores: list[int]) -> None:
+        """Run the stage on these cores only."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
                                     "OCLAM_SPENT": str(self.spent)}
         self.cores, self.started, ours = cores, time.monotonic(), os.sched_getaffinity(0)
@@ -119,8 +119,8 @@ class _Job:
                                         process_group=0)
         os.sched_setaffinity(0, ours)
 
-    def end(self):
-        """Stop the stage if it still runs, and record how far it is. Returns its status."""
+    def end(self) -> int:
+        """The stage's status; it is stopped if it still runs, and recorded."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
         status = self.process.wait()
@@ -129,12 +129,15 @@ class _Job:
         return status
 
 
-def run_slice(minutes, until=None, jobs=1):
-    """Run what is not done yet for at most `minutes`; stages still running then are ended. Returns whether all is done.
+def run_slice(minutes: float, until: str | None = None, jobs: int = 1) -> bool:
+    """Run what is not done yet for at most `minutes`, and stop what still runs then; whether all is done.
 
-    A stage is done when it succeeded with these parameters and dependencies, and its outputs are there.
-    Args: until, as of `needed_for`; jobs, how many stages run side by side, each on its share of the cores.
-    Raises UserError when a stage fails; those beside it are ended then, and go on at the next call.
+    A stage is done when it succeeded with these parameters and dependencies, and its outputs exist.
+
+    Args:
+        until: as in `needed_for`.
+        jobs: how many stages run side by side, each on its share of the cores.
+    Raises UserError when a stage fails; those beside it are stopped and resume at the next call.
     """
     deadline, params, cores = time.monotonic() + 60 * minutes, read().model_dump(), sorted(os.sched_getaffinity(0))
     if not 1 <= jobs <= len(cores):
@@ -184,7 +187,7 @@ def main():
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))  # the queue's end is a slice's end too
     if not run_slice(arguments.minutes, arguments.until, arguments.jobs):
-        print("The time is over; the same command goes on from here", flush=True)
+        print("The time is over; the same command resumes here", flush=True)
         sys.exit(os.EX_TEMPFAIL)
 
 

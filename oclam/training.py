@@ -1,34 +1,36 @@
-"""The loop that every training stage runs, and what it needs: device, precision, schedules."""
+"""The training loop of every stage: device, precision, schedules, one optimizer step, checkpoints and loss rows."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
 from oclam.progress import Progress
 
 __all__ = ["autocast", "best_device", "count_parameters", "exponential_decay", "linear_decay", "train", "update"]
 
 
-def best_device():
-    """The GPU when there is one."""
+def best_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast(device, precision):
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The context of the forward pass: bfloat16 where `precision` says so, else float32."""
     if precision == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
-def linear_decay(step, steps, warmup):
+def linear_decay(step: int, steps: int, warmup: float) -> float:
     """Share of the learning rate at `step`: linear warm-up over `warmup` steps, then linearly to 0 at `steps`."""
     return min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
 
 
-def exponential_decay(step, half_life, warmup):
+def exponential_decay(step: int, half_life: int, warmup: int) -> float:
     """Share of the learning rate at `step`: linear warm-up, then half of it at `half_life` (VideoSAUR)."""
     return min((step + 1) / (warmup + 1), 1.0) * 0.5 ** (max(step - warmup, 0) / max(half_life - warmup, 1))
 
@@ -52,12 +54,15 @@ def count_parameters(*models: torch.nn.Module) -> dict[str, int]:
             "trainable": sum(p.numel() for p in parameters if p.requires_grad)}
 
 
-def train(step, steps, parts, checkpoint, *, samples, unit="samples", rows=200):
-    """Call `step(i)` for i in 0..steps-1, going on from the checkpoint if there is one.
+def train(step: Callable[[int], dict], steps: int, parts: dict, checkpoint: Checkpoint, *, samples: int,
+          unit: str = "samples", rows: int = 200) -> list[dict]:
+    """Call `step(i)` for i in 0..steps-1, or from the checkpoint on: about `rows` rows of step and mean scalars.
 
-    Args: step, does one update and returns a dict of scalar tensors, "loss" among them; parts, name -> object with
-    state_dict (model, optimiser); checkpoint, an `oclam.checkpoint.Checkpoint`; samples, how many a step takes.
-    Returns about `rows` dicts: step, and every scalar's mean since the last one.
+    Args:
+        step: does one update and returns scalar tensors by name, "loss" among them.
+        steps: how many updates.
+        parts: objects with state_dict by name (model, optimizer).
+        samples: how many a step uses, in `unit`.
     Raises UserError when the loss is not finite; the last good checkpoint is kept.
     """
     position = checkpoint.restore(parts) or {"step": 0, "rows": []}

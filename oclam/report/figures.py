@@ -1,4 +1,6 @@
-"""The report's figures: drawn from tables and arrays alone, the same bytes for the same input."""
+"""The report's figures, drawn from tables and arrays alone; the same input gives the same bytes."""
+
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -25,16 +27,19 @@ ACCENT, FAINT = "#D55E00", "#bbbbbb"
 
 
 @matplotlib.rc_context(STYLE)
-def save(figure, path):
-    """Write a Figure as SVG or PNG, without dates or versions in it."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG or PNG, without dates or versions in it."""
     metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
     with atomic(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=160, metadata=metadata)
 
 
 @matplotlib.rc_context(STYLE)
-def probe_bars(rows, stamp):
-    """Figure 2: probe error by variant. Rows of one task, one a seed and variant; bars are means, dots are seeds."""
+def probe_bars(rows: list[dict], stamp: str) -> Figure:
+    """The paper's Figure 2: probe error by variant; bars are means, dots are seeds.
+
+    rows: of one task, one for each seed and variant.
+    """
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     figure, axes = _figure(4.7, 1.5 + 0.5 * len(variants), stamp)
     for y, variant in enumerate(variants):
@@ -61,10 +66,11 @@ def probe_bars(rows, stamp):
 
 
 @matplotlib.rc_context(STYLE)
-def return_curves(rows, stamp):
-    """Figure 3: normalised return against the number of labelled trajectories. Rows of one task, budgets above 0.
+def return_curves(rows: list[dict], stamp: str) -> Figure:
+    """The paper's Figure 3: normalised return against the number of labelled trajectories.
 
     Lines are interquartile means, bands their 95% bootstrap intervals; the dashed line is cloning of all labels.
+    rows: of one task, budgets above 0.
     """
     figure, axes = _figure(4.7, 3.9, stamp)
     for variant in dict.fromkeys(row["variant"] for row in rows):
@@ -88,8 +94,8 @@ def return_curves(rows, stamp):
 
 
 @matplotlib.rc_context(STYLE)
-def loss_curves(rows, stamp):
-    """Training loss against step. Rows of one task and stage: one line a seed, one colour a variant."""
+def loss_curves(rows: list[dict], stamp: str) -> Figure:
+    """Training loss against step, one line a seed and one colour a variant; rows of one task and stage."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     figure, axes = _figure(4.7, 3.2, stamp)
     for variant in variants:
@@ -108,8 +114,8 @@ def loss_curves(rows, stamp):
 
 
 @matplotlib.rc_context(STYLE)
-def latent_map(latents, actions, stamp):
-    """First two principal components (N, 2) of latent actions, coloured by the first two true actions of (N, A)."""
+def latent_map(latents: np.ndarray, actions: np.ndarray, stamp: str) -> Figure:
+    """Latent actions as points (N, 2), coloured by the first two of the true actions (N, A)."""
     panels = min(actions.shape[1], 2)
     figure = Figure(figsize=(4.7, 2.6), layout="constrained")
     grid = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
@@ -123,8 +129,9 @@ def latent_map(latents, actions, stamp):
 
 
 @matplotlib.rc_context(STYLE)
-def reconstructions(current, target, prediction, swapped, stamp):
-    """What the forward model says of t+1, and what changes under another pair's latent. All uint8 (N, H, W, 3)."""
+def reconstructions(current: np.ndarray, target: np.ndarray, prediction: np.ndarray, swapped: np.ndarray,
+                    stamp: str) -> Figure:
+    """The forward model's prediction of t+1 with the right and with another latent action; all uint8 (N, H, W, 3)."""
     error, effect = _difference(prediction, target), _difference(swapped, prediction)
     columns = [("frame t", current), ("truth t+1", target), ("prediction", prediction), ("|error|", error),
                ("other latent", swapped), ("|its effect|", effect)]
@@ -132,7 +139,8 @@ def reconstructions(current, target, prediction, swapped, stamp):
 
 
 @matplotlib.rc_context(STYLE)
-def slot_grid(frames, masks, chosen, selected, seen, stamp, segmentation=None, decoded=None):
+def slot_grid(frames: np.ndarray, masks: np.ndarray, chosen: list[int], selected: np.ndarray, seen: np.ndarray,
+              stamp: str, segmentation: np.ndarray | None = None, decoded: np.ndarray | None = None) -> Figure:
     """Frames beside the agent, the chosen slots' mask, lapo-masks' view, the slot vector decoded, and every slot.
 
     Args:
@@ -157,10 +165,11 @@ def slot_grid(frames, masks, chosen, selected, seen, stamp, segmentation=None, d
 
 
 @matplotlib.rc_context(STYLE)
-def model_comparison(frames, models, stamp, segmentation=None):
-    """The paper's Figure 4: several models' slots on the same frames, all masks over the frame and what each sees.
+def model_comparison(frames: np.ndarray, models: dict[str, np.ndarray], stamp: str,
+                     segmentation: np.ndarray | None = None) -> Figure:
+    """The paper's Figure 4: the slots of several models on the same frames.
 
-    Args: as of `slot_grid`; models, name -> masks uint8 (N, K, G, G), K and G may differ.
+    models: name -> masks uint8 (N, K, G, G), K and G may differ; all else as in `slot_grid`.
     """
     columns = [*_observed(frames, segmentation)]
     for name, masks in models.items():
@@ -168,22 +177,22 @@ def model_comparison(frames, models, stamp, segmentation=None):
     return _image_grid(columns, stamp)[0]
 
 
-def animation(frames, masks, seen):
-    """Frames (M, H, W, 3) beside all slots and what lapo-masks sees: uint8 (M, H, 3 W + 4, 3)."""
+def animation(frames: np.ndarray, masks: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Frames (M, H, W, 3), all slots over them and what lapo-masks observes, side by side: uint8 (M, H, 3 W + 4, 3)."""
     gap = np.full((*frames.shape[:2], 2, 3), 255, np.uint8)
     tinted = overlay(frames, upsample(masks, frames.shape[1]))
     return np.concatenate([frames, gap, tinted, gap, seen], 2)
 
 
-def upsample(masks, size):
+def upsample(masks: np.ndarray, size: int) -> np.ndarray:
     """Bilinear: uint8 masks (N, K, G, G) in 0..255 -> float (N, K, size, size) in 0..1."""
     images = [np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.BILINEAR))
               for mask in masks.reshape(-1, *masks.shape[2:])]
     return np.stack(images).reshape(*masks.shape[:2], size, size) / 255
 
 
-def overlay(frames, soft):
-    """Every pixel tinted with the colours of the slots that hold it. (N, H, W, 3), (N, K, H, W) -> uint8 frames."""
+def overlay(frames: np.ndarray, soft: np.ndarray) -> np.ndarray:
+    """Frames (N, H, W, 3) tinted with the colours of the slots, by their masks (N, K, H, W)."""
     colors = SLOT_COLORS[np.arange(soft.shape[1]) % len(SLOT_COLORS)]
     tint = np.einsum("nkhw,kc->nhwc", soft / soft.sum(1, keepdims=True).clip(1e-6), colors)
     return (0.5 * frames + 0.5 * tint).astype(np.uint8)
@@ -234,5 +243,5 @@ def _image_grid(columns, stamp):
 
 
 def _stamp(figure, stamp):
-    """The scale on the picture itself, so that it stays with it wherever it is copied."""
+    """Write the scale into the picture, so that copies keep it."""
     figure.supxlabel(stamp, x=0.995, ha="right", fontsize=7, color="#777777")

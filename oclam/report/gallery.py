@@ -1,4 +1,4 @@
-"""Which pictures the report shows, from which artifact each is drawn, and what is said under it."""
+"""The report's pictures: the artifact that each is drawn from, its section and its caption."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv
 from oclam.report import figures
-from oclam.report.results import select
+from oclam.report.results import Results, select
 from oclam.variants import LATENT, VARIANTS
 from oclam.video import write_video
 
@@ -18,7 +18,7 @@ LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of the report: the section it stands in, its caption, its file."""
+    """One image of the report: its section, caption and file."""
 
     section: str
     caption: str
@@ -27,8 +27,8 @@ class Picture:
     pixels: bool = False  # shown enlarged with sharp pixels
 
 
-def draw(results, folder):
-    """Draw every picture of `results` (pixels of the first seed only) into `folder`. Returns Pictures in order."""
+def draw(results: Results, folder: Path) -> list[Picture]:
+    """The pictures of the report, in order, drawn into `folder`; frames are of the first seed."""
     return [picture for task in results.tasks
             for part in (_charts(results, task, folder), _slots(results, task, folder), _latents(results, task, folder),
                          _policies(results, task)) for picture in part]

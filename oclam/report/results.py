@@ -1,6 +1,6 @@
 """Every number of the report, read from the small files under `data/results`.
 
-Tables are lists of dicts that share their keys; None stands for what was not measured.
+Tables are lists of dicts with the same keys; None stands for what was not measured.
 """
 
 import math
@@ -20,7 +20,7 @@ _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
 
 @dataclass(frozen=True)
 class Results:
-    """All tables, and the scale that stands beside every number."""
+    """All tables, and the scale that is named beside every number."""
 
     scale: str
     tasks: list
@@ -39,15 +39,15 @@ class Results:
     parameters: dict  # model -> count, as in the paper's Table 4
 
     @property
-    def stamp(self):
-        """What no number may appear without."""
+    def stamp(self) -> str:
+        """Scale, seeds and episodes, which are shown with every number."""
         return f"{self.scale.capitalize()} scale, {_count(len(self.seeds), 'seed')}, {_count(self.episodes, 'episode')}"
 
 
-def gather(scale, tasks, seeds, restarts):
+def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int]) -> Results:
     """Every result of a finished pipeline, as Results.
 
-    Raises UserError for a missing or damaged file; only durations may be missing, as of stages restored from a cache.
+    Raises UserError for a missing or damaged file, except for durations of stages that DVC restored from its cache.
     """
     returns = [row for task in tasks for row in _returns(task, seeds)]
     unmeasured = dict.fromkeys(_SLOT_MEASURES)  # in a dataset without the simulator's segmentation
@@ -71,8 +71,8 @@ def gather(scale, tasks, seeds, restarts):
     )
 
 
-def metrics(results):
-    """The small nested dict for `dvc metrics`: means over seeds, rounded, the same keys in every run.
+def metrics(results: Results) -> dict:
+    """The nested dict for `dvc metrics`: means over seeds, rounded, the same keys in every run.
 
     probe: ridge mean squared error; return: with all labels; normalised: 100 x return / return of bc with all labels,
     at the largest budget; slots: of the chosen ones together, against the simulator's segmentation.
@@ -92,7 +92,7 @@ def metrics(results):
     return tree
 
 
-def select(rows, **wanted):
+def select(rows: list[dict], **wanted) -> list[dict]:
     """The rows whose columns have the wanted values."""
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
@@ -178,7 +178,7 @@ def _mean(rows, key):
 
 
 def _round(value):
-    """Four significant digits, which is more than any of these numbers carries."""
+    """Four significant digits, more than any of these numbers is exact to."""
     return None if value is None else float(f"{value:.4g}")
 
 

@@ -1,4 +1,4 @@
-"""Statistics of a few noisy runs, as arXiv 2108.13264 asks for them: interquartile mean and bootstrap intervals."""
+"""Statistics of a few noisy runs, after arXiv 2108.13264: interquartile mean and bootstrap intervals."""
 
 import math
 
@@ -8,18 +8,17 @@ from scipy import stats
 __all__ = ["interquartile_mean", "summary"]
 
 
-def interquartile_mean(values, axis=-1):
+def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """The mean of the middle half along `axis`: a quarter of the values, rounded down, is left out at either end."""
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
-def summary(returns):
-    """What is said about a policy's returns (S, E): S seeds, E episodes each.
+def summary(returns: np.ndarray) -> dict[str, float]:
+    """Statistics of returns (S, E) of S seeds with E episodes each.
 
-    Returns a dict: mean and its standard error, interquartile mean of all episodes (iqm) and its 95% percentile
-    bootstrap interval (low, high). The unit of chance, for the error and the bootstrap, is the seed where there are
-    several, with all its episodes; with one seed it is the episode, and says nothing about other seeds. The three are
-    NaN for a single episode.
+    mean and its standard error (stderr), interquartile mean of all episodes (iqm) and its 95% percentile bootstrap
+    interval (low, high). Standard error and bootstrap resample seeds where there are several, otherwise episodes, which
+    says nothing about other seeds. Those three are NaN for a single episode.
     """
     returns = np.asarray(returns, np.float64)
     units = returns if len(returns) > 1 else returns.T  # (units, values of each)

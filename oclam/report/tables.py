@@ -1,12 +1,12 @@
-"""The report's tables as text: this run's numbers, their ratio to lapo, and the paper's beside them."""
+"""The report's tables as text: this run's numbers, their ratio to lapo, and the paper's numbers."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from oclam.report.results import select
-from oclam.variants import ACTION_VARIANCE, LATENT, VARIANTS, normaliser
+from oclam.report.results import Results, select
+from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, VARIANTS, normaliser
 
 __all__ = ["Cell", "Table", "number", "tables", "warnings"]
 
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A captioned table of a section; `rows` are (heading, cells), as many cells as `columns` or none at all."""
+    """A table of a section; `rows` are (heading, cells), with as many cells as `columns` or none."""
 
     section: str
     title: str
@@ -39,35 +39,38 @@ class Table:
     rows: list
 
 
-def tables(results):
-    """Every table of the report, in order. Returns Tables."""
+def tables(results: Results) -> list[Table]:
+    """Every table of the report, in order."""
     return [_probes(results), *_dimensions(results), _returns(results), _statistics(results), _full(results),
             *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
 
 
-def warnings(results):
-    """What a reader must know before believing a number: one sentence each."""
+def warnings(results: Results) -> list[str]:
+    """Sentences that a reader must know before trusting the numbers."""
     found = []
     if results.encoder.get("source") == "random":
-        found.append("The encoder has random weights: slots, and what is built on them, say nothing of the method.")
+        found.append("The encoder has random weights: results on slots say nothing about the method.")
     for row in results.selections:
         if not row["better_than_whole_frame"]:
-            found.append(f"{row['task']}, seed {row['seed']}: no slot predicts actions better than the whole frame; do "
-                         "not expect what is built on the chosen slots to beat lapo.")
+            found.append(f"{row['task']}, seed {row['seed']}: no slot predicts actions better than the whole frame, "
+                         "so variants on the chosen slots cannot be expected to beat lapo.")
+        if row["chosen_probe"]["vector_mse"] > 1.5 * row["chosen_probe"]["probe_mse"]:
+            found.append(f"{row['task']}, seed {row['seed']}: the chosen slot's vector predicts actions much worse "
+                         "than its masked frames; the vector has lost the pose, which lapo-slots depends on.")
     for row in results.probes:
         if row["ridge_mse"] >= row["shuffled_mse"]:
             found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the probe is no better than on "
-                         "shuffled latents; these latent actions hold nothing of the true ones.")
+                         "shuffled latents; these latent actions hold nothing of the true actions.")
     for task in results.tasks:
         share = select(results.returns, task=task, variant="bc-no-distractors")[0]["mean"] / results.experts[task]
         if share < 0.6:
             found.append(f"{task}: behaviour cloning on all true actions without distractors reaches {share:.0%} of "
-                         "the expert's return; normalised returns below it mean little.")
+                         "the expert's return; normalised returns mean little.")
     return found
 
 
-def number(value, spread=None):
-    """Three significant digits (integers whole), a dash for None; `spread` follows a ± to as many decimals."""
+def number(value: float | None, spread: float | None = None) -> str:
+    """Three significant digits (integers whole), a dash for None; `spread` is added after ± with as many decimals."""
     if value is None:
         return "–"
     if isinstance(value, int):
@@ -109,7 +112,7 @@ def _paper_r2(task, variant):
 
 
 def _dimensions(results):
-    note = "Share of each true action's variance that the ridge probe explains: 1 is all of it, 0 none."
+    note = "The share of each true action's variance that the ridge probe explains: 1 is all, 0 none."
     for task in results.tasks:
         of_task, rows = select(results.dimensions, task=task), []
         dimensions = sorted({row["dimension"] for row in of_task})
@@ -135,9 +138,20 @@ def _returns(results):
                      if budget == budgets[-1] and task in VARIANTS[variant].paper.normalised}
             rows.append((f"{budget} labelled", _beside(values, spreads, paper, lower=False)))
     note = ("100 × return / return of bc with all labels in the same view; higher is better, × is the ratio to "
-            "lapo, ± the standard error. The paper fine-tunes on 32 to 128 trajectories and prints one number, put "
-            "here beside the largest budget. scratch is the control: the same labels without latent pretraining.")
+            "lapo, ± the standard error, bold the best variant that sees distractors. The paper fine-tunes on 32 to "
+            "128 trajectories and prints one number, shown here beside the largest budget. scratch is the control: the "
+            "same labels without latent pretraining. " + _divisors(results))
     return Table("returns", "Table 2. Normalised return after fine-tuning", note, variants, rows)
+
+
+def _divisors(results):
+    """What share of the expert the divisors of normalised returns reach."""
+    shares = []
+    for task in results.tasks:
+        for name in ALL_LABELS:
+            mean = select(results.returns, task=task, variant=name, budget=0)[0]["mean"]
+            shares.append(f"{name} reaches {mean / results.experts[task]:.0%} of the expert on {task}")
+    return f"The divisors: {', '.join(shares)}."
 
 
 def _statistics(results):
@@ -166,12 +180,12 @@ def _full(results):
             cells.append(Cell(number(row["mean"], row["stderr"]), f"{row['mean'] / expert:.0%} of expert",
                               _paper(VARIANTS[name].paper.returns.get(task))))
         rows.append((task, cells))
-    note = "Return of an episode: what Table 2 divides by. The expert acts in the videos."
+    note = "Return of an episode: the divisors of Table 2. The expert acts in the dataset."
     return Table("returns", "Table 3. Behaviour cloning on all true actions", note, ("expert", *names), rows)
 
 
 def _slots(results):
-    columns = {"probe_mse": "error behind mask", "probe_r2": "R²", "vector_mse": "error of vector",
+    columns = {"probe_mse": "error, masked frames", "probe_r2": "R²", "vector_mse": "error, slot vector",
                "agent_iou": "IoU with agent", "agent_recall": "recall", "area": "area", "stability": "stability"}
     for choice in results.selections:
         found = select(results.slots, task=choice["task"], seed=choice["seed"])
@@ -181,18 +195,18 @@ def _slots(results):
                 for row in found]
         together = {**choice, **choice["chosen_probe"]}
         rows.append(("chosen, together", [Cell(number(together[key])) for key in columns]))
-        rows.append(("their mask, by pixels", [Cell(number(choice["mask"].get(key))) for key in columns]))
+        rows.append(("their mask by pixels", [Cell(number(choice["mask"].get(key))) for key in columns]))
         rows.append(("whole frame", [Cell(number(choice["whole_frame"].get(key))) for key in columns]))
         best = select(results.steve, task=choice["task"], seed=choice["seed"])
         rows += [(f"STEVE, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
-        note = (f"{choice['why']} Model: {choice['model']}. Probes predict true actions on the small labelled budget "
-                "only. ")
+        note = (f"{choice['why']} Model: {choice['model']}, restart {choice['restart']}. Probes predict the true "
+                "actions of a few labelled episodes. ")
         if choice["fg_ari"] is None:
-            note += "There is no segmentation in this dataset to judge the choice by."
+            note += "This dataset has no segmentation to judge the choice by."
         else:
             note += (f"FG-ARI {number(choice['fg_ari'])}. It, IoU, recall, area and stability come from the "
-                     "simulator's segmentation on the patch grid, the mask's (what lapo-masks sees) on pixels; they "
+                     "simulator's segmentation on the patch grid, those of the mask of lapo-masks on pixels; they "
                      "judge the choice and never make it. STEVE's best slot is the one with the highest IoU.")
         yield Table("slots", f"Choice of slots, {choice['task']}, seed {choice['seed']}", note, tuple(columns.values()),
                     rows)
@@ -201,7 +215,7 @@ def _slots(results):
 def _parameters(results):
     rows = [(name, [Cell(number(results.parameters[name])), Cell(number(count))])
             for name, count in PAPER_PARAMETERS.items()]
-    note = "The paper's parameter file gives the paper's counts; smaller scales have the same models at smaller sizes."
+    note = "params/paper.yaml gives the paper's counts; smaller scales have the same models at smaller sizes."
     return Table("cost", "Table 4. Parameters", note, ("this run", "paper"), rows)
 
 
@@ -214,8 +228,8 @@ def _paper_durations(results):
         ours = sum(np.mean([row["mean"] for row in part]) for part in parts) if all(parts) else None
         hardware = ", ".join(sorted({row["hardware"] for part in parts for row in part})) or "–"
         rows.append((name, [Cell(_time(ours)), Cell(hardware), Cell(_time(seconds))]))
-    note = ("Wall-clock of one run of the stage: one task, one seed, one variant. A dash stands for what was not "
-            "run on this machine but came from DVC's cache.")
+    note = ("Wall-clock of one run of the stage: one task, one seed, one variant. A dash stands for a stage that was "
+            "not run on this machine but restored from DVC's cache.")
     return Table("cost", "Table 5. Durations", note, ("this run", "hardware", "paper, one H100"), rows)
 
 
@@ -229,7 +243,7 @@ def _durations(results):
 
 
 def _beside(values, spreads, paper, *, lower):
-    """Cells of one row from each variant's values over seeds; the best variant that sees distractors is marked."""
+    """Cells of one row, from every variant's values over seeds; the best variant that sees distractors is marked."""
     means = {name: None if None in entries else float(np.mean(entries)) for name, entries in values.items()}
     rivals = [mean for name, mean in means.items() if mean is not None and normaliser(name) == "bc"]
     best = (min if lower else max)(rivals, default=None)

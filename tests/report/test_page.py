@@ -79,7 +79,7 @@ def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypat
     tree.forget_segmentation()
     results = gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS)
     entry = table(results, "Choice of slots")
-    assert "no segmentation in this dataset" in entry.note
+    assert "has no segmentation to judge" in entry.note
     assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", "0.500", *4 * "–"]
     assert not any(heading.startswith("STEVE") for heading, _ in entry.rows)
     assert any(picture.section == "slots" for picture in draw(results, tmp_path))
@@ -110,6 +110,17 @@ def test_warnings_name_what_undermines_the_numbers(results):
     assert "seed 1: no slot" in slots
     assert all("lapo:" in text for text in found if "shuffled" in text)
     assert not any("of the expert's return" in text for text in found)  # 400 of 500 is above 60%
+
+
+def test_a_slot_vector_without_the_pose_is_warned_about(results):
+    row = results.selections[0]
+    for vector, count in ((0.31, 1), (0.29, 0)):  # the masked frames have 0.2
+        row["chosen_probe"] = {**row["chosen_probe"], "vector_mse": vector}
+        assert sum("seed 0: the chosen slot's vector" in text for text in warnings(results)) == count
+
+
+def test_the_divisors_share_of_the_expert_is_named(results):
+    assert "bc reaches 40% of the expert on cheetah-run, bc-no-distractors reaches 80%" in table(results, "Table 2").note
 
 
 def test_trained_encoder_and_weak_cloning(results, monkeypatch):
