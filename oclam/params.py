@@ -140,6 +140,7 @@ class Ocp(Section):
     warmup_steps: Natural
     decay_steps: Count
     clip_norm: Positive
+    published: bool  # VideoSAUR's published arithmetic; false: standard slot attention (see slots/attention.py)
     similarity_weight: NonNegative
     similarity_temperature: Positive
     reconstruction_weight: NonNegative

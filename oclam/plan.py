@@ -135,7 +135,8 @@ class Plan:
             vit, frame = self.encoder, torch.empty(1, 3, *2 * [self.params.encoder.image_size])
             frozen, patches = self.measure(vit, lambda: vit.forward_features(frame)), vit.patch_embed.num_patches
             sizes = ocp.model_dump(include={"slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers"})
-            model = VideoSaur(vit.embed_dim, patches, reconstruction_weight=ocp.reconstruction_weight, **sizes)
+            model = VideoSaur(vit.embed_dim, patches, reconstruction_weight=ocp.reconstruction_weight,
+                              published=ocp.published, **sizes)
             clip = 2 * [torch.empty(1, ocp.clip_length, patches, vit.embed_dim)]  # features and keys
         else:
             frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip()

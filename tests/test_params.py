@@ -94,6 +94,7 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "ocp.decoder_hidden": 1024, "ocp.decoder_layers": 4, "ocp.batch_size": 128, "ocp.steps": 100000,
     "ocp.learning_rate": 3e-4, "ocp.warmup_steps": 2500, "ocp.decay_steps": 100000, "ocp.clip_norm": 0.05,
     "ocp.similarity_weight": 0.1, "ocp.similarity_temperature": 0.075, "ocp.reconstruction_weight": 0,
+    "ocp.published": True, "slots.vectors": "attention",
     "ocp.kept_clips": None, "ocp.masks": "decoder", "ocp.window": None,
     "steve.batch_size": 128, "steve.steps": 100000, "steve.learning_rate": 3e-4,
     "lapo_slots.batch_size": 8192, "lapo_slots.hidden_dim": 1024, "lapo_slots.epochs": 30, "lapo_slots.expansion": 4,

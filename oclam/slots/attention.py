@@ -1,4 +1,9 @@
-"""Recurrent slot attention (arXiv 2006.15055, 2306.04829): slots compete for patches, frame after frame."""
+"""Recurrent slot attention (arXiv 2006.15055, 2306.04829): slots compete for patches, frame after frame.
+
+`published` gives the arithmetic of VideoSAUR's published code, which differs from the standard in three ways: the GRU's
+state is the normalised slot, not the slot; attention logits are multiplied by head width^0.5 instead of divided by it
+(in the predictor and in the decoder's transformer); attention weights start Xavier-uniform, biases at zero.
+"""
 
 from itertools import pairwise
 
@@ -6,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "TransformerBlock", "mlp"]
+__all__ = ["RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "TransformerBlock", "mlp", "xavier"]
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -15,15 +20,25 @@ def mlp(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def xavier(*layers: nn.Linear) -> None:
+    """Set Xavier-uniform weights and zero biases."""
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 class TransformerBlock(nn.Module):
     """Pre-norm attention and a 4x MLP: x (B or 1, N, D) attends to memory (B, M, D), or itself (causal: its past)."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, published: bool = False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.scale = heads, (dim // heads) ** (0.5 if published else -0.5)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
         self.mlp = mlp(dim, 4 * dim, dim)
+        if published:
+            xavier(self.query, self.key, self.value, self.output)
 
     def forward(self, x: torch.Tensor, memory: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
         normed = self.norm1(x)
@@ -31,7 +46,7 @@ class TransformerBlock(nn.Module):
         query, key, value = (layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, y in
                              ((self.query, normed), (self.key, memory), (self.value, memory)))
         query = query.expand(len(key), -1, -1, -1)  # queries shared by the batch are projected once
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=self.scale)
         x = x + self.output(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 
@@ -39,9 +54,9 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Blocks one after the other; (B or 1, N, D), memory (B, M, D) or None -> (B, N, D)."""
 
-    def __init__(self, dim: int, blocks: int, heads: int):
+    def __init__(self, dim: int, blocks: int, heads: int, published: bool = False):
         super().__init__()
-        self.blocks = nn.ModuleList(TransformerBlock(dim, heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(TransformerBlock(dim, heads, published) for _ in range(blocks))
 
     def forward(self, x: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
         for block in self.blocks:
@@ -69,8 +84,9 @@ class SlotInit(nn.Module):
 class SlotAttention(nn.Module):
     """Slot attention without an MLP: attention normalised over slots, GRU update (arXiv 2006.15055)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, published: bool = False):
         super().__init__()
+        self.published = published
         self.norm_features, self.norm_slots = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
         self.gru = nn.GRUCell(dim, dim)
@@ -95,20 +111,22 @@ class SlotAttention(nn.Module):
         """One iteration: weighted means of the values update the slots."""
         share = self.share(slots, key) + 1e-8
         update = (share / share.sum(2, keepdim=True)) @ value
+        if self.published:
+            slots = self.norm_slots(slots)
         return self.gru(update.flatten(0, 1), slots.flatten(0, 1).to(update.dtype)).view_as(slots)
 
 
 class RecurrentSlots(nn.Module):
     """Slots through a clip: 3 iterations on its first frame, 2 on later ones; a transformer predicts the next ones.
 
-    slots: how many; dim: width of slots and features.
+    slots: how many; dim: width of slots and features; published: the arithmetic of VideoSAUR's code.
     """
 
-    def __init__(self, slots: int, dim: int):
+    def __init__(self, slots: int, dim: int, published: bool = False):
         super().__init__()
         self.init = SlotInit(slots, dim)
-        self.attention = SlotAttention(dim)
-        self.predictor = Transformer(dim, blocks=1, heads=4)
+        self.attention = SlotAttention(dim, published)
+        self.predictor = Transformer(dim, blocks=1, heads=4, published=published)
 
     def forward(self, features: torch.Tensor, previous: torch.Tensor | None = None,
                 noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -127,5 +145,9 @@ class RecurrentSlots(nn.Module):
         return torch.stack(through_time, 1)
 
     def masks(self, slots: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Attention masks (B, K, P) of slots (B, K, D) on the features (B, P, D) of their own frame."""
+        """Attention masks (B, K, P) of slots (B, K, D) on the features (B, P, D) of their own frame.
+
+        VideoSAUR's grouping masks are the attention of the last iteration, before its update; these are of the final
+        slots.
+        """
         return self.attention.share(slots, self.attention.read(features)[0])

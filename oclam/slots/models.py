@@ -32,7 +32,7 @@ def make_model(params: SimpleNamespace, observer, image_size: int) -> torch.nn.M
         return Steve(image_size, slots=ocp.slots, slot_dim=ocp.slot_dim, **vars(params.steve))
     return VideoSaur(observer.dim, observer.grid**2, **ocp.model_dump(include={
         "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "masks", "similarity_weight",
-        "similarity_temperature", "reconstruction_weight"}))
+        "similarity_temperature", "reconstruction_weight", "published"}))
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:

@@ -57,7 +57,8 @@ class Steve(nn.Module):
         channels = (3, *[feature_hidden] * 4)
         self.convolutions = nn.Sequential(*[
             layer for i in range(4) for layer in
-            (nn.Conv2d(channels[i], channels[i + 1], 5, stride=2 if i < 2 else 1, padding=2), nn.ReLU())])
+            (nn.Conv2d(channels[i], channels[i + 1], 5, stride=2 if i < 2 else 1, padding=2), nn.ReLU())
+        ][:-1])  # the last one is linear, as published: after a ReLU all features of a patch could die
         self.position = nn.Parameter(0.02 * torch.randn(self.grid**2, feature_hidden))
         self.features = nn.Sequential(nn.LayerNorm(feature_hidden), *mlp(feature_hidden, feature_hidden, slot_dim))
         self.slots = RecurrentSlots(slots, slot_dim)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oclam.slots.attention import RecurrentSlots, Transformer, mlp
+from oclam.slots.attention import RecurrentSlots, Transformer, mlp, xavier
 
 __all__ = ["SlotMixer", "VideoSaur", "similarity_loss", "similarity_target"]
 
@@ -35,15 +35,18 @@ class SlotMixer(nn.Module):
         patches: positions.
         hidden, layers: of the MLP.
         outputs: of every patch.
+        published: as in `oclam.slots.attention`.
     """
 
-    def __init__(self, dim: int, patches: int, hidden: int, layers: int, outputs: int):
+    def __init__(self, dim: int, patches: int, hidden: int, layers: int, outputs: int, published: bool = False):
         super().__init__()
         self.position = nn.Parameter(torch.randn(patches, dim) * dim**-0.5)
         self.norm_memory, self.norm_query, self.norm_key = (nn.LayerNorm(dim) for _ in range(3))
-        self.allocator = Transformer(dim, blocks=2, heads=4)
+        self.allocator = Transformer(dim, blocks=2, heads=4, published=published)
         self.query, self.key = (nn.Linear(dim, dim, bias=False) for _ in range(2))
         self.renderer = mlp(dim, *[hidden] * layers, outputs)
+        if published:
+            xavier(self.query, self.key, self.renderer[-1])
 
     def masks(self, slots: torch.Tensor, patches: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """Attention of every patch over the slots (B, K, D): (B, P, K), summing to 1 over slots."""
@@ -64,27 +67,35 @@ class SlotMixer(nn.Module):
 class VideoSaur(nn.Module):
     """The trainable part: feature MLP, recurrent slots, slot mixer; its inputs are the frozen ViT's outputs.
 
+    In VideoSAUR's code the same weights are: `features` the encoder's output transform, `slots.init` the initializer,
+    `slots.attention` the grouper's corrector (query, key, value: to_q, to_k, to_v), `slots.predictor` the predictor,
+    `decoder.position` pos_emb, `decoder.allocator` allocator, `decoder.query` and `decoder.key` to_q and to_k,
+    `decoder.renderer` renderer and, its last layer, output_transform. Queries, keys and values of the transformers are
+    stacked there in one matrix.
+
     Args:
         feature_dim, patches: of the ViT.
         slots, slot_dim: how many slots, and their width.
         feature_hidden: hidden width of the feature MLP.
         decoder_hidden, decoder_layers: of the slot mixer's MLP.
+        published: as in `oclam.slots.attention`.
         masks: `decoder` as in VideoSAUR, or `attention`, whose masks find objects after fewer steps.
         similarity_weight, similarity_temperature: of the similarity loss.
         reconstruction_weight: of the feature reconstruction; 0 leaves its outputs out.
     """
 
     def __init__(self, feature_dim: int, patches: int, *, slots: int, slot_dim: int, feature_hidden: int,
-                 decoder_hidden: int, decoder_layers: int, masks: str = "decoder", similarity_weight: float = 0.1,
-                 similarity_temperature: float = 0.075, reconstruction_weight: float = 0.0):
+                 decoder_hidden: int, decoder_layers: int, published: bool = True, masks: str = "decoder",
+                 similarity_weight: float = 0.1, similarity_temperature: float = 0.075,
+                 reconstruction_weight: float = 0.0):
         super().__init__()
         self.grid = round(patches**0.5)
         self.weights = (similarity_weight, reconstruction_weight)
         self.temperature, self.masked_by = similarity_temperature, masks
         self.features = nn.Sequential(nn.LayerNorm(feature_dim), *mlp(feature_dim, feature_hidden, slot_dim))
-        self.slots = RecurrentSlots(slots, slot_dim)
+        self.slots = RecurrentSlots(slots, slot_dim, published)
         outputs = patches + (feature_dim if reconstruction_weight else 0)
-        self.decoder = SlotMixer(slot_dim, patches, decoder_hidden, decoder_layers, outputs)
+        self.decoder = SlotMixer(slot_dim, patches, decoder_hidden, decoder_layers, outputs, published)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The inputs of slot attention: features (..., P, F) of the frozen ViT -> (..., P, D)."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from oclam.slots.attention import RecurrentSlots, SlotInit, Transformer
+from oclam.slots.attention import RecurrentSlots, SlotAttention, SlotInit, Transformer, TransformerBlock
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def features():
     return torch.randn(2, 5, 16, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_going_on_from_previous_slots_equals_one_run(model, features):
+def test_resuming_from_previous_slots_equals_one_run(model, features):
     whole = model(features)
     first = model(features[:, :2])
     rest = model(features[:, 2:], previous=first[:, -1])
@@ -58,3 +58,38 @@ def test_self_attention_is_equivariant_to_permutation():
     torch.manual_seed(0)
     transformer, x, order = Transformer(8, 1, 4), torch.randn(2, 5, 8), torch.tensor([4, 2, 0, 1, 3])
     torch.testing.assert_close(transformer(x[:, order]), transformer(x)[:, order])
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_an_update_is_the_gru_of_the_mean_value_and_the_slot_or_the_normalised_slot(published):
+    torch.manual_seed(0)
+    attention, slots, features = SlotAttention(8, published), 3 * torch.randn(2, 3, 8), torch.randn(2, 16, 8)
+    key, value = attention.read(features)
+    found = attention.step(slots, key, value)
+    for b in range(2):
+        centred = slots[b] - slots[b].mean(1, keepdim=True)
+        normal = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        share = (normal @ attention.query.weight.T @ key[b].T / 8**0.5).softmax(0) + 1e-8
+        update = share @ value[b] / share.sum(1, keepdim=True)
+        torch.testing.assert_close(found[b], attention.gru(update, normal if published else slots[b]))
+
+
+@pytest.mark.parametrize(("published", "factor"), [(False, 4**-0.5), (True, 4**0.5)])
+def test_attention_logits_are_divided_by_the_root_of_the_head_width_or_multiplied(published, factor):
+    torch.manual_seed(0)
+    block, x = TransformerBlock(8, 2, published), torch.randn(1, 5, 8)
+    y = block.norm1(x)[0]
+    heads = []
+    for part in (slice(0, 4), slice(4, 8)):
+        query, key, value = (layer(y)[:, part] for layer in (block.query, block.key, block.value))
+        heads.append((factor * query @ key.T).softmax(1) @ value)
+    attended = x[0] + block.output(torch.cat(heads, 1))
+    torch.testing.assert_close(block(x)[0], attended + block.mlp(block.norm2(attended)))
+
+
+def test_published_attention_starts_xavier_uniform_without_biases():
+    torch.manual_seed(0)
+    block, bound = TransformerBlock(128, 4, published=True), (6 / 256) ** 0.5
+    for layer in (block.query, block.key, block.value, block.output):
+        assert not layer.bias.any() and layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)

@@ -115,3 +115,11 @@ def test_bfloat16_is_close_to_float32():
     with torch.autocast("cpu", torch.bfloat16):
         found = model(*clip())["loss"]
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+
+
+def test_a_patch_with_only_negative_similarities_has_a_uniform_target():
+    keys, later = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[-1.0, 0.1], [-1, 0.2]])
+    target = similarity_target(keys, later, 0.1)
+    torch.testing.assert_close(target[0], torch.tensor([0.5, 0.5]))
+    cosine = torch.tensor([0.1 / 1.01**0.5, 0.2 / 1.04**0.5])
+    torch.testing.assert_close(target[1], (cosine / 0.1).softmax(0))
