@@ -64,6 +64,7 @@ class Env(Section):
     camera: bool
     camera_scale: Annotated[float, Field(ge=0, le=1)]
     camera_dynamic: bool
+    humanoid_camera: Literal["back", "front"]  # front: as in the published datasets, by a limit of the package
 
 
 class Backgrounds(Section):
@@ -241,6 +242,7 @@ class Eval(Section):
     """Returns in the environment."""
 
     episodes: Count
+    backgrounds: Literal["test", "train"]  # the split of background videos; the paper evaluates on the training split
     seed: Natural
 
 

@@ -21,7 +21,7 @@ def main():
     seeds = episode_seeds(params.eval.seed, params.eval.episodes)
     policies, cards = load_policies(paths.policies(task, seed, variant), task=task, view=view_of(variant), seed=seed,
                                     variant=variant, image_size=params.env.image_size)
-    make = partial(envs.make, task, view_of(variant), params.env, paths.backgrounds, "test")
+    make = partial(envs.make, task, view_of(variant), params.env, paths.backgrounds, params.eval.backgrounds)
     returns, frames, _ = evaluate(policies, cards[0].frame_stack, make, seeds, params.collect.steps,
                                   f"eval-{task}-{seed}-{variant}", recorded=RECORDED)
 

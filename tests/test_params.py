@@ -106,7 +106,7 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "finetune.budgets": [2, 4, 8, 16, 32, 64, 128], "finetune.batch_size": 512, "finetune.hidden_dim": 256,
     "finetune.learning_rate": 3e-4, "finetune.updates": 2500, "finetune.unfreeze": False,
     "scratch.updates": 2500,
-    "eval.episodes": 25, "eval.seed": 0,
+    "env.humanoid_camera": "front", "eval.episodes": 25, "eval.backgrounds": "train", "eval.seed": 0,
 }
 
 

@@ -16,7 +16,8 @@ from oclam.params import Env
 __all__ = ["PAPER", "DistractingEnv", "make"]
 
 PAPER = Env(image_size=64, renderer="fast", texture_size=128, background=True, background_dynamic=True, color=True,
-            color_scale=0.1, color_dynamic=True, camera=True, camera_scale=0.1, camera_dynamic=True)
+            color_scale=0.1, color_dynamic=True, camera=True, camera_scale=0.1, camera_dynamic=True,
+            humanoid_camera="back")
 
 
 class DistractingEnv(gymnasium.Env):

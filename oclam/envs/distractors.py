@@ -26,17 +26,31 @@ __all__ = ["Background", "distract", "reseed"]
 package_camera.CAMERA_MODES[1:] = ["trackcom"] * 4
 
 
-def _cart2sphere(cart, original=package_camera.cart2sphere):
-    """The package's spherical coordinates, without a jump of the angle at the agent's back.
+# In the authors' environment hopper's floor hides the video; the package lets 70% of it through.
+FLOOR_ALPHA = {"hopper": 1.0}
+_PACKAGE_CART2SPHERE = package_camera.cart2sphere
 
-    The package limits the angle to -pi..0. humanoid's camera is near pi, which the limit moves to the agent's front in
-    every episode; here it stays behind the agent.
-    """
-    radius, horizontal, vertical = original(cart)
+
+def _continuous_cart2sphere(cart):
+    """The package's spherical coordinates, with a horizontal angle that does not jump at the agent's back."""
+    radius, horizontal, vertical = _PACKAGE_CART2SPHERE(cart)
     return np.array([radius, horizontal - 2 * np.pi * (horizontal > np.pi / 2), vertical])
 
 
-package_camera.cart2sphere = _cart2sphere
+class _Camera(DistractingCameraEnv):
+    """The package's moving camera.
+
+    The package limits the horizontal angle to -pi..0. humanoid's camera is near pi, which the limit moves to the
+    agent's front in every episode; front=False keeps it at the back, where the suite has it.
+    """
+
+    def __init__(self, env, camera, front, **kwargs):
+        super().__init__(env, camera, **kwargs)
+        self._front = front
+
+    def setup_camera(self):
+        package_camera.cart2sphere = _PACKAGE_CART2SPHERE if self._front else _continuous_cart2sphere
+        super().setup_camera()
 
 
 def distract(env, domain: str, camera: int, params: Env) -> tuple:
@@ -46,7 +60,8 @@ def distract(env, domain: str, camera: int, params: Env) -> tuple:
     """
     wrappers = {}
     if params.camera:
-        env = DistractingCameraEnv(env, camera, **get_camera_kwargs(domain, params.camera_scale, params.camera_dynamic))
+        env = _Camera(env, camera, params.humanoid_camera == "front",
+                      **get_camera_kwargs(domain, params.camera_scale, params.camera_dynamic))
         wrappers["camera"] = env
     if params.color:
         env = DistractingColorEnv(env, **get_color_kwargs(params.color_scale, params.color_dynamic))
@@ -78,7 +93,7 @@ class Background:
         self.texture = int(np.flatnonzero(self._model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)[0])
         self._room = int(self._model.tex_width[self.texture]) * int(self._model.tex_height[self.texture]) * 3
         alpha = get_background_kwargs(domain, None, dynamic, None)["ground_plane_alpha"]
-        physics.named.model.mat_rgba["grid", "a"] = alpha
+        physics.named.model.mat_rgba["grid", "a"] = FLOOR_ALPHA.get(domain, alpha)
         self.resize(videos[0].shape[1])
 
     def resize(self, edge: int) -> None:
