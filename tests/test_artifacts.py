@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -45,6 +47,17 @@ def test_atomic_replaces_a_folder_whole(tmp_path):
             temporary.mkdir()
             (temporary / content).touch()
     assert [file.name for file in path.iterdir()] == ["second"]
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            save_tensors(tmp_path / "weights.safetensors", {"x": torch.ones(2)})
+            write_json(tmp_path / "table.json", {})
+        finally:
+            os.umask(before)
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
 def test_tables_come_back(tmp_path):

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from oclam import cli
 from oclam.cli import arguments, run
 from oclam.errors import UserError
 
@@ -22,7 +23,7 @@ def test_arguments_are_typed_and_in_order():
     (UserError("lapo.frame_stack: 0 given"), "error: lapo.frame_stack: 0 given"),
     (OSError(errno.ENOSPC, "No space left", "data/x.zarr"), "error: the disk is full \\(data/x.zarr\\)"),
 ])
-def test_what_the_user_can_mend_is_one_line(error, line):
+def test_what_the_user_can_correct_is_one_line(error, line):
     def main():
         raise error
 
@@ -35,14 +36,15 @@ def test_our_own_mistakes_keep_their_traceback():
         run(lambda: 1 / 0)
 
 
-def test_duration_and_hardware_are_kept(tmp_path):
+@pytest.mark.parametrize(("earlier", "seconds"), [(None, 12.3), ("600.5", 612.8)])
+def test_duration_counts_earlier_slices_and_hardware_is_named(tmp_path, monkeypatch, earlier, seconds):
+    if earlier:
+        monkeypatch.setenv("OCLAM_SPENT", earlier)
+    clock = iter([1000.0, 1012.34])
+    monkeypatch.setattr(cli.time, "time", lambda: next(clock))
+    monkeypatch.setattr(cli.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(cli.platform, "machine", lambda: "abc64")
+    monkeypatch.setattr(cli.sys, "modules", {**sys.modules, "torch": None})
     run(lambda: None)
     record = json.loads((tmp_path / "reports/durations/slot-select-cheetah-run-3.json").read_text())
-    assert record["stage"] == "slot-select-cheetah-run-3" and record["seconds"] >= 0 and record["hardware"]
-
-
-def test_duration_counts_what_earlier_slices_spent(tmp_path, monkeypatch):
-    monkeypatch.setenv("OCLAM_SPENT", "600.5")
-    run(lambda: None)
-    record = json.loads((tmp_path / "reports/durations/slot-select-cheetah-run-3.json").read_text())
-    assert 600.5 <= record["seconds"] < 610
+    assert record == {"stage": "slot-select-cheetah-run-3", "seconds": seconds, "hardware": "3 abc64 cores"}

@@ -82,7 +82,7 @@ def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypat
     assert "has no segmentation to judge" in entry.note
     assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", "0.500", *4 * "–"]
     assert not any(heading.startswith("STEVE") for heading, _ in entry.rows)
-    assert any(picture.section == "slots" for picture in draw(results, tmp_path))
+    assert sum(picture.section == "slots" for picture in draw(results, tmp_path)) == 3  # grid, models, animation
 
 
 def test_steve_stands_beside_the_chosen_slots_of_its_own_seed(results):
@@ -130,7 +130,7 @@ def test_trained_encoder_and_weak_cloning(results, monkeypatch):
     found = warnings(gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS))
     save_tensors(paths.encoder, {}, source="random")
     assert not any("random weights" in text for text in found)
-    assert any("reaches 40% of the expert's return" in text for text in warnings(results))
+    assert sum("reaches 40% of the expert's return" in text for text in warnings(results)) == 1
 
 
 def test_page_is_self_contained_stamped_and_deterministic(results, folder, tmp_path):

@@ -15,7 +15,7 @@ def ellipse(angle, size=1.0, centre=(0.0, 0.0), pixels=128):
     return ((1 - distance) * 30).clamp(0, 1)
 
 
-def test_moments_are_those_of_an_ellipse_wherever_it_lies():
+def test_moments_are_those_of_an_ellipse_at_any_place():
     a, b = 0.6, 0.2
     for angle, centre in ((0.0, (0.0, 0.0)), (0.5, (0.1, -0.2)), (-1.2, (-0.3, 0.2))):
         area, straight, oblique = mask_moments((ellipse(angle, centre=centre, pixels=512) > 0.5).double()[None])[0]
@@ -27,15 +27,15 @@ def test_moments_are_those_of_an_ellipse_wherever_it_lies():
 
 
 @pytest.mark.parametrize("upright", [0.0, 1.5])  # 1.5: an axis beyond which the angle of an axis jumps by pi
-def test_poses_tell_the_cameras_angle_and_zoom_and_register_undoes_them(upright):
+def test_poses_are_the_cameras_angle_and_zoom_and_register_undoes_them(upright):
     turns, zooms = (-0.3, 0.0, 0.15, 0.4), (0.8, 1.0, 1.2, 1.1)
     seen = torch.stack([ellipse(upright + turn, zoom) for turn, zoom in zip(turns, zooms, strict=True)])
     still, reference = ellipse(upright), mask_moments(ellipse(upright)[None])[0]
     for image, turn, zoom in zip(seen, turns, zooms, strict=True):
         found = poses(mask_moments(image[None]), reference)
         torch.testing.assert_close(found, torch.tensor([[turn, zoom]]).double(), rtol=0, atol=0.01)
-        apart = (register(image[None, None], found)[0, 0] - still).abs()
-        assert apart.mean() < 0.1 * (image - still).abs().mean() or turn == 0
+        apart = (register(image[None, None], found)[0, 0] - still).abs().mean()
+        assert apart < max(0.1 * (image - still).abs().mean(), 1e-3 * still.mean())  # the still one stays as it is
 
 
 def test_a_pose_is_the_mean_of_those_around():
