@@ -1,7 +1,7 @@
-"""Demonstrations into one Zarr store: whole episodes, a shard at a time, each written by one worker.
+"""Demonstrations: whole episodes in one Zarr store, shard by shard, each written by one worker.
 
-A worker's shard is a pure function of its episodes' seeds, so the store is the same for any number of workers. Each
-finished shard leaves a record with its files' SHA-256, by which a killed collection knows what it need not redo.
+A shard depends on its episodes' seeds alone, so the store is the same for any number of workers. Every finished shard
+has a record with the SHA-256 of its files, from which a killed collection resumes.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,77 +20,83 @@ import zarr
 from oclam.artifacts import atomic, write_json
 from oclam.envs import make, rendering
 from oclam.errors import UserError
+from oclam.params import Collect, Env
 from oclam.progress import Progress
 from oclam.seeding import numpy_rng, seed_of
 
-__all__ = ["Plan", "collect", "damaged"]
+__all__ = ["Collection", "collect", "damaged"]
 
 ARRAYS = ("pixels", "actions", "states", "rewards", "segmentation")
 BLOCK = 125  # frames of a chunk of pixels, the least that is read
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to collect. params: `oclam.params.Collect`; env: `oclam.params.Env`; policy: (S,) float32 -> (A,) float32,
-    picklable; backgrounds: the store's path, or None.
+class Collection:
+    """What to collect.
+
+    Args:
+        task, view: such as cheetah-run and distracted.
+        params, env: the sections collect and env.
+        policy: (S,) float32 -> (A,) float32, picklable.
+        backgrounds: the store of background videos, or None.
     """
 
     task: str
     view: str
-    params: object
-    env: object
-    policy: object
+    params: Collect
+    env: Env
+    policy: Callable
     backgrounds: Path | None
 
     @property
-    def episodes(self):
-        """All of them, the held-out ones last."""
+    def episodes(self) -> int:
+        """How many episodes there are, the held-out ones last."""
         return self.params.episodes + self.params.test_episodes
 
     @property
-    def shards(self):
+    def shards(self) -> int:
         return -(-self.episodes // self.params.shard_episodes)
 
     @property
-    def settings(self):
+    def settings(self) -> dict:
         """The parameters of the environment that this view depends on."""
         return self.env.model_dump(include=None if self.view == "distracted" else {"image_size", "renderer"})
 
-    def members(self, shard):
+    def members(self, shard: int) -> range:
         """The episodes of a shard."""
         return range(shard * self.params.shard_episodes,
                      min((shard + 1) * self.params.shard_episodes, self.episodes))
 
-    def seed(self, episode):
-        """The seed that makes an episode, in both views."""
+    def seed(self, episode: int) -> int:
+        """The seed of an episode, the same in both views."""
         return seed_of("collect", self.task, self.params.seed, episode)
 
-    def split(self, episode):
-        """Which background videos an episode may see."""
+    def split(self, episode: int) -> str:
+        """The split of background videos that an episode uses."""
         return "train" if episode < self.params.episodes else "test"
 
-    def segmented(self, episode):
-        """An episode's row in the segmentation array, None for most."""
+    def segmented(self, episode: int) -> int | None:
+        """An episode's row in the segmentation array, None for episodes without segmentation."""
         row = episode - self.params.episodes
         return row if 0 <= row < self.params.segmented_episodes else None
 
 
-def collect(plan, folder, path, workers=None):
-    """Collect what the plan says into the Zarr store `path`.
+def collect(plan: Collection, folder: Path, path: Path, workers: int | None = None) -> list[float]:
+    """The returns of all episodes, which are written to the Zarr store `path`.
 
-    Args: folder, for work in progress: a later call with the same plan goes on from its finished shards; workers,
-    processes, by default one a core. Returns the episodes' returns. Raises UserError for what does not fit together.
+    folder: for unfinished work, from which a later call resumes; workers: processes, by default one a core. Raises
+    UserError for parameters that do not fit together.
     """
     rendering.choose()  # once, for all workers
     store, records = Path(folder) / "store.zarr", Path(folder) / "shards"
-    if not ((records / "created").exists() and store.exists()):  # or killed after its store had gone to its place
+    if not ((records / "created").exists() and store.exists()):  # or it was killed after the store was renamed
         shutil.rmtree(folder, ignore_errors=True)
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # no OpenGL in this process
             pool.apply(_create, (plan, store))
         records.mkdir()
         (records / "created").touch()
     for shard, reason in damaged(store, records).items():
-        print(f"{path.name}: {reason}, shard {shard} is made anew", flush=True)
+        print(f"{path.name}: {reason}, shard {shard} is collected again", flush=True)
         (records / f"{shard}.json").unlink()
     todo = [shard for shard in range(plan.shards) if not (records / f"{shard}.json").exists()]
     frames = plan.params.steps
@@ -103,8 +110,8 @@ def collect(plan, folder, path, workers=None):
     return _finish(plan, store, records, path)
 
 
-def damaged(store, records):
-    """Compare every recorded shard's files with their checksums. Returns {shard: which file and what is wrong}."""
+def damaged(store: Path, records: Path) -> dict[int, str]:
+    """The recorded shards whose files differ from their checksums, each with the file and what is wrong."""
     found = {}
     for record in records.glob("*.json"):
         for name, checksum in json.loads(record.read_text())["files"].items():
@@ -153,19 +160,19 @@ def _make_shard(shard):
 
 
 class _Worker:
-    """One process's environments, one a split, and the arrays of the shard in the making."""
+    """A process with one environment for each split, which collects one shard after the other."""
 
     def __init__(self, plan, store, records):
         self.plan, self.store, self.records = plan, store, records
         self.group, self.environments = zarr.open_group(store, mode="r+"), {}
 
     def make_shard(self, shard):
-        """Run a shard's episodes, write them, and only then the record that they are written."""
+        """Collect and write a shard's episodes, then its record."""
         plan, group, members = self.plan, self.group, self.plan.members(shard)
         arrays = {name: np.zeros((len(members), *group[name].shape[1:]), group[name].dtype) for name in ARRAYS[:-1]}
         files = [f"{name}/c/{'/'.join(['0' if i else str(shard) for i in range(group[name].ndim)])}"
                  for name in ARRAYS[:-1]]
-        for name in files:  # what a killed worker or a damaged disk left there is not to be read
+        for name in files:  # remains of a killed worker or a damaged disk
             (self.store / name).unlink(missing_ok=True)
         for row, episode in enumerate(members):
             if not multiprocessing.parent_process().is_alive():
@@ -182,7 +189,7 @@ class _Worker:
         return shard
 
     def run(self, episode, out):
-        """Run one episode into `out`, views on the shard's arrays. Returns the agent's masks where they are kept."""
+        """The agent's masks of one episode, where they are kept; all else is written to `out`, views on the shard."""
         plan, split = self.plan, self.plan.split(episode)
         if split not in self.environments:
             self.environments[split] = _environment(plan, split)

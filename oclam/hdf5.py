@@ -2,7 +2,7 @@
 
 Such a file has one group an episode, with `obs` (T, 64, 64, 3) uint8, `actions` (T, A) and `states` (T, S), and the
 attributes domain_name, task_name, difficulty, dynamic, img_hw and split. `dvc commit -f collect@TASK` then makes the
-imported store the pipeline's own, without an expert and without collecting.
+imported store the pipeline's own.
 """
 
 import argparse
@@ -25,11 +25,11 @@ ARRAYS = {"obs": "pixels", "actions": "actions", "states": "states"}  # their na
 SHARD_EPISODES = 10  # written at once, so that memory stays at ten episodes
 
 
-def import_hdf5(source, target, test_episodes):
-    """Write a dataset with the episodes of an HDF5 file in their natural order, the last `test_episodes` held out.
+def import_hdf5(source: Path | str, target: Path | str, test_episodes: int) -> None:
+    """Write a dataset with the episodes of an HDF5 file in natural order, the last `test_episodes` held out.
 
-    Rewards are not published and become NaN; there is no segmentation. Raises UserError when the file is not such a
-    file, its episodes differ in shape, too few remain to train on, or `target` exists.
+    Rewards are not published and become NaN; there is no segmentation. Raises UserError when the file has another
+    layout, its episodes differ in shape, too few remain to train on, or `target` exists.
     """
     source, target = Path(source), Path(target)
     if target.exists():
@@ -53,7 +53,7 @@ def import_hdf5(source, target, test_episodes):
 
 
 def _checked(source, file):
-    """Attributes as JSON can hold them, episodes in natural order, and the shape that all of them share."""
+    """Attributes that JSON can hold, episodes in natural order, and the shape of every array."""
     missing = [name for name in ATTRIBUTES if name not in file.attrs]
     if missing:
         raise UserError(f"{source}: no attribute {', '.join(missing)}; expected are {', '.join(ATTRIBUTES)}")

@@ -1,22 +1,22 @@
-"""Reads the expert and the background videos; writes the dataset of one task as one view, and every
+"""Demonstrations: reads the expert and the background videos, writes the dataset of one task in one view, and every
 episode's return."""
 
 from oclam import paths
 from oclam.artifacts import write_csv
 from oclam.cli import arguments, run
-from oclam.collect import Plan, collect
+from oclam.collect import Collection, collect
 from oclam.params import load
 
 
 def main():
-    from oclam.checkpoint import Checkpoint  # not for the workers, which import this file and do without torch
+    from oclam.checkpoint import Checkpoint  # here, because workers import this file and start faster without torch
     from oclam.experts.policy import load_expert
 
     task, view = arguments("task", "view")
     params = load("env", "collect")
     policy = load_expert(paths.expert(task), task)
     backgrounds = paths.backgrounds if view == "distracted" else None
-    plan = Plan(task, view, params.collect, params.env, policy, backgrounds)
+    plan = Collection(task, view, params.collect, params.env, policy, backgrounds)
     inputs = [paths.expert(task), backgrounds] if backgrounds else [paths.expert(task)]
     checkpoint = Checkpoint(f"collect-{task}-{view}", params, inputs)
     returns = collect(plan, checkpoint.folder, paths.dataset(task, view))

@@ -18,7 +18,7 @@ import zarr
 from oclam import collect, envs
 from oclam.backgrounds.generated import dead_leaves
 from oclam.backgrounds.store import write_store
-from oclam.collect import Plan, damaged
+from oclam.collect import Collection, damaged
 from oclam.errors import UserError
 from oclam.params import Collect
 
@@ -37,7 +37,7 @@ def plan_of(backgrounds, view="distracted", **changes):
     params = {"episodes": 3, "test_episodes": 2, "segmented_episodes": 1, "steps": 16, "action_noise": 0.0,
               "shard_episodes": 2, "seed": 0}
     env = envs.PAPER.model_copy(update={"image_size": 32, "texture_size": 32})
-    return Plan("cheetah-run", view, Collect(**params | changes), env, Wave(6), backgrounds)
+    return Collection("cheetah-run", view, Collect(**params | changes), env, Wave(6), backgrounds)
 
 
 def contents(path):
@@ -106,7 +106,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_collection_goes_on_to_the_same_bytes(backgrounds, undisturbed, tmp_path):
+def test_a_killed_collection_resumes_to_the_same_bytes(backgrounds, undisturbed, tmp_path):
     """kill -9 at two moments: as soon as a shard is on disk, and a random while later, by which all may be done."""
     (tmp_path / "plan").write_bytes(pickle.dumps(plan_of(backgrounds)))
     (tmp_path / "run.py").write_text(KILLED)
@@ -123,7 +123,7 @@ def test_a_killed_collection_goes_on_to_the_same_bytes(backgrounds, undisturbed,
             kills += 1
         process.wait()
     assert kills
-    kept = {}  # of what has gone to its place all is made anew
+    kept = {}  # of what has gone to its place all is collected again
     if not (tmp_path / "killed.zarr").exists():
         kept = {record.name: record.stat().st_mtime_ns for record in records.glob("*.json")}
         assert kept
@@ -160,14 +160,15 @@ def test_a_damaged_shard_is_remade(backgrounds, undisturbed, tmp_path, monkeypat
     file = tmp_path / "work" / "store.zarr" / "pixels/c/1/0/0/0/0"
     file.write_bytes(file.read_bytes()[:1000])
     collect.collect(plan, tmp_path / "work", tmp_path / "mended.zarr", workers=1)
-    assert "pixels/c/1/0/0/0/0 is truncated or altered, shard 1 is made anew" in capsys.readouterr().out
+    assert "pixels/c/1/0/0/0/0 is truncated or altered, shard 1 is collected again" in capsys.readouterr().out
     assert contents(tmp_path / "mended.zarr") == contents(undisturbed)
 
 
 def test_the_clean_view_depends_on_no_distractor(backgrounds, tmp_path):
     one = plan_of(None, "clean", episodes=1, test_episodes=1)
     changed = {"texture_size": 16, "background": False, "background_dynamic": False, "color": False, "color_scale": 0.9,
-               "color_dynamic": False, "camera": False, "camera_scale": 0.9, "camera_dynamic": False}
+               "color_dynamic": False, "camera": False, "camera_scale": 0.9, "camera_dynamic": False,
+               "humanoid_camera": "front"}
     other = replace(one, env=one.env.model_copy(update=changed))
     assert set(changed) | set(one.settings) == set(type(one.env).model_fields)
     for name, plan in (("one", one), ("other", other)):

@@ -137,7 +137,7 @@ def test_ranges_of_episodes_share_one_mapped_file(store, monkeypatch, episodes):
     assert len(frames) == len(expected) and np.array_equal(frames.gather(torch.arange(len(frames))), expected)
 
 
-def test_a_changed_array_is_mapped_anew_and_the_old_file_removed(store):
+def test_a_changed_array_is_mapped_again_and_the_old_file_removed(store):
     load(store, allowance_bytes=1000)
     zarr.open_group("data.zarr", mode="r+")["pixels"][0] = 7
     assert (load(store, allowance_bytes=1000).gather(torch.arange(STEPS)) == 7).all()

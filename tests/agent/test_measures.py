@@ -26,9 +26,9 @@ def test_scores_of_hand_made_masks():
 def test_frames_without_the_agent_do_not_count():
     agent = AGENT.copy()
     agent[1] = False
-    held = np.ones_like(AGENT)
-    held[0] = AGENT[0]
-    assert agent_scores(held, agent) == {"agent_iou": 1, "agent_recall": 1, "area": 0.25}
+    mask = np.ones_like(AGENT)
+    mask[0] = AGENT[0]
+    assert agent_scores(mask, agent) == {"agent_iou": 1, "agent_recall": 1, "area": 0.25}
 
 
 def test_rand_index_of_known_labellings():

@@ -26,13 +26,13 @@ def test_share_is_what_a_count_of_pixels_gives(span, monkeypatch):
     images = 40 * rng.integers(2, size=(4, 3, 5, 6), dtype=np.uint8)
     images += rng.integers(8, size=images.shape, dtype=np.uint8)
     near = rng.random((4, 5, 6)) < 0.8
-    held = near & (rng.random((4, 5, 6)) < 0.5)
-    found = inside_share(*map(torch.from_numpy, (held, near, images)))
+    inside = near & (rng.random((4, 5, 6)) < 0.5)
+    found = inside_share(*map(torch.from_numpy, (inside, near, images)))
     for t in range(4):
         window = slice(max(t - span, 0), t + span + 1)
         colours = [tuple(colour) for colour in (images[window] // 8).transpose(0, 2, 3, 1).reshape(-1, 3)]
         all_near, all_held = (Counter(colour for colour, counts in zip(colours, mask[window].ravel(), strict=True)
-                                      if counts) for mask in (near, held))
+                                      if counts) for mask in (near, inside))
         for row, column in np.ndindex(5, 6):
             colour = tuple(images[t, :, row, column] // 8)
             assert found[t, row, column] == pytest.approx(all_held[colour] / (all_near[colour] + 1))

@@ -136,7 +136,7 @@ def server():
     server.server_close()
 
 
-def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
+def test_a_broken_download_resumes_where_it_stopped(server, tmp_path):
     server.handler.bite = 30_000
     path = footage.fetch(server.url, tmp_path, 100_000, server.sha256)
     assert path.read_bytes() == server.handler.content
@@ -145,7 +145,7 @@ def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
     assert server.handler.requests == 4
 
 
-def test_a_server_without_ranges_begins_anew(server, tmp_path):
+def test_a_server_without_ranges_restarts(server, tmp_path):
     server.handler.bite, server.handler.ranges = 100_000, False
     (tmp_path / "archive.zip.part").write_bytes(b"x" * 1000)
     assert footage.fetch(server.url, tmp_path, 100_000, server.sha256).read_bytes() == server.handler.content
@@ -165,7 +165,7 @@ def test_a_wrong_checksum_is_refused(server, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def film(path, values):
+def write_clip(path, values):
     with av.open(path, "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height = 96, 64
@@ -175,8 +175,8 @@ def film(path, values):
 
 
 def test_a_folder_of_films_and_frames(tmp_path):
-    film(tmp_path / "a.mp4", [50, 60, 70, 80])
-    film(tmp_path / "b.mp4", [100] * 3)
+    write_clip(tmp_path / "a.mp4", [50, 60, 70, 80])
+    write_clip(tmp_path / "b.mp4", [100] * 3)
     (tmp_path / "c").mkdir()
     for t in range(5):
         cv2.imwrite(str(tmp_path / "c" / f"{t}.png"), picture(10 * t, 30 + t, 200))

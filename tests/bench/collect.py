@@ -19,7 +19,7 @@ import numpy as np
 from oclam.backgrounds.footage import square
 from oclam.backgrounds.generated import dead_leaves
 from oclam.backgrounds.store import write_store
-from oclam.collect import Plan, collect
+from oclam.collect import Collection, collect
 from oclam.envs.distracting import PAPER, make
 from oclam.params import Collect
 from tests.bench.package import FRAMES, RESETS, TASK, cpu_seconds
@@ -50,7 +50,7 @@ def collected(store, workers, folder):
     for steps in (50, 550):  # the difference is free of starting processes
         params = Collect(episodes=3, test_episodes=1, segmented_episodes=1, steps=steps, action_noise=0,
                          shard_episodes=1, seed=0)
-        plan = Plan("-".join(TASK), "distracted", params, PAPER, Still(), store)
+        plan = Collection("-".join(TASK), "distracted", params, PAPER, Still(), store)
         started = time.perf_counter()
         collect(plan, folder / "work", folder / "out.zarr", workers)
         seconds.append(time.perf_counter() - started)

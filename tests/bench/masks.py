@@ -1,4 +1,4 @@
-"""slot-select's work on a frame: patches to pixels, against counting colours anew in every window, and registration.
+"""slot-select's work on a frame: patches to pixels, against counting colours again in every window, and registration.
 
 `python -m tests.bench.masks`
 """
@@ -12,7 +12,7 @@ from oclam.agent.refinement import SPAN, inside_share, refine
 from oclam.backgrounds.generated import dead_leaves
 from oclam.slots.registration import mask_moments, poses, register
 
-FRAMES, SIZE, PATCH, ANEW = 250, 64, 4, 20
+FRAMES, SIZE, PATCH, AGAIN = 250, 64, 4, 20
 
 
 def scene():
@@ -35,22 +35,22 @@ def milliseconds(call, frames):
 def main():
     frames, agent, patches = scene()
     found = refine(patches, frames)
-    held, near = torch.from_numpy(agent), torch.ones(agent.shape, dtype=torch.bool)
+    inside, near = torch.from_numpy(agent), torch.ones(agent.shape, dtype=torch.bool)
     images = torch.from_numpy(frames).movedim(-1, 1)
 
-    def anew():
-        for t in range(FRAMES // 2, FRAMES // 2 + ANEW):
+    def again():
+        for t in range(FRAMES // 2, FRAMES // 2 + AGAIN):
             window = slice(t - SPAN, t + SPAN + 1)
-            inside_share(held[window], near[window], images[window])
+            inside_share(inside[window], near[window], images[window])
 
     def registered():
-        lie = mask_moments(held)
-        register(images.float(), poses(lie, lie.mean(0)))
+        measured = mask_moments(inside)
+        register(images.float(), poses(measured, measured.mean(0)))
 
     whole, share = milliseconds(lambda: refine(patches, frames), FRAMES), milliseconds(
-        lambda: inside_share(held, near, images), FRAMES)
+        lambda: inside_share(inside, near, images), FRAMES)
     print(f"patches to pixels: {whole:.2f} ms a frame, of them counting colours twice {2 * share:.2f}; "
-          f"counting anew in every window takes {milliseconds(anew, ANEW) / share:.0f} times as long")
+          f"counting again in every window takes {milliseconds(again, AGAIN) / share:.0f} times as long")
     print(f"registration: {milliseconds(registered, FRAMES):.2f} ms a frame")
     print(f"IoU with the bar's pixels: {(agent & found).sum() / (agent | found).sum():.2f}")
 

@@ -57,7 +57,7 @@ class FakeTeacher:
         return features, features.square()
 
 
-def test_the_teacher_goes_on_where_it_stopped(tmp_path):
+def test_the_teacher_resumes_where_it_stopped(tmp_path):
     frames, teacher = np.random.default_rng(0).integers(256, size=(80, 16, 16, 3), dtype=np.uint8), FakeTeacher()
     chunks = teach(teacher, frames, tmp_path)
     assert [chunk.shape for chunk in chunks] == [(32, 2, 16, 6), (32, 2, 16, 6), (16, 2, 16, 6)]

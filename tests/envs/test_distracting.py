@@ -116,7 +116,7 @@ def test_splits_show_different_videos(make):
 def test_scale_zero_changes_nothing(make):
     off = {"background": False, "color_scale": 0.0, "camera_scale": 0.0}
     clean, zero = episode(make(view="clean"), 2)[0], episode(make(**off), 2)[0]
-    # The package aims the camera anew, which is the same direction up to rounding.
+    # The package aims the camera again, which is the same direction up to rounding.
     assert np.abs(clean.astype(int) - zero).mean() < 0.5
 
 

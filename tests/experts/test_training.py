@@ -123,7 +123,7 @@ class Scripted:
         self.steps = state["steps"]
 
 
-def test_training_keeps_the_best_policy_and_goes_on_after_a_kill(tmp_path, monkeypatch):
+def test_training_keeps_the_best_policy_and_resumes_after_a_kill(tmp_path, monkeypatch):
     def measured(policy, episodes, *purpose):
         if policy.facts["steps"] == fatal:
             raise KeyboardInterrupt

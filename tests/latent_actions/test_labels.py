@@ -36,7 +36,7 @@ def content(path):
     return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def test_a_killed_labelling_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+def test_a_killed_labelling_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(labels, "SHARD_BYTES", 2 * 2 * (T - 1) * L)  # two episodes a shard
     frames, idm = world()
     write(tmp_path / "whole.zarr", idm, lambda t: frames[t])
@@ -48,13 +48,13 @@ def test_a_killed_labelling_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
         seen.append(int(t[0]) // T)
         return frames[t]
 
-    def goes_on(t):
+    def resumes(t):
         seen.append(int(t[0]) // T)
         return frames[t]
 
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "resumed.zarr", idm, killed)
-    write(tmp_path / "resumed.zarr", idm, goes_on)
+    write(tmp_path / "resumed.zarr", idm, resumes)
     assert seen == [0, 1, 2, 2, 3, 4]  # the finished shard is not made again
     assert content(tmp_path / "whole.zarr") == content(tmp_path / "resumed.zarr")
 

@@ -134,7 +134,7 @@ def test_slots_are_learned_from_alike_but_show_no_pictures(world):
 
 
 @pytest.mark.parametrize("killed_in", ["training", "labels", "probes"])
-def test_a_killed_stage_goes_on_to_the_same_bytes(world, monkeypatch, killed_in):
+def test_a_killed_stage_resumes_to_the_same_bytes(world, monkeypatch, killed_in):
     learn_from_images("a-b", 0, "lapo", PARAMS)
     expected = written("lapo")
     shutil.rmtree(paths.DATA / "a-b" / "seed0" / "lapo")

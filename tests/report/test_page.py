@@ -95,7 +95,7 @@ def test_steve_stands_beside_the_chosen_slots_of_its_own_seed(results):
 def test_two_models_are_shown_on_the_same_frames(results, tmp_path, model, name):
     results.selections[0]["model"] = model
     compared = [picture for picture in draw(results, tmp_path) if "on the same frames" in picture.caption]
-    assert [picture.section for picture in compared] == ["slots"] and f"{name} and STEVE" in compared[0].caption
+    assert [picture.section for picture in compared] == ["slots"] and f"{name} and small STEVE" in compared[0].caption
 
 
 def test_every_row_is_as_long_as_its_table(results):
