@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from oclam.artifacts import atomic
 from oclam.errors import UserError
 
-__all__ = ["Params", "load", "read", "replace"]
+__all__ = ["PAPER_ENV", "Params", "load", "read", "replace"]
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -65,6 +65,11 @@ class Env(Section):
     camera_scale: Annotated[float, Field(ge=0, le=1)]
     camera_dynamic: bool
     humanoid_camera: Literal["back", "front"]  # front: as in the published datasets, by a limit of the package
+
+
+PAPER_ENV = Env(image_size=64, renderer="fast", texture_size=128, background=True, background_dynamic=True, color=True,
+                color_scale=0.1, color_dynamic=True, camera=True, camera_scale=0.1, camera_dynamic=True,
+                humanoid_camera="back")
 
 
 class Backgrounds(Section):

@@ -9,8 +9,9 @@ from contextlib import suppress
 import gymnasium
 
 from oclam.envs import rendering
-from oclam.envs.distracting import PAPER, DistractingEnv, make
+from oclam.envs.distracting import DistractingEnv, make
 from oclam.errors import UserError
+from oclam.params import PAPER_ENV as PAPER
 from oclam.suite import TASKS
 
 __all__ = ["PAPER", "DistractingEnv", "make"]

@@ -11,13 +11,9 @@ from oclam.backgrounds.store import StoredVideos, texture_edge
 from oclam.envs import rendering
 from oclam.envs.distractors import Background, distract, reseed
 from oclam.errors import UserError
-from oclam.params import Env
+from oclam.params import PAPER_ENV, Env
 
-__all__ = ["PAPER", "DistractingEnv", "make"]
-
-PAPER = Env(image_size=64, renderer="fast", texture_size=128, background=True, background_dynamic=True, color=True,
-            color_scale=0.1, color_dynamic=True, camera=True, camera_scale=0.1, camera_dynamic=True,
-            humanoid_camera="back")
+__all__ = ["DistractingEnv", "make"]
 
 
 class DistractingEnv(gymnasium.Env):
@@ -37,7 +33,7 @@ class DistractingEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
 
-    def __init__(self, task: str = "cheetah-run", view: str = "distracted", params: Env = PAPER,
+    def __init__(self, task: str = "cheetah-run", view: str = "distracted", params: Env = PAPER_ENV,
                  backgrounds: Path | None = None, split: str = "train", render_mode: str | None = "rgb_array"):
         if view not in ("distracted", "clean"):
             raise UserError(f"view: {view!r} given, allowed are distracted and clean")

@@ -20,7 +20,7 @@ from oclam.backgrounds.footage import square
 from oclam.backgrounds.generated import dead_leaves
 from oclam.backgrounds.store import write_store
 from oclam.collect import Collection, collect
-from oclam.envs.distracting import PAPER, make
+from oclam.envs import PAPER, make
 from oclam.params import Collect
 from tests.bench.package import FRAMES, RESETS, TASK, cpu_seconds
 
