@@ -97,7 +97,7 @@ def test_every_variant_has_its_stages_and_no_stage_has_another():
                 VARIANTS[variant].view == "clean")
             if stage in LATENT:
                 masked = any("selection.zarr" in dep for dep in STAGES[stage]["deps"])
-                assert masked == (VARIANTS[variant].observes != "frames")
+                assert masked == (VARIANTS[variant].observes in ("masked frames", "weighted frames", "slots"))
 
 
 def test_every_script_is_a_stage():
@@ -138,7 +138,7 @@ def instances(stage, *variants):
     return {f"{stage}@cheetah-run-0-{variant}" for variant in variants}
 
 
-CLONED = ("lapo", "lapo-slots", "lapo-masks", "lapo-focus")
+CLONED = tuple(variant for variant in LATENT if VARIANTS[variant].view == "distracted")
 FINETUNED_ON = {"report", *instances("eval", *CLONED), *instances("eval-clean", "lapo-no-distractors")}
 CLONED_ON = {*FINETUNED_ON, *instances("finetune", *CLONED), *instances("finetune-clean", "lapo-no-distractors")}
 
