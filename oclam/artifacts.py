@@ -57,7 +57,8 @@ def load_tensors(path: Path | str) -> tuple[dict, dict]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, json.loads((file.metadata() or {}).get("oclam", "{}"))
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors ({error}); delete it and run `dvc repro`") from None
+        raise UserError(f"{path}: damaged or not safetensors ({error}); get it again, or delete what "
+                        "a stage wrote and run `dvc repro`") from None
 
 
 def open_zarr(path: Path | str) -> zarr.Group:

@@ -46,6 +46,12 @@ class Dataset:
     def pixels(self):
         return self.group["pixels"]
 
+    def labelled(self, count: int, parameter: str) -> range:
+        """The first `count` training episodes, whose labels may be used; `parameter` is named in the UserError."""
+        if count > self.episodes:
+            raise UserError(f"{parameter}: {count} given, {self.path} has {self.episodes} training episodes")
+        return range(count)
+
     @cached_property
     def actions(self):
         return self.group["actions"][:]
@@ -59,8 +65,11 @@ class Dataset:
         return self.group["rewards"][:]
 
 
-def open_dataset(path: Path) -> Dataset:
-    """The dataset that collect or `oclam.hdf5` wrote. Raises UserError when it is missing, damaged or no dataset."""
+def open_dataset(path: Path, task: str | None = None) -> Dataset:
+    """The dataset that collect or `oclam.hdf5` wrote.
+
+    Raises UserError when it is missing or damaged, has other arrays than a dataset, or is of another task than `task`.
+    """
     group = open_zarr(path)
     attrs = dict(group.attrs)
     missing = [name for name in ("pixels", "actions", "states", "rewards") if name not in group]
@@ -72,6 +81,15 @@ def open_dataset(path: Path) -> Dataset:
     if any(found[:2] != (episodes + test_episodes, shape[1]) for found in shapes.values()):
         raise UserError(f"{path}: {shapes} do not agree with {episodes} + {test_episodes} episodes; delete it and run "
                         "`dvc repro`")
+    if task not in (None, attrs["task"]):
+        raise UserError(f"{path}: a dataset of {attrs['task']}, {task} expected")
+    pixels = group["pixels"]
+    if pixels.dtype != np.uint8 or len(shape) != 5 or shape[2] != shape[3] or shape[4] != 3:
+        raise UserError(f"{path}: pixels {shape} of type {pixels.dtype}, expected uint8 (episodes, steps, S, S, 3) in "
+                        "RGB, 0 to 255")
+    if [len(shapes[name]) for name in ("actions", "states", "rewards")] != [3, 3, 2]:
+        raise UserError(f"{path}: {shapes}, expected actions and states (episodes, steps, width), rewards (episodes, "
+                        "steps)")
     return Dataset(Path(path), group, attrs, episodes, test_episodes, shape[1])
 
 

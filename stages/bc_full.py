@@ -21,7 +21,7 @@ def main():
     params = load("compute", "bc")
     bc, device, view = params.bc, best_device(), view_of(variant)
     inputs = [paths.dataset(task, view)]
-    dataset = open_dataset(inputs[0])
+    dataset = open_dataset(inputs[0], task)
     episodes, steps = range(dataset.episodes), dataset.steps
 
     card = Card(task, view, variant, seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,

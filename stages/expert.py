@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from oclam import paths
+from oclam import paths, suite
 from oclam.artifacts import read_csv, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
@@ -13,6 +13,7 @@ from oclam.params import load
 
 def main():
     task = arguments("task")
+    suite.load(task)  # raises for a task that the suite does not have
     settings = load("expert").expert
     policy, curve = (trained if settings.train else shipped)(task, settings)
     save_expert(paths.expert(task), policy)
@@ -22,6 +23,9 @@ def main():
 def shipped(task, settings):
     """The policy in the folder, and its curve; one that someone brought without a curve is measured instead."""
     path = Path(settings.folder) / f"{task}.safetensors"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; put an expert of {task} there, or set expert.train and describe its "
+                        f"training under expert.training.{task}")
     policy = load_expert(path, task)
     if path.with_suffix(".csv").exists():
         return policy, read_csv(path.with_suffix(".csv"))

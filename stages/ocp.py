@@ -22,7 +22,7 @@ def main():
     params = load("compute", "ocp", "steve.feature_hidden", "steve.decoder_hidden", "steve.decoder_layers")
     ocp, device = params.ocp, best_device()
     inputs = [paths.dataset(task, "distracted"), paths.encoder]
-    dataset = open_dataset(inputs[0])
+    dataset = open_dataset(inputs[0], task)
     observer = make_observer(ocp, paths.encoder, device)
     forward = partial(autocast, device, params.compute.precision)
     clips = clips_of(dataset, observer, ocp, seed=seed, device=device, forward=forward)

@@ -23,7 +23,7 @@ def main():
     bc, view = params.bc, view_of("scratch")
     settings = SimpleNamespace(**vars(params.finetune), updates=params.scratch.updates)
     inputs = [paths.dataset(task, view)]
-    dataset = open_dataset(inputs[0])
+    dataset = open_dataset(inputs[0], task)
     # Actor and decoder meet in two linear layers, so a latent wider than the decoder could express nothing more.
     card = Card(task, view, "scratch", seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
                 encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=settings.hidden_dim,

@@ -19,8 +19,8 @@ from oclam.params import load
 def main():
     task, seed = arguments("task", "seed")
     select = load("slot_select").slot_select
-    dataset, slots = open_dataset(paths.dataset(task, "distracted")), open_zarr(paths.slots(task, seed))
-    labelled = range(select.labelled_episodes)
+    dataset, slots = open_dataset(paths.dataset(task, "distracted"), task), open_zarr(paths.slots(task, seed))
+    labelled = dataset.labelled(select.labelled_episodes, "slot_select.labelled_episodes")
     found = select_slots(
         select, select.manual[task] if select.method == "manual" else None,
         frames=[dataset.pixels[e] for e in labelled], masks=[slots["masks"][e] for e in labelled],

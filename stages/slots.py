@@ -23,14 +23,14 @@ def main():
     ocp, device = params.ocp, best_device()
     weights = [paths.ocp(task, seed, restart) for restart in params.restarts]
     inputs = [paths.dataset(task, "distracted"), paths.encoder, *weights]
-    checkpoint, dataset = Checkpoint(f"slots-{task}-{seed}", params, inputs), open_dataset(inputs[0])
+    checkpoint, dataset = Checkpoint(f"slots-{task}-{seed}", params, inputs), open_dataset(inputs[0], task)
     observer = make_observer(ocp, paths.encoder, device)
     forward = partial(autocast, device, params.compute.precision)
     models = [load_weights(make_model(params, observer, dataset.pixels.shape[2]), path).to(device) for path in weights]
 
     best, errors = 0, []
     if len(models) > 1:
-        labelled = range(params.slot_select.labelled_episodes)
+        labelled = dataset.labelled(params.slot_select.labelled_episodes, "slot_select.labelled_episodes")
         frames, actions = [dataset.pixels[e] for e in labelled], [dataset.group["actions"][e] for e in labelled]
         masks = find_masks(models, observer, frames, window=ocp.window, forward=forward)
         best, errors = choose_model(masks, frames, actions)

@@ -26,7 +26,7 @@ def main():
     params = load("compute", "steve", "ocp.slots", "ocp.slot_dim", "ocp.clip_length", "ocp.warmup_steps",
                   "ocp.decay_steps", "ocp.clip_norm", "ocp.window")
     ocp, steve, source, device = params.ocp, params.steve, paths.dataset(task, "distracted"), best_device()
-    checkpoint, dataset = Checkpoint(f"steve-{task}-{seed}", params, [source]), open_dataset(source)
+    checkpoint, dataset = Checkpoint(f"steve-{task}-{seed}", params, [source]), open_dataset(source, task)
     forward = partial(autocast, device, params.compute.precision)
     torch.manual_seed(seed_of("steve", seed))
     widths = steve.model_dump(include={"feature_hidden", "decoder_hidden", "decoder_layers"})

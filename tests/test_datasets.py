@@ -9,7 +9,17 @@ import torch
 import zarr
 
 from oclam import datasets
-from oclam.datasets import Frames, FrameSampler, Prefetch, TripleSampler, open_dataset, stack_index, to_image
+from oclam.datasets import (
+    Frames,
+    FrameSampler,
+    Prefetch,
+    TripleSampler,
+    frame_of,
+    open_dataset,
+    stack_index,
+    to_image,
+    transition_of,
+)
 from oclam.errors import UserError
 
 EPISODES, STEPS = 5, 7
@@ -58,6 +68,43 @@ def test_what_is_no_dataset_is_refused(store, spoil):
         group.attrs["episodes"] = 17
     with pytest.raises(UserError, match="data.zarr: .*dvc repro"):
         open_dataset("data.zarr")
+
+
+FOREIGN = {  # a store that somebody else wrote: what its pixels are, what the line must say
+    "float01": lambda pixels: (pixels / 255).astype(np.float32), "chw": lambda pixels: np.moveaxis(pixels, -1, 2),
+    "rgba": lambda pixels: np.concatenate([pixels, pixels[..., :1]], -1), "grey": lambda pixels: pixels[..., 0]}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_pixels_of_another_type_or_layout_are_refused_at_opening(store, kind):
+    foreign = FOREIGN[kind](store.pixels[:])
+    group = zarr.open_group("data.zarr", mode="r+")
+    group.create_array("pixels", data=foreign, overwrite=True)
+    with pytest.raises(UserError, match="data.zarr: pixels .* expected uint8") as error:
+        open_dataset("data.zarr")
+    assert "\n" not in str(error.value)
+
+
+def test_a_store_of_zarr_2_is_read_and_another_task_refused(store):
+    group = zarr.create_group("two.zarr", zarr_format=2, attributes=dict(store.attrs))
+    for name in ("pixels", "actions", "states", "rewards"):
+        group.create_array(name, data=store.group[name][:])
+    assert np.array_equal(open_dataset("two.zarr", "cheetah-run").pixels[:], store.pixels[:])
+    with pytest.raises(UserError, match="two.zarr: a dataset of cheetah-run, walker-run expected"):
+        open_dataset("two.zarr", "walker-run")
+
+
+def test_labels_of_held_out_episodes_cannot_be_used(store):
+    assert store.labelled(EPISODES, "a.b") == range(EPISODES)
+    with pytest.raises(UserError, match="^a.b: 6 given, data.zarr has 5 training episodes"):
+        store.labelled(EPISODES + 1, "a.b")
+
+
+def test_a_transition_and_its_frame_are_each_other_s_inverse():
+    transitions = torch.arange(EPISODES * (STEPS - 1))
+    frames = frame_of(transitions, STEPS)
+    naive = [e * STEPS + t for e in range(EPISODES) for t in range(STEPS - 1)]
+    assert frames.tolist() == naive and torch.equal(transition_of(frames, STEPS), transitions)
 
 
 def test_stacks_of_triples_equal_a_loop_over_items(store):
@@ -168,8 +215,8 @@ def test_a_dataset_beyond_the_allowance_streams_within_a_bound(tmp_path, monkeyp
     group.attrs.update(task="cheetah-run", view="distracted", episodes=40, test_episodes=0)
     shape = (40, 325, 64, 64, 3)
     group.create_array("pixels", shape=shape, dtype="uint8", chunks=(1, *shape[1:]), fill_value=1)
-    for name in ("actions", "states", "rewards"):
-        group.create_array(name, shape=(40, 325, 1), dtype="float32")
+    for name, width in (("actions", (1,)), ("states", (1,)), ("rewards", ())):
+        group.create_array(name, shape=(40, 325, *width), dtype="float32")
 
     def run(allowance):
         environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(datasets.__file__).parents[1])}

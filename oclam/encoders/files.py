@@ -7,6 +7,7 @@ from pathlib import Path
 import timm
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import nn
 
 from oclam.artifacts import load_tensors, save_tensors
@@ -69,7 +70,8 @@ def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source
 
 
 def _check_name(name):
-    if not timm.is_model(name):
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture) or tag and not timm.is_model_pretrained(name):
         raise UserError(f"encoder.name: {name!r} given, which timm {timm.__version__} does not know")
     with torch.device("meta"):
         vit = timm.create_model(name)
@@ -86,7 +88,12 @@ def _hub_file(name, parameter):
     if isinstance(cached, str):
         return Path(cached)
     _check_hub(repository, parameter)
-    return Path(hf_hub_download(repository, WEIGHTS))
+    try:
+        return Path(hf_hub_download(repository, WEIGHTS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{parameter}: {repository} cannot be downloaded ({reason}); name a local file instead, its "
+                        f"{WEIGHTS}") from None
 
 
 def _check_hub(repository, parameter):

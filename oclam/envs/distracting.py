@@ -42,7 +42,7 @@ class DistractingEnv(gymnasium.Env):
         domain, _ = suite.TASKS[task]
         camera = 2 if domain == "quadruped" else 0  # as the package does
         self._task, self._physics = self._env.task, self._env.physics
-        self._wrappers, self._background = {}, None
+        self._wrappers, self._background, self._pixels, self._over = {}, None, None, True
         if view == "distracted":
             if params.background:
                 videos = StoredVideos(backgrounds, split) if backgrounds else _default_videos(split, params)
@@ -64,20 +64,26 @@ class DistractingEnv(gymnasium.Env):
         for name, wrapper in self._wrappers.items():
             reseed(wrapper, seeds[name])
         self._segmented = bool(options and options.get("segmentation"))
-        time_step = self._env.reset()
+        time_step, self._over = self._env.reset(), False
         if self._background:
             self._background.reset(seeds["background"])
             self._renderer.upload(self._background.texture)
         return self._observe(time_step)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Act for one control step. The episode is truncated at the suite's own length."""
+        """Act for one control step. The episode is truncated at the suite's own length.
+
+        Raises gymnasium.error.ResetNeeded before the first reset and after an episode's end.
+        """
+        if self._over:
+            raise gymnasium.error.ResetNeeded("the episode is over, or none was started; call reset()")
         time_step = self._env.step(np.asarray(action, np.float64))
         if self._background and self._background.step():
             self._renderer.upload(self._background.texture)
-        terminated = time_step.last() and time_step.discount == 0
+        self._over = time_step.last()
+        terminated = self._over and time_step.discount == 0
         pixels, info = self._observe(time_step)
-        return pixels, float(time_step.reward), terminated, time_step.last() and not terminated, info
+        return pixels, float(time_step.reward), terminated, self._over and not terminated, info
 
     def _observe(self, time_step):
         data = self._physics.data.ptr
@@ -89,7 +95,12 @@ class DistractingEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """The last observation."""
+        if self._pixels is None:
+            raise gymnasium.error.ResetNeeded("there is no observation yet; call reset()")
         return self._pixels.copy()
+
+    def __reduce__(self):
+        raise TypeError("an environment has an OpenGL context: it cannot be copied or pickled; make another one")
 
     def close(self) -> None:
         """Free the renderer."""

@@ -38,7 +38,7 @@ def choose() -> str:
 
     A backend set by the user is the only one tried; child processes inherit the choice. Raises UserError if none works.
     """
-    given = os.environ.get("MUJOCO_GL") or os.environ.get("PYOPENGL_PLATFORM")
+    given = (os.environ.get("MUJOCO_GL") or os.environ.get("PYOPENGL_PLATFORM") or "").lower()
     if given and multiprocessing.parent_process():
         return given
     tried = (given,) if given else _by_preference()
@@ -48,6 +48,9 @@ def choose() -> str:
             os.environ.setdefault("LP_NUM_THREADS", "0")  # llvmpipe: one process a core beats threads in each
             print(f"rendering with {backend} on {renderer}", file=sys.stderr)
             return backend
+    if device := os.environ.get("MUJOCO_EGL_DEVICE_ID"):
+        raise UserError(f"MUJOCO_EGL_DEVICE_ID: {device} given, with which {' and '.join(tried)} cannot render here; "
+                        "unset it or name another device")
     raise UserError(f"MUJOCO_GL: {' and '.join(tried)} cannot render here; {'unset it or ' if given else ''}install "
                     "Debian's libosmesa6, or libegl1 with libgl1-mesa-dri (a GPU's driver brings its own EGL)")
 
@@ -132,6 +135,8 @@ class Renderer:
         for geom in self._scene.geoms[:self._scene.ngeom]:
             if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM:
                 moves[geom.segid + 1] = self._model.geom_bodyid[geom.objid] > 0
+            elif geom.objtype == mujoco.mjtObj.mjOBJ_SKIN:  # the dog's, which is drawn over its geoms
+                moves[geom.segid + 1] = 1
         return moves[red + (green << 8) + (blue << 16)]
 
     def close(self) -> None:

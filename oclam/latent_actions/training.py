@@ -144,7 +144,7 @@ def learn_from_images(task: str, seed: int, variant: str, params, background_wei
 
     params: the sections compute and lapo; background_weight: of weighted frames, the loss's weight outside the mask.
     """
-    dataset, device = open_dataset(paths.dataset(task, view_of(variant))), best_device()
+    dataset, device = open_dataset(paths.dataset(task, view_of(variant)), task), best_device()
     episodes, inputs = range(dataset.episodes + dataset.test_episodes), [dataset.path]
     observes = VARIANTS[variant].observes
     pixels, masks = dataset.pixels, None

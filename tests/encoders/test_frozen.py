@@ -1,14 +1,19 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
-from oclam import paths
+from oclam import envs, paths
+from oclam.agent.measures import agent_patches
 from oclam.artifacts import load_tensors
+from oclam.encoders.distill import new_student
 from oclam.encoders.files import load_encoder, make_encoder, save_encoder
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.errors import UserError
@@ -168,6 +173,40 @@ def test_the_embedded_encoder():
     features, keys = encoder(frames(2, 64))
     assert features.shape == keys.shape == (2, 256, encoder.dim) and encoder.grid == 16
     assert torch.isfinite(features).all() and torch.isfinite(keys).all()
+
+
+def test_the_embedded_encoder_follows_the_agent_better_than_random_weights():
+    env, rng = envs.make("cheetah-run", "distracted", envs.PAPER), np.random.default_rng(0)
+    scores = {"learned": [], "random": []}
+    encoders = {"learned": load_encoder(paths.embedded_encoder), "random": new_student(64)}
+    for episode in range(3):
+        images, agents = [], []
+        pixels, info = env.reset(seed=episode, options={"segmentation": True})
+        for _ in range(2):
+            images.append(pixels)
+            agents.append(agent_patches(info["segmentation"][None], 16).ravel())
+            for _ in range(8):
+                pixels, _, _, _, info = env.step(rng.uniform(-1, 1, 6))
+        for name, encoder in encoders.items():
+            old, new = F.normalize(encoder(torch.from_numpy(np.stack(images)))[0], dim=-1)
+            found = agents[0][(new @ old.T).argmax(1).numpy()]  # every patch gets the label of the nearest patch before
+            scores[name].append((found & agents[1]).sum() / (found | agents[1]).sum())
+    env.close()
+    assert np.mean(scores["learned"]) > 0.7 and np.mean(scores["random"]) < np.mean(scores["learned"]) - 0.1
+
+
+def test_a_hub_that_refuses_is_one_line(monkeypatch):
+    def refuses(*_):
+        raise LocalEntryNotFoundError("nothing\nhere")
+
+    monkeypatch.setattr("oclam.encoders.files.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("oclam.encoders.files._check_hub", lambda *_: None)
+    monkeypatch.setattr("oclam.encoders.files.hf_hub_download", refuses)
+    with pytest.raises(UserError, match="^encoder.source: .* cannot be downloaded .nothing here.;") as error:
+        make_encoder("hub", "vit_tiny_patch16_224.augreg_in21k")
+    one_line(error)
+    with pytest.raises(UserError, match="^encoder.name: 'vit_base_patch8_224.dinoo' given"):
+        make_encoder("hub", "vit_base_patch8_224.dinoo")
 
 
 @pytest.mark.skipif(not TEACHER.exists(), reason="DINOv2's weights are not beside the project")

@@ -1,7 +1,9 @@
 """An episode is its seed: the same pixels in any process and order; the Gymnasium interface; the simulator's masks."""
 
+import copy
 import hashlib
 import multiprocessing
+import pickle
 
 import gymnasium
 import numpy as np
@@ -153,6 +155,28 @@ def test_masks_are_the_agents_pixels(make):
     assert 0.02 < mask.mean() < 0.2
     np.testing.assert_array_equal(mask, changed)
     assert "segmentation" not in env.reset(seed=0)[1]
+
+
+@pytest.mark.parametrize("task", ["dog-run", "quadruped-run"])
+def test_masks_cover_agents_of_many_parts_and_skins(make, task):
+    env = make(task, "clean")
+    mask = env.reset(seed=0, options={"segmentation": True})[1]["segmentation"]
+    assert 150 < mask.sum() < 1500
+
+
+def test_an_environment_that_was_not_reset_says_so_and_none_is_copied(make):
+    env = make("cheetah-run", "clean", image_size=16)
+    for act in (lambda: env.step(np.zeros(6)), env.render):
+        with pytest.raises(gymnasium.error.ResetNeeded, match="call reset"):
+            act()
+    env.reset(seed=0)
+    env._env._step_limit = 1
+    env.step(np.zeros(6))
+    with pytest.raises(gymnasium.error.ResetNeeded, match="the episode is over"):
+        env.step(np.zeros(6))
+    for duplicate in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            duplicate(env)
 
 
 def test_masks_do_not_disturb_the_pixels(make):

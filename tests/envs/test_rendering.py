@@ -93,10 +93,18 @@ def test_chooses_the_gpu_then_what_works(unchosen, monkeypatch, capsys, works, g
     assert f"{chosen} on {works[chosen]}" in capsys.readouterr().err
 
 
-def test_keeps_the_users_choice(unchosen, monkeypatch):
+@pytest.mark.parametrize("given", ["egl", "EGL"])
+def test_keeps_the_users_choice(unchosen, monkeypatch, given):
     monkeypatch.setattr(rendering, "_probe", {"osmesa": "llvmpipe", "egl": "llvmpipe"}.get)
-    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("MUJOCO_GL", given)
     assert rendering.choose() == "egl"
+
+
+def test_an_egl_device_that_cannot_render_is_named(unchosen, monkeypatch):
+    monkeypatch.setattr(rendering, "_probe", lambda backend: None)
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "3")
+    with pytest.raises(UserError, match="^MUJOCO_EGL_DEVICE_ID: 3 given"):
+        rendering.choose()
 
 
 @pytest.mark.parametrize("given, said", [("", "osmesa and egl cannot render here; install"),
