@@ -25,10 +25,14 @@ from oclam.params import Params, read
 from oclam.policies.networks import ActionDecoder, Actor
 from oclam.slots.steve import Steve
 from oclam.slots.videosaur import VideoSaur
-from oclam.variants import ALL_LABELS, LATENT, VARIANTS
+from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
 
 __all__ = ["Cost", "Plan"]
 
+# What the paper's durations on one H100 imply for our FLOPs, in 1e12 per second: small layers and data leave a GPU idle.
+# Its behaviour cloning would need 647, more than is plausible.
+TFLOPS = {"ocp": 283, "slots": 283, "lapo-slots": 9} | {
+    name: 55 for name in LATENT if VARIANTS[name].observes != "slots"}
 VIEWS, SPLITS = 2, 2  # of datasets: distracted and clean; of background videos: for training and for evaluation
 
 
@@ -302,19 +306,23 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.plan", description=__doc__.splitlines()[0])
     parser.add_argument("params", nargs="?", default="params.yaml")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="such as lapo.latent_dim=1024")
-    parser.add_argument("--tflops", type=float, default=200, help="of one GPU in practice; default 200, an H100's bf16")
+    parser.add_argument("--tflops", type=float, help="of one GPU, for every stage; default: what the paper's durations "
+                        "imply for ocp and lapo, 200 elsewhere")
     parser.add_argument("--fps", type=float, default=3200, help="frames rendered a second; default 3200")
     arguments = parser.parse_args()
     costs = Plan(read(arguments.params, arguments.changes)).costs()
-    print(f"One run of each stage at {arguments.tflops:g} TFLOP/s and {arguments.fps:g} rendered frames/s; "
-          "bytes on disk before compression")
+    rates = {cost: arguments.tflops or TFLOPS.get(cost.stage, 200) for cost in costs}
+    print(f"One run of each stage at {arguments.fps:g} rendered frames/s; bytes on disk before compression; paper: its "
+          "hours on one H100")
     print(f"{'stage':20}{'runs':>5}{'trainable':>11}{'total':>11}{'samples':>18}{'FLOPs':>10}{'disk':>9}{'memory':>9}"
-          f"{'+ data':>9}{'hours':>8}")
-    hours = {cost: cost.hours(1e12 * arguments.tflops, arguments.fps) for cost in costs}
+          f"{'+ data':>9}{'TFLOP/s':>9}{'hours':>8}{'paper':>8}")
+    hours = {cost: cost.hours(1e12 * rates[cost], arguments.fps) for cost in costs}
+    published = {"ocp": PAPER_OCP.seconds} | {name: row.paper.seconds for name, row in VARIANTS.items()}
     for cost in costs:
         samples = f"{cost.samples:.3g} {cost.unit}" if cost.samples else "-"
         print(f"{cost.stage:20}{cost.runs:5}{cost.trainable:11}{cost.total:11}{samples:>18}{cost.flops:10.2g}"
-              f"{_bytes(cost.disk):>9}{_bytes(cost.memory):>9}{_bytes(cost.data):>9}{hours[cost]:8.2f}")
+              f"{_bytes(cost.disk):>9}{_bytes(cost.memory):>9}{_bytes(cost.data):>9}{rates[cost]:9g}{hours[cost]:8.2f}"
+              f"{published[cost.stage] / 3600 if published.get(cost.stage) else '-':>8.3}")
     print(f"All runs: {sum(cost.runs * hours[cost] for cost in costs):.3g} hours, "
           f"{sum(cost.runs * cost.flops for cost in costs):.3g} FLOPs, "
           f"{_bytes(sum(cost.runs * cost.disk for cost in costs))} on disk before compression")

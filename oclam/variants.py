@@ -9,7 +9,9 @@ from typing import Literal
 
 from oclam.errors import UserError
 
-__all__ = ["ACTION_VARIANCE", "ALL_LABELS", "LATENT", "VARIANTS", "Paper", "Variant", "normaliser", "view_of"]
+__all__ = [
+    "ACTION_VARIANCE", "ALL_LABELS", "LATENT", "PAPER_OCP", "VARIANTS", "Paper", "Variant", "normaliser", "view_of",
+]
 
 TASKS = ("cheetah-run", "walker-run", "hopper-hop", "humanoid-walk")
 # Of the actions in the published datasets, mean over dimensions: probe errors are comparable only as a share of it.
@@ -84,6 +86,7 @@ VARIANTS = {row.name: row for row in (
         returns=_by_task(840, 735, 300, 601))),
     Variant("scratch", "distracted", None, "few", "#CC79A7", "X"),
 )}
+PAPER_OCP = Paper(parameters=92_149_776, seconds=23_700)  # of object-centric pretraining, with the frozen encoder
 LATENT = tuple(name for name, row in VARIANTS.items() if row.observes)  # those that learn latent actions
 ALL_LABELS = tuple(name for name, row in VARIANTS.items() if row.labels == "all")  # what returns are divided by
 

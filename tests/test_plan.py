@@ -8,7 +8,7 @@ from torch import nn
 from oclam.datasets import TripleSampler
 from oclam.errors import UserError
 from oclam.params import read
-from oclam.plan import Plan, main
+from oclam.plan import TFLOPS, Plan, main
 from oclam.variants import LATENT
 from tests import ROOT
 
@@ -81,6 +81,11 @@ def test_hours_add_arithmetic_and_rendering(paper):
     collect, lapo = paper["collect"], paper["lapo"]
     assert collect.hours(1e15, 1000) == pytest.approx(collect.rendered / 1000 / 3600)
     assert lapo.hours(1e15, 1000) == pytest.approx(lapo.flops / 1e15 / 3600)
+
+
+def test_the_paper_s_scale_takes_the_paper_s_hours(paper):
+    for stage, hours in (("ocp", 23_700 / 3600), ("lapo", 27_480 / 3600), ("lapo-slots", 8_940 / 3600)):
+        assert paper[stage].hours(1e12 * TFLOPS[stage], 3200) == pytest.approx(hours, rel=0.03)
 
 
 def test_kept_clips_pass_the_encoder_once():

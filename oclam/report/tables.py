@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from oclam.report.results import Results, select
-from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, VARIANTS, normaliser
+from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, PAPER_OCP, VARIANTS, normaliser
 
 __all__ = ["Cell", "Table", "number", "tables", "warnings"]
 
 # The paper's figures that belong to no variant: Table 4, and Table 5 in seconds on one H100.
-PAPER_PARAMETERS = {"ocp (total)": 92_149_776, "ocp (trainable)": 6_343_440} | {
+PAPER_PARAMETERS = {"ocp (total)": PAPER_OCP.parameters, "ocp (trainable)": 6_343_440} | {
     name: row.paper.parameters for name, row in VARIANTS.items() if row.paper.parameters}
-PAPER_DURATIONS = {"ocp": 23_700} | {name: row.paper.seconds for name, row in VARIANTS.items() if row.paper.seconds} | {
-    "bc + finetune": 10_920}
+PAPER_DURATIONS = {"ocp": PAPER_OCP.seconds, "bc + finetune": 10_920} | {
+    name: row.paper.seconds for name, row in VARIANTS.items() if row.paper.seconds}
 PAPER_EXPERT = {"cheetah-run": 838, "walker-run": 740, "hopper-hop": 307, "humanoid-walk": 617}  # Table 3: returns
 
 

@@ -1,0 +1,62 @@
+"""Acting with a stored policy in the real environment, for a few steps."""
+
+import sys
+
+import av
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from oclam.act import main, play
+from oclam.errors import UserError
+from oclam.policies.files import Card, save_policy
+from oclam.policies.networks import Policy
+from tests import ROOT
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A project with one clean policy of 2 labels that always gives the action 0.5."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["env"]["image_size"] = 16
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    card = Card("cheetah-run", "clean", "lapo-no-distractors", 0, image_size=16, frame_stack=2, encoder_scale=1,
+                residual_blocks=0, latent_dim=4, hidden_dim=4, action_dim=6, budget=2)
+    policy = Policy(card.actor(), card.decoder())
+    for parameter in policy.decoder.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.constant_(policy.decoder[-1].bias, 0.5)
+    save_policy(tmp_path / "policies", policy, card)
+    return tmp_path / "policies"
+
+
+def test_the_return_is_the_sum_of_the_rewards_of_the_policys_actions(folder):
+    from oclam import envs
+
+    gained, frames, rewards, card = play(folder, steps=4, seed=3)
+    env = envs.DistractingEnv("cheetah-run", "clean", envs.PAPER.model_copy(update={"image_size": 16}))
+    shown, expected = [env.reset(seed=3)[0]], []
+    for _ in range(4):
+        pixels, reward, *_ = env.step(np.full(6, 0.5))
+        shown.append(pixels)
+        expected.append(reward)
+    np.testing.assert_array_equal(frames, shown[:4])
+    np.testing.assert_allclose(rewards, expected)
+    assert gained == pytest.approx(sum(expected)) and card.budget == 2
+
+
+def test_the_command_prints_the_return_and_writes_the_video(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["act", str(folder), "--steps", "3", "--video", "episode.mp4"])
+    main()
+    assert capsys.readouterr().out.startswith("cheetah-run, lapo-no-distractors, 2 labelled, clean: return ")
+    with av.open("episode.mp4") as file:
+        assert sum(1 for _ in file.decode(video=0)) == 3
+
+
+def test_a_policy_of_another_task_or_budget_is_refused(folder):
+    with pytest.raises(UserError, match="a policy of task 'cheetah-run', 'walker-run' asked for"):
+        play(folder, task="walker-run", steps=1)
+    with pytest.raises(UserError, match="no policy of budget 8; there are 2"):
+        play(folder, 8, steps=1)
