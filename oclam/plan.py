@@ -29,7 +29,7 @@ from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
 
 __all__ = ["Cost", "Plan"]
 
-# What the paper's durations on one H100 imply for our FLOPs, in 1e12 per second: small layers and data leave a GPU idle.
+# What the paper's durations on one H100 imply for our FLOPs, in 1e12 per second: small layers leave a GPU idle.
 # Its behaviour cloning would need 647, more than is plausible.
 TFLOPS = {"ocp": 283, "slots": 283, "lapo-slots": 9} | {
     name: 55 for name in LATENT if VARIANTS[name].observes != "slots"}

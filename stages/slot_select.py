@@ -8,7 +8,7 @@ import numpy as np
 from oclam import paths
 from oclam.agent.measures import agent_scores, slot_measures
 from oclam.agent.previews import shown_episodes
-from oclam.agent.selection import select_slots
+from oclam.agent.selection import probe, select_slots
 from oclam.agent.store import write_preview, write_selection
 from oclam.artifacts import open_zarr, write_json
 from oclam.cli import arguments, run
@@ -34,13 +34,15 @@ def main():
     selection, episodes = open_zarr(paths.selection(task, seed)), shown_episodes(dataset)
     masks, segmentation = np.stack([slots["masks"][e] for e in episodes]), dataset.group.get("segmentation")
     table = found.table | {key: slots.attrs[key] for key in ("model", "restart", "restart_errors")}
+    vectors = [selection["slots"][e].astype(np.float32) for e in labelled]
+    table["mask"] = {"vector_mse": probe(vectors, [dataset.group["actions"][e] for e in labelled]).mse}
     if segmentation is not None:  # imported datasets have none
         measures = slot_measures(masks, segmentation[:], found.chosen)
         measures["slots"] = [a | b for a, b in zip(table["slots"], measures["slots"], strict=True)]
         inside = np.concatenate([selection["mask"][e] for e in episodes]) > 127
-        table |= measures | {"mask": agent_scores(inside, segmentation[:].reshape(inside.shape) > 0)}
-    write_preview(paths.slot_preview(task, seed), dataset, segmentation, masks, slots, selection, episodes,
-                  found.chosen)
+        table |= measures
+        table["mask"] |= agent_scores(inside, segmentation[:].reshape(inside.shape) > 0)
+    write_preview(paths.slot_preview(task, seed), dataset, segmentation, masks, selection, episodes, found.chosen)
     write_json(paths.slot_table(task, seed), table)
 
 

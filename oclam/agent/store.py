@@ -14,16 +14,19 @@ from oclam.agent.selection import combine
 from oclam.artifacts import atomic, save_tensors
 from oclam.datasets import Dataset
 from oclam.progress import Progress
-from oclam.slots.components import decoded
+from oclam.slots.components import SAMPLE, Components
 from oclam.slots.registration import mask_moments, poses, register
 
 __all__ = ["write_preview", "write_selection"]
 
 EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
+VIEW = 32  # edge in pixels of the masked frames whose components are the chosen slots' vectors
 
 
 def write_selection(path: Path, slots: zarr.Group, chosen: Sequence[int], select, dataset: Dataset) -> None:
     """Write, for every frame, the chosen slots combined, their mask at image size, and the masked frame.
+
+    Where the slots' vectors are components, those of the chosen slots are computed again, from the masked frames.
 
     Args:
         path: of the store: slots float16 (E, T, D), mask uint8 (E, T, H, W), frames uint8 (E, T, H, W, 3).
@@ -35,6 +38,8 @@ def write_selection(path: Path, slots: zarr.Group, chosen: Sequence[int], select
         group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": select.combine})
         _write_slots(group, slots, chosen, select, dataset.pixels)
         _write_frames(group, dataset, select.registered)
+        if slots.attrs.get("vectors") == "components":
+            _write_components(group, dataset.episodes)
 
 
 def _write_slots(group, slots, chosen, select, pixels):
@@ -92,20 +97,39 @@ def _soft_mask(masks, chosen, how, size):
     return F.interpolate(mask, (size, size), mode="bilinear").round().clamp(0, 255).byte().numpy()
 
 
-def _decoded(slots, k, places):
-    vectors = take(slots["slots"], places)[:, k].numpy()
-    return torch.from_numpy(decoded(vectors, slots["mean"][k], slots["basis"][k]))
+def _write_components(group, training):
+    """Replace the chosen slots' vectors by principal components of the masked frames at VIEW x VIEW pixels."""
+    frames, (episodes, steps, width) = group["frames"], group["slots"].shape
+
+    def views(part):
+        images = torch.from_numpy(frames[part]).flatten(0, 1).movedim(-1, 1).float() / 255
+        return F.adaptive_avg_pool2d(images, VIEW).flatten(1)
+
+    every = max(training * steps // SAMPLE, 1)
+    components = Components(torch.cat([views(part)[::every] for part in _parts(training)]), width)
+    for name in ("mean", "basis"):
+        group.create_array(name, data=getattr(components, name).numpy())
+    with Progress(episodes * steps, "components", " frames") as bar:
+        for part in _parts(episodes):
+            group["slots"][part] = components(views(part)).unflatten(0, (-1, steps)).half().numpy()
+            bar.update(len(range(*part.indices(episodes))) * steps)
+
+
+def _decoded(selection, places):
+    """Pictures of what the chosen slots' vectors hold: uint8 (N, VIEW, VIEW, 3)."""
+    vectors = take(selection["slots"], places).float()
+    view = vectors @ torch.from_numpy(selection["basis"][:]).T + torch.from_numpy(selection["mean"][:])
+    return (255 * view).clamp(0, 255).byte().unflatten(1, (3, VIEW, VIEW)).movedim(1, -1)
 
 
 def write_preview(path: Path, dataset: Dataset, segmentation: zarr.Array | None, masks: np.ndarray,
-                  slots: zarr.Group, selection: zarr.Group, episodes: range, chosen: Sequence[int]) -> None:
+                  selection: zarr.Group, episodes: range, chosen: Sequence[int]) -> None:
     """Write what the report's pictures of slots show: some moments of held-out episodes, and the start of the first.
 
     Args:
         path: safetensors, all uint8.
         segmentation: the agent in the simulator (n, T, H, W), None in a dataset without it.
         masks: every slot's, (n, T, K, G, G).
-        slots: the store of all slots.
         selection: what `write_selection` wrote.
         episodes: the n held-out episodes.
         chosen: slot indices.
@@ -118,7 +142,7 @@ def write_preview(path: Path, dataset: Dataset, segmentation: zarr.Array | None,
     save_tensors(path, {
         "frames": take(dataset.pixels, at(shown)), "masks": take(masks, shown),
         "selected": take(selection["mask"], at(shown)), "seen": take(selection["frames"], at(shown)),
-        **({"decoded": _decoded(slots, chosen[0], at(shown))} if "basis" in slots else {}),
+        **({"decoded": _decoded(selection, at(shown))} if "basis" in selection else {}),
         **({} if segmentation is None else {"segmentation": take(segmentation, shown)}),
         "animation_frames": take(dataset.pixels, at(clip)), "animation_masks": take(masks, clip),
         "animation_seen": take(selection["frames"], at(clip))},

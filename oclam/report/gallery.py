@@ -57,7 +57,7 @@ def _slots(results, task, folder):
                              results.stamp, arrays.get("segmentation"), arrays.get("decoded"))
     yield _saved(grid, folder / f"slots-{task}.png", "slots",
                  f"{task}, seed {results.seeds[0]}: moments of held-out episodes, what lapo-masks observes, what "
-                 "the slot vector holds (decoded, in the slot's own frame of reference), and every slot.",
+                 "the chosen slots' vector holds (decoded), and every slot.",
                  wide=True)
     ocp = OCP_MODELS[results.selections[0]["model"]]
     models = {ocp: arrays["masks"], STEVE: load_tensors(paths.steve(task, results.seeds[0]))[0]["masks"].numpy()}

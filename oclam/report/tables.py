@@ -54,7 +54,7 @@ def warnings(results: Results) -> list[str]:
         if not row["better_than_whole_frame"]:
             found.append(f"{row['task']}, seed {row['seed']}: no slot predicts actions better than the whole frame, "
                          "so variants on the chosen slots cannot be expected to beat lapo.")
-        if row["chosen_probe"]["vector_mse"] > 1.5 * row["chosen_probe"]["probe_mse"]:
+        if row["mask"].get("vector_mse", 0) > 1.5 * row["chosen_probe"]["probe_mse"]:
             found.append(f"{row['task']}, seed {row['seed']}: the chosen slot's vector predicts actions much worse "
                          "than its masked frames; the vector has lost the pose, which lapo-slots depends on.")
     for row in results.probes:

@@ -8,7 +8,6 @@ the training episodes: a linear autoencoder, without labels. The last four numbe
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import zarr
 from torch.nn import functional as F
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from oclam.progress import Progress
 from oclam.slots.registration import SPAN, mask_moments, poses
 
-__all__ = ["PLACE", "Components", "decoded", "frames_of_reference", "views", "write_components"]
+__all__ = ["PLACE", "SAMPLE", "Components", "frames_of_reference", "views", "write_components"]
 
 VIEW = 16  # edge of a resampled slot in pixels
 PLACE = 4  # numbers of a frame of reference: x, y, angle, scale
@@ -104,9 +103,6 @@ def write_components(store: zarr.Group, pixels: zarr.Array, training: int) -> No
         if len(index):
             sample.append([view for view, _ in _described(store, pixels, episode, reference, index)])
     components = [Components(torch.cat(of_slot), width - PLACE) for of_slot in zip(*sample, strict=True)]
-    for name in ("mean", "basis"):
-        store.create_array(name, data=torch.stack([getattr(of_slot, name) for of_slot in components]).numpy(),
-                           overwrite=True)
     with Progress(episodes * steps, "slots' components", " frames") as bar:
         for episode in range(episodes):
             described = _described(store, pixels, episode, reference, torch.arange(steps))
@@ -114,16 +110,6 @@ def write_components(store: zarr.Group, pixels: zarr.Array, training: int) -> No
                        for of_slot, (view, place) in zip(components, described, strict=True)]
             store["slots"][episode] = torch.stack(vectors, 1).half().numpy()
             bar.update(steps)
-
-
-def decoded(vectors: np.ndarray, mean: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """What vectors (N, D) of one slot hold, as pictures in the slot's frame of reference: uint8 (N, VIEW, VIEW, 3).
-
-    mean, basis: the slot's, (F,) and (F, D - PLACE), as `write_components` stores them.
-    """
-    view = (vectors[:, :-PLACE].astype(np.float32) @ basis.T + mean).reshape(-1, 4, VIEW, VIEW)
-    colours = view[:, 1:] + GREY * view[:, :1] / MASK_WEIGHT
-    return (255 * colours).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def _described(store, pixels, episode, reference, index) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

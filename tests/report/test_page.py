@@ -115,7 +115,7 @@ def test_warnings_name_what_undermines_the_numbers(results):
 def test_a_slot_vector_without_the_pose_is_warned_about(results):
     row = results.selections[0]
     for vector, count in ((0.31, 1), (0.29, 0)):  # the masked frames have 0.2
-        row["chosen_probe"] = {**row["chosen_probe"], "vector_mse": vector}
+        row["mask"] = {**row["mask"], "vector_mse": vector}
         assert sum("seed 0: the chosen slot's vector" in text for text in warnings(results)) == count
 
 

@@ -84,7 +84,7 @@ def _slots(seed):
         "whole_frame": {"probe_mse": 0.4, "probe_r2": 0.4},
         "chosen_probe": {"probe_mse": 0.2, "probe_r2": 0.7, "vector_mse": 0.5},
         "slots": rows, "fg_ari": 0.5, "agent_iou": 0.6 - 0.2 * seed, "agent_recall": 0.9, "area": 0.25,
-        "mask": {"agent_iou": 0.8, "agent_recall": 0.95, "area": 0.1}})
+        "mask": {"vector_mse": 0.25, "agent_iou": 0.8, "agent_recall": 0.95, "area": 0.1}})
     (frames, masks, truth), (moving, moving_masks, moving_truth) = scene(4, seed), scene(12, seed)
     save_tensors(paths.slot_preview(TASK, seed), {name: torch.from_numpy(array) for name, array in {
         "frames": frames, "masks": masks, "segmentation": truth, "animation_frames": moving,

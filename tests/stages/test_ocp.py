@@ -96,7 +96,9 @@ def test_selected_are_the_agents_slot_and_pixels(project, monkeypatch):
     clip = torch.from_numpy(255.0 * agent[5]).float()[:, None] * torch.tensor([1, 0, 0]).view(3, 1, 1)  # it is red
     upright = register(clip, poses(measured[5], measured[:4].mean((0, 1))))  # against the mean over what is trained on
     np.testing.assert_array_equal(selection["frames"][5], upright.round().byte().movedim(1, -1))
-    assert table["mask"] == {"agent_iou": 1, "agent_recall": 1, "area": pytest.approx(64 / SIZE**2)}
+    vector = table["chosen_probe"]["vector_mse"]
+    assert table["mask"] == {"agent_iou": 1, "agent_recall": 1, "area": pytest.approx(64 / SIZE**2),
+                             "vector_mse": pytest.approx(vector)}
 
 
 def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
@@ -129,8 +131,11 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     table, selection = read_json(paths.slot_table("cheetah-run", 0)), open_zarr(paths.selection("cheetah-run", 0))
     assert ("WARNING" in done.stderr) != table["better_than_whole_frame"]
     chosen = table["chosen"]
-    np.testing.assert_array_equal(selection["slots"][:], slots["slots"][:][:, :, chosen].reshape(EPISODES, STEPS, -1))
-    masks = slots["masks"][:]
+    masks, mean, basis = slots["masks"][:], selection["mean"][:], selection["basis"][:]
+    seen = selection["frames"][:].transpose(0, 1, 4, 2, 3).reshape(EPISODES, STEPS, -1) / 255  # 32 x 32, as the view is
+    np.testing.assert_allclose(selection["slots"][:], (seen - mean) @ basis, atol=5e-3)
+    np.testing.assert_allclose(mean, seen[:4].mean((0, 1)), atol=1e-6)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
     frames = open_zarr(paths.dataset("cheetah-run", "distracted"))["pixels"][1]
     assert selection["mask"].shape == (EPISODES, STEPS, SIZE, SIZE)
     np.testing.assert_array_equal(selection["mask"][1], 255 * refine(np.isin(masks[1].argmax(1), chosen), frames))
