@@ -1,0 +1,146 @@
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from oclam import envs, paths
+from oclam.agent.measures import agent_patches
+from oclam.artifacts import load_tensors
+from oclam.encoders.distill import new_student
+from oclam.encoders.files import load_encoder, make_encoder, save_encoder
+from oclam.encoders.frozen import FrozenEncoder
+from oclam.errors import UserError
+
+TEACHER = Path("../shared/assets/encoders/vit_small_patch14_dinov2.lvd142m.fp16.safetensors")
+NAME = "vit_tiny_patch16_224"
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    kwargs = SMALL | kwargs
+    vit = timm.create_model(NAME, num_classes=0, **kwargs)
+    for parameter in vit.parameters():  # layer scale, biases and tokens start where mistakes would not show
+        parameter.data.normal_(std=0.3)
+    return FrozenEncoder(vit, name=NAME, kwargs=kwargs, image_size=kwargs["img_size"], source="random", **HALF)
+
+
+def frames(count=3, size=32):
+    return torch.randint(256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    encoder = small(reg_tokens=2)
+    save_encoder(tmp_path / "encoder.safetensors", encoder)
+    again = load_encoder(tmp_path / "encoder.safetensors")
+    assert again.about == encoder.about
+    for left, right in zip(again(frames()), encoder(frames()), strict=True):
+        assert torch.equal(left, right)
+    assert load_tensors(tmp_path / "encoder.safetensors")[1]["patch_size"] == 8
+
+
+def test_a_file_with_timm_s_names_and_the_encoder_s_own(tmp_path):
+    vit = timm.create_model(NAME)
+    save_file(vit.state_dict(), tmp_path / "timm.safetensors")
+    encoder = make_encoder(tmp_path / "timm.safetensors", NAME)
+    assert (encoder.grid, encoder.about["source"]) == (14, "timm.safetensors")
+    assert torch.equal(encoder.vit.blocks[3].attn.qkv.weight, vit.blocks[3].attn.qkv.weight)
+    save_encoder(tmp_path / "own.safetensors", encoder.resize(32))
+    assert make_encoder(tmp_path / "own.safetensors", "ignored").about == encoder.about
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_had_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="^encoder.source: 'absent' given") as error:
+        make_encoder("absent", NAME)
+    one_line(error)
+    with pytest.raises(UserError, match="^encoder.name: 'vit_nothing' given"):
+        make_encoder("hub", "vit_nothing")
+    with pytest.raises(UserError, match="^encoder.name: 'resnet18' given"):
+        make_encoder("hub", "resnet18")
+    with pytest.raises(UserError, match="^encoder.image_size: 30 given"):
+        small().resize(30)
+    weights = timm.create_model(NAME, depth=1).state_dict()
+    save_file(weights, tmp_path / "shallow.safetensors")
+    with pytest.raises(UserError, match=f"^encoder.source: .*shallow.safetensors does not fit .* {NAME}") as error:
+        make_encoder(tmp_path / "shallow.safetensors", NAME)
+    one_line(error)
+    with pytest.raises(UserError, match="encoder.source"):
+        load_encoder(tmp_path / "shallow.safetensors")
+
+
+def test_a_hub_out_of_reach_is_one_line_after_seconds(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("oclam.encoders.files.try_to_load_from_cache", lambda *_: None)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="^encoder.source: .*local file.*model.safetensors of .*vit_tiny") as error:
+        make_encoder("hub", "vit_tiny_patch16_224.augreg_in21k")
+    one_line(error)
+    assert time.monotonic() - started < 8
+
+
+def test_the_embedded_encoder():
+    assert paths.embedded_encoder.stat().st_size < 6e6
+    tensors, _ = load_tensors(paths.embedded_encoder)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    encoder = load_encoder(paths.embedded_encoder)
+    features, keys = encoder(frames(2, 64))
+    assert features.shape == keys.shape == (2, 256, encoder.dim) and encoder.grid == 16
+    assert torch.isfinite(features).all() and torch.isfinite(keys).all()
+
+
+def test_the_embedded_encoder_follows_the_agent_better_than_random_weights():
+    env, rng = envs.make("cheetah-run", "distracted", envs.PAPER), np.random.default_rng(0)
+    scores = {"learned": [], "random": []}
+    encoders = {"learned": load_encoder(paths.embedded_encoder), "random": new_student(64)}
+    for episode in range(3):
+        images, agents = [], []
+        pixels, info = env.reset(seed=episode, options={"segmentation": True})
+        for _ in range(2):
+            images.append(pixels)
+            agents.append(agent_patches(info["segmentation"][None], 16).ravel())
+            for _ in range(8):
+                pixels, _, _, _, info = env.step(rng.uniform(-1, 1, 6))
+        for name, encoder in encoders.items():
+            old, new = F.normalize(encoder(torch.from_numpy(np.stack(images)))[0], dim=-1)
+            found = agents[0][(new @ old.T).argmax(1).numpy()]  # every patch gets the label of the nearest patch before
+            scores[name].append((found & agents[1]).sum() / (found | agents[1]).sum())
+    env.close()
+    assert np.mean(scores["learned"]) > 0.7 and np.mean(scores["random"]) < np.mean(scores["learned"]) - 0.1
+
+
+def test_a_hub_that_refuses_is_one_line(monkeypatch):
+    def refuses(*_):
+        raise LocalEntryNotFoundError("nothing\nhere")
+
+    monkeypatch.setattr("oclam.encoders.files.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("oclam.encoders.files._check_hub", lambda *_: None)
+    monkeypatch.setattr("oclam.encoders.files.hf_hub_download", refuses)
+    with pytest.raises(UserError, match="^encoder.source: .* cannot be downloaded .nothing here.;") as error:
+        make_encoder("hub", "vit_tiny_patch16_224.augreg_in21k")
+    one_line(error)
+    with pytest.raises(UserError, match="^encoder.name: 'vit_base_patch8_224.dinoo' given"):
+        make_encoder("hub", "vit_base_patch8_224.dinoo")
+
+
+@pytest.mark.skipif(not TEACHER.exists(), reason="DINOv2's weights are not beside the project")
+def test_dinov2_from_a_local_file():
+    encoder = make_encoder(TEACHER, "vit_small_patch14_dinov2.lvd142m").resize(56)
+    features, _ = encoder(frames(1, 64))
+    reference = timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=True, num_classes=0, img_size=56,
+                                  dynamic_img_size=True, pretrained_cfg_overlay={"file": str(TEACHER)}).eval()
+    (expected,) = reference.forward_intermediates(encoder.pixels(frames(1, 64)), indices=1, output_fmt="NLC",
+                                                  intermediates_only=True)
+    torch.testing.assert_close(features, expected, atol=2e-3, rtol=0)  # timm resamples positions in float16
