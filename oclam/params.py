@@ -76,7 +76,7 @@ class Backgrounds(Section):
     """Where background videos come from."""
 
     source: Literal["generated", "davis", "folder"]
-    path: str | None  # davis: a local archive or folder, or null to download; folder: videos or folders of frames
+    path: Name  # davis: its archive or folder, downloaded where that is empty; folder: videos or folders of frames
     videos: Count  # how many training videos at most; half as many others are kept for evaluation
     frames: Annotated[int, Field(ge=2)]  # frames kept of each video at most
     seed: Natural
@@ -321,9 +321,6 @@ class Params(Section):
             section = getattr(self, name)
             require(section.warmup_epochs <= section.epochs, f"{name}.warmup_epochs", section.warmup_epochs,
                     f"{name}.epochs is {section.epochs}")
-        if self.backgrounds.source == "folder":
-            require(self.backgrounds.path, "backgrounds.path", self.backgrounds.path,
-                    "source folder needs the folder with your videos")
         return self
 
 

@@ -13,6 +13,7 @@ from oclam.checkpoint import Checkpoint
 from oclam.cli import run
 from oclam.encoders.distill import EPISODE_FRAMES, TASKS, distill, new_student, render, teach
 from oclam.encoders.files import make_encoder, save_encoder
+from oclam.errors import UserError
 from oclam.experts.policy import load_expert
 from oclam.params import load
 from oclam.training import best_device
@@ -24,14 +25,23 @@ def main():
     if settings.source == "distill":
         distilled(params)
         return
-    source = paths.embedded_encoder if settings.source == "embedded" else settings.source
+    source = paths.embedded_encoder if settings.source == "embedded" else watched(settings.source, "encoder.source")
     save_encoder(paths.encoder, make_encoder(source, settings.name).resize(settings.image_size))
+
+
+def watched(source, parameter):
+    """The source, where it is the hub or in data/encoders, which the stage depends on; UserError for another place."""
+    folder = paths.embedded_encoder.parent
+    if source != "hub" and not Path(source).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{parameter}: {source!r} given; put the file in {folder}, where DVC sees its changes")
+    return source
 
 
 def distilled(params):
     settings = params.encoder
     student = new_student(settings.image_size)
-    teacher = make_encoder(settings.teacher_weights or "hub", settings.teacher, "encoder.teacher_weights")
+    key = "encoder.teacher_weights"
+    teacher = make_encoder(watched(settings.teacher_weights or "hub", key), settings.teacher, key)
     teacher.resize(student.grid * teacher.patch_size)  # as many patches as the student's
     checkpoint = Checkpoint("encoder", params, [paths.backgrounds])
     frames = rendered(settings.distill_frames, Path(params.expert.folder), checkpoint.folder / "frames.npy")

@@ -160,7 +160,6 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "collect.segmented_episodes": ({"collect.segmented_episodes": 5}, "5 given, collect.test_episodes is 4"),
     "lapo.future_offset": ({"lapo.future_offset": 1000}, "1000 given, an episode has collect.steps = 1000"),
     "bc.warmup_epochs": ({"bc.warmup_epochs": 5}, "5.0 given, bc.epochs is 2.0"),
-    "backgrounds.path": ({"backgrounds.source": "folder"}, "None given, source folder needs the folder"),
     "ocp.similarity_weight": ({"ocp.similarity_weight": 0, "ocp.reconstruction_weight": 0}, "0.0 given, it and"),
     "ocp.masks": ({"ocp.model": "steve", "ocp.masks": "decoder"}, "'decoder' given, ocp.model steve needs attention"),
 }

@@ -46,8 +46,9 @@ def videos_from(params: Backgrounds, size: int, downloads: Path) -> dict[str, It
     if params.source == "folder":
         found = folder(Path(params.path))
     else:
-        path = Path(params.path) if params.path else fetch(ARCHIVE, downloads, ARCHIVE_SIZE, ARCHIVE_SHA256)
-        found = davis(path)
+        path = Path(params.path)
+        empty = path.is_dir() and all(file.name == "README.md" for file in path.iterdir())
+        found = davis(fetch(ARCHIVE, downloads, ARCHIVE_SIZE, ARCHIVE_SHA256) if empty else path)
     for split, count in counts.items():
         print(f"backgrounds: {min(count, len(found[split]))} videos to {split}, {len(found[split])} of {params.source}")
     return {split: _resized(found[split][:count], params.frames, size) for split, count in counts.items()}
@@ -104,7 +105,8 @@ def _folder_frames(path):
     for root in (path / "JPEGImages" / "480p", path / "DAVIS" / "JPEGImages" / "480p", path):
         if root.is_dir():
             return {sequence.name: _images(sequence) for sequence in sorted(root.iterdir()) if sequence.is_dir()}
-    raise UserError(f"backgrounds.path: {path} does not exist; give DAVIS 2017's archive or folder, null downloads")
+    raise UserError(f"backgrounds.path: {path} does not exist; give DAVIS 2017's archive or folder, or an empty folder "
+                    "to download it")
 
 
 def _images(path):

@@ -25,7 +25,7 @@ def jpeg(value):
 
 
 def parameters(**changes):
-    return SimpleNamespace(**{"source": "davis", "path": None, "videos": 60, "frames": 10, "seed": 0, **changes})
+    return SimpleNamespace(**{"source": "davis", "path": "data/videos", "videos": 60, "frames": 10, "seed": 0} | changes)
 
 
 def read(source):
@@ -89,6 +89,19 @@ def test_damage_is_named(davis_folder, davis_archive):
     davis_archive.write_bytes(content[:1000])
     with pytest.raises(UserError, match="no usable archive"):
         footage.davis(davis_archive)
+
+
+def test_davis_is_downloaded_where_the_folder_has_only_its_readme(davis_archive, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(footage, "fetch", lambda *given: (fetched.append(given[1]), davis_archive)[1])
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "README.md").write_text("put videos here")
+    found = read(footage.videos_from(parameters(path=str(folder)), 16, tmp_path / "downloads"))
+    expected = read(footage.videos_from(parameters(path=str(davis_archive)), 16, None))
+    assert {split: list(videos) for split, videos in found.items()} == {s: list(v) for s, v in expected.items()}
+    np.testing.assert_array_equal(found["train"]["boat"], expected["train"]["boat"])
+    assert fetched == [tmp_path / "downloads"]
 
 
 def test_a_folder_without_davis_is_one_line(tmp_path):
