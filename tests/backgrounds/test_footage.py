@@ -25,7 +25,8 @@ def jpeg(value):
 
 
 def parameters(**changes):
-    return SimpleNamespace(**{"source": "davis", "path": "data/videos", "videos": 60, "frames": 10, "seed": 0} | changes)
+    defaults = {"source": "davis", "path": "data/videos", "videos": 60, "frames": 10, "seed": 0}
+    return SimpleNamespace(**defaults | changes)
 
 
 def read(source):
