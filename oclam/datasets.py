@@ -43,7 +43,7 @@ class Dataset:
     steps: int
 
     @property
-    def pixels(self):
+    def pixels(self) -> zarr.Array:
         return self.group["pixels"]
 
     def labelled(self, count: int, parameter: str) -> range:
@@ -53,15 +53,15 @@ class Dataset:
         return range(count)
 
     @cached_property
-    def actions(self):
+    def actions(self) -> np.ndarray:
         return self.group["actions"][:]
 
     @cached_property
-    def states(self):
+    def states(self) -> np.ndarray:
         return self.group["states"][:]
 
     @cached_property
-    def rewards(self):
+    def rewards(self) -> np.ndarray:
         return self.group["rewards"][:]
 
 

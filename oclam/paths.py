@@ -19,99 +19,99 @@ encoder = DATA / "encoder.safetensors"
 embedded_encoder = DATA / "encoders" / "embedded.safetensors"
 
 
-def expert(task):
+def expert(task: str) -> Path:
     return DATA / task / "expert.safetensors"
 
 
-def expert_curve(task):
+def expert_curve(task: str) -> Path:
     return RESULTS / task / "expert.csv"
 
 
-def dataset(task, view):
+def dataset(task: str, view: str) -> Path:
     """view: `distracted` or `clean`."""
     return DATA / task / f"{view}.zarr"
 
 
-def demonstrations(task, view):
+def demonstrations(task: str, view: str) -> Path:
     """Every demonstration's return."""
     return RESULTS / task / f"{view}.csv"
 
 
-def ocp(task, seed, restart):
+def ocp(task: str, seed: int, restart: int) -> Path:
     return DATA / task / f"seed{seed}" / "ocp" / f"{restart}.safetensors"
 
 
-def slots(task, seed):
+def slots(task: str, seed: int) -> Path:
     """Every slot and its mask on the patch grid, for the whole dataset."""
     return DATA / task / f"seed{seed}" / "slots.zarr"
 
 
-def selection(task, seed):
+def selection(task: str, seed: int) -> Path:
     """The chosen slots' vectors and their mask at image size, for the whole dataset."""
     return DATA / task / f"seed{seed}" / "selection.zarr"
 
 
-def slot_table(task, seed):
+def slot_table(task: str, seed: int) -> Path:
     """JSON: what was chosen and why, and every slot's measures."""
     return RESULTS / task / f"seed{seed}" / "slots.json"
 
 
-def slot_preview(task, seed):
+def slot_preview(task: str, seed: int) -> Path:
     """Safetensors, uint8: frames and every slot's masks of some held-out moments, for pictures."""
     return RESULTS / task / f"seed{seed}" / "slots.safetensors"
 
 
-def steve(task, seed):
+def steve(task: str, seed: int) -> Path:
     """Safetensors: STEVE's masks of the preview's moments, its measures and its training's log."""
     return RESULTS / task / f"seed{seed}" / "steve.safetensors"
 
 
-def lapo(task, seed, variant):
+def lapo(task: str, seed: int, variant: str) -> Path:
     return DATA / task / f"seed{seed}" / variant / "lapo.safetensors"
 
 
-def latents(task, seed, variant):
+def latents(task: str, seed: int, variant: str) -> Path:
     """IDM(t, t+1) of every transition."""
     return DATA / task / f"seed{seed}" / variant / "latents.zarr"
 
 
-def probe(task, seed, variant):
+def probe(task: str, seed: int, variant: str) -> Path:
     return RESULTS / task / f"seed{seed}" / variant / "probe.json"
 
 
-def samples(task, seed, variant):
+def samples(task: str, seed: int, variant: str) -> Path:
     """Safetensors: reconstructions and latents of some held-out moments, for pictures."""
     return RESULTS / task / f"seed{seed}" / variant / "samples.safetensors"
 
 
-def actor(task, seed, variant):
+def actor(task: str, seed: int, variant: str) -> Path:
     return DATA / task / f"seed{seed}" / variant / "actor.safetensors"
 
 
-def policies(task, seed, variant):
+def policies(task: str, seed: int, variant: str) -> Path:
     """A folder: actor.safetensors once, and <budget>.safetensors (or all.safetensors) with what that budget trained."""
     return DATA / task / f"seed{seed}" / variant / "policies"
 
 
-def evaluation(task, seed, variant):
+def evaluation(task: str, seed: int, variant: str) -> Path:
     return RESULTS / task / f"seed{seed}" / variant / "returns.csv"
 
 
-def episode_video(task, seed, variant):
+def episode_video(task: str, seed: int, variant: str) -> Path:
     """The beginning of the first evaluation episode at the largest budget."""
     return RESULTS / task / f"seed{seed}" / variant / "episode.gif"
 
 
-def log(artifact):
+def log(artifact: Path) -> Path:
     """The rows (step, loss, ...) of the training that made `artifact`."""
     return RESULTS / artifact.relative_to(DATA).with_suffix(".csv")
 
 
-def parameters(artifact):
+def parameters(artifact: Path) -> Path:
     """JSON: how many parameters, `total` and `trainable`, the model in `artifact` has."""
     return log(artifact).with_suffix(".json")
 
 
-def duration(stage):
+def duration(stage: str) -> Path:
     """How long a stage took, and on what; `stage` is its name and arguments, joined by hyphens."""
     return reports / "durations" / f"{stage}.json"

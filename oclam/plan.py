@@ -6,6 +6,7 @@ are counted within seconds.
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +101,7 @@ class Plan:
             return [*self.assets(), self.ocp(), self.slots(), self.slot_select(), self.steve(),
                     *map(self.lapo, LATENT), *self.cloning(), *self.few_labels(), self.evaluation()]
 
-    def assets(self):
+    def assets(self) -> list[Cost]:
         params, tasks = self.params, len(self.params.tasks)
         videos = SPLITS * params.backgrounds.videos * params.backgrounds.frames
         experts = max(params.expert.training[task].steps for task in params.tasks) if params.expert.train else 0
@@ -114,7 +115,7 @@ class Plan:
                      rendered=self.frames)]
 
     @cached_property
-    def encoder(self):
+    def encoder(self) -> nn.Module:
         """The frozen vision transformer, without final norm and head."""
         name, options, settings = self.params.encoder.name, {}, self.params.encoder
         if settings.source != "hub":
@@ -131,7 +132,7 @@ class Plan:
         return vit.requires_grad_(False)
 
     @cached_property
-    def object_centric_model(self):
+    def object_centric_model(self) -> tuple:
         """The frozen encoder on a frame, the model as it trains on a clip and extracts a frame's slots: measured; the
         inputs of a clip, and patches per side."""
         ocp = self.params.ocp
@@ -146,7 +147,7 @@ class Plan:
             frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip()
         return frozen, *self.slot_model(model, clip, ocp.decoded_patches), clip, model.grid
 
-    def ocp(self):
+    def ocp(self) -> Cost:
         ocp, (frozen, slots, _, clip, _) = self.params.ocp, self.object_centric_model
         clips = ocp.steps * ocp.batch_size
         kept = 2 * (ocp.kept_clips or 0) * sum(part.numel() for part in clip)  # in float16
@@ -157,7 +158,7 @@ class Plan:
                     memory=4 * frozen.size + 16 * slots.size + ocp.batch_size * slots.activations,
                     data=self.training_frames * self.pixels + kept)
 
-    def slots(self):
+    def slots(self) -> Cost:
         ocp, (frozen, slots, extraction, _, grid) = self.params.ocp, self.object_centric_model
         restarts = len(self.params.restarts)
         labelled = self.params.slot_select.labelled_episodes * self.params.collect.steps if restarts > 1 else 0
@@ -167,7 +168,7 @@ class Plan:
                     + (self.frames + restarts * labelled) * extraction.forward,
                     disk=self.frames * row, memory=4 * (frozen.size + restarts * slots.size))
 
-    def steve(self):
+    def steve(self) -> Cost:
         steve, collect = self.params.steve, self.params.collect
         slots, extraction = self.slot_model(*self.steve_and_clip())
         clips, segmented = steve.steps * steve.batch_size, collect.segmented_episodes * collect.steps
@@ -176,13 +177,13 @@ class Plan:
                     memory=16 * slots.size + steve.batch_size * slots.activations,
                     data=self.training_frames * self.pixels)
 
-    def steve_and_clip(self):
+    def steve_and_clip(self) -> tuple:
         ocp, size = self.params.ocp, self.params.env.image_size
         widths = self.params.steve.model_dump(include={"feature_hidden", "decoder_hidden", "decoder_layers"})
         model = Steve(size, slots=ocp.slots, slot_dim=ocp.slot_dim, **widths)
         return model, [torch.empty(1, ocp.clip_length, 3, size, size)]
 
-    def slot_model(self, model, clip, decoded=None):
+    def slot_model(self, model: nn.Module, clip: list[torch.Tensor], decoded: int | None = None) -> tuple:
         """A model of slots as it trains on a clip, and as it extracts a frame's slots and masks, measured."""
         noise = torch.empty(1, self.params.ocp.slots, self.params.ocp.slot_dim)
         decoded = torch.arange(decoded or model.grid**2)
@@ -193,12 +194,12 @@ class Plan:
 
         return self.measure(model, lambda: model(*clip, noise, decoded)["loss"]), self.measure(model, extract)
 
-    def slot_select(self):
+    def slot_select(self) -> Cost:
         return Cost("slot-select", self.runs, "frames", samples=self.frames,
                     disk=self.frames * (2 * self.slot_width + self.mask + self.pixels))
 
     @cached_property
-    def latent_action_models(self):
+    def latent_action_models(self) -> dict[str, tuple[Measured, Measured]]:
         """By kind of observation: the model in training, and its inverse model alone, measured."""
         lapo, heads, size = self.params.lapo, self.params.lapo_slots, self.params.env.image_size
         images = ImageLatentActionModel(3 * lapo.frame_stack, size, lapo.latent_dim, lapo.encoder_scale,
@@ -209,7 +210,7 @@ class Plan:
                 for kind, model, x in (("images", images, torch.empty(1, 3 * lapo.frame_stack, size, size)),
                                        ("slots", slots, torch.empty(1, self.slot_width)))}
 
-    def lapo(self, variant):
+    def lapo(self, variant: str) -> Cost:
         observes, latent_dim = VARIANTS[variant].observes, self.params.lapo.latent_dim
         on_slots = observes == "slots"
         settings = self.params.lapo_slots if on_slots else self.params.lapo
@@ -221,16 +222,16 @@ class Plan:
                     memory=16 * model.size + settings.batch_size * model.activations,
                     data=self.frames * (2 * self.slot_width if on_slots else self.pixels + masked * self.mask))
 
-    def actor(self, outputs):
+    def actor(self, outputs: int) -> Measured:
         bc, size = self.params.bc, self.params.env.image_size
         actor = Actor(3 * bc.frame_stack, outputs, bc.encoder_scale, bc.residual_blocks)
         return self.measure(actor, lambda: actor(torch.empty(1, 3 * bc.frame_stack, size, size)))
 
     @cached_property
-    def latent_actor(self):
+    def latent_actor(self) -> Measured:
         return self.actor(self.params.lapo.latent_dim)
 
-    def cloning(self):
+    def cloning(self) -> Iterator[Cost]:
         bc, latent_dim, samples = self.params.bc, self.params.lapo.latent_dim, self.samples(self.params.bc)
         for stage, variants, actor, label in (("bc", LATENT, self.latent_actor, 2 * latent_dim),
                                               ("bc-full", ALL_LABELS, self.actor(self.action_dim),
@@ -240,7 +241,7 @@ class Plan:
                        memory=16 * actor.size + bc.batch_size * actor.activations,
                        data=self.training_frames * (self.pixels + label))
 
-    def few_labels(self):
+    def few_labels(self) -> Iterator[Cost]:
         """finetune and scratch; one run trains all budgets."""
         tune, budgets = self.params.finetune, len(self.params.finetune.budgets)
         labelled = max(tune.budgets) * self.params.collect.steps
@@ -259,20 +260,20 @@ class Plan:
                        memory=4 * once + 16 * size + tune.batch_size * sum(part.activations for part in trained),
                        data=labelled * (self.pixels + frozen * 4 * latent_dim))
 
-    def evaluation(self):
+    def evaluation(self) -> Cost:
         """eval; policies of all budgets in one run (bc and bc-no-distractors have one)."""
         frames = len(self.params.finetune.budgets) * self.params.eval.episodes * self.params.collect.steps
         actor = self.latent_actor
         return Cost("eval", self.runs * len(VARIANTS), "frames", total=actor.size, samples=frames,
                     flops=frames * actor.forward, memory=4 * actor.size, rendered=frames)
 
-    def samples(self, settings):
+    def samples(self, settings) -> int:
         """Samples of a whole training, in whole steps."""
         collect = self.params.collect
         sampler = FrameSampler(collect.episodes, collect.steps, settings.batch_size, seed=0)
         return max(round(settings.epochs * sampler.steps_per_epoch), 1) * settings.batch_size
 
-    def measure(self, model, run):
+    def measure(self, model: nn.Module, run: Callable) -> Measured:
         """A run of the model on one sample, and its backward pass unless the result is detached, measured."""
         saved = {}
 

@@ -1,4 +1,4 @@
-"""Behaviour cloning of all true actions, what returns are divided by: reads a dataset, writes the policy of all labels.
+"""Behaviour cloning of all true actions, whose return normalises all others: reads a dataset, writes the policy.
 
 The actor is that of the latent variants; its linear head gives the action itself, so there is no decoder.
 """

@@ -1,5 +1,5 @@
-"""STEVE beside the model of ocp (paper, appendix A): reads a distracted dataset, writes the masks of the moments that
-slot-select shows and, where the agent is segmented, every slot's measures."""
+"""A small STEVE beside the model of ocp (paper, appendix A): reads a distracted dataset, writes the masks of the moments
+in the report's pictures and, where the agent is segmented, every slot's measures."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def main():
     torch.manual_seed(seed_of("steve", seed))
     widths = steve.model_dump(include={"feature_hidden", "decoder_hidden", "decoder_layers"})
     model = Steve(dataset.pixels.shape[2], slots=ocp.slots, slot_dim=ocp.slot_dim, **widths).to(device)
-    # Nothing is encoded and every token is spelled anyway, so neither kept clips nor fewer patches would save a thing.
+    # There is no encoder and every token is predicted anyway, so kept clips and fewer patches would save nothing.
     settings = SimpleNamespace(**vars(ocp), **dict(steve), kept_clips=None, decoded_patches=None)
     clips = clips_of(dataset, to_unit, settings, seed=seed, device=device, forward=forward)
     rows = train_slots(model, clips, settings, checkpoint, seed=seed, forward=forward, compiled=params.compute.compile)

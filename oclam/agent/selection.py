@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from oclam.params import SlotSelect
 from oclam.ridge import Moments, best_ridge
 
 __all__ = ["Probe", "Selection", "choose_model", "choose_slots", "combine", "masked_views", "probe", "probe_masked",
@@ -131,8 +132,9 @@ def choose_model(masks: Sequence[np.ndarray], frames: Sequence[np.ndarray],
     return int(np.argmin(errors)), errors
 
 
-def select_slots(select, manual: Sequence[int] | None, frames: Sequence[np.ndarray], masks: Sequence[np.ndarray],
-                 vectors: Sequence[np.ndarray], actions: Sequence[np.ndarray]) -> Selection:
+def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Sequence[np.ndarray],
+                 masks: Sequence[np.ndarray], vectors: Sequence[np.ndarray],
+                 actions: Sequence[np.ndarray]) -> Selection:
     """The slots that the section slot_select asks for, and a table of probes on the labelled trajectories.
 
     Args:

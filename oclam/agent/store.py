@@ -13,6 +13,7 @@ from oclam.agent.refinement import refine
 from oclam.agent.selection import combine
 from oclam.artifacts import atomic, save_tensors
 from oclam.datasets import Dataset
+from oclam.params import SlotSelect
 from oclam.progress import Progress
 from oclam.slots.components import SAMPLE, Components
 from oclam.slots.registration import mask_moments, poses, register
@@ -23,7 +24,8 @@ EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that mov
 VIEW = 32  # edge in pixels of the masked frames whose components are the chosen slots' vectors
 
 
-def write_selection(path: Path, slots: zarr.Group, chosen: Sequence[int], select, dataset: Dataset) -> None:
+def write_selection(path: Path, slots: zarr.Group, chosen: Sequence[int], select: SlotSelect,
+                    dataset: Dataset) -> None:
     """Write, for every frame, the chosen slots combined, their mask at image size, and the masked frame.
 
     Where the slots' vectors are components, those of the chosen slots are computed again, from the masked frames.

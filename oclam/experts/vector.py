@@ -104,14 +104,14 @@ class BatchedTask(VecEnv):
         for k, environment in enumerate(self.environments):
             environment.task.random.seed((seed + k) % 2**32)
 
-    def reset(self):
+    def reset(self) -> np.ndarray:
         self.elapsed = np.arange(self.number) * (self.steps // self.number) * self.stagger
         return np.stack([flatten(environment.reset().observation) for environment in self.environments])
 
-    def step_async(self, actions):
+    def step_async(self, actions: np.ndarray) -> None:
         self.actions = actions
 
-    def step_wait(self):
+    def step_wait(self) -> tuple:
         for physics, action in zip(self.physics, self.actions, strict=True):
             model, data = physics.model.ptr, physics.data.ptr
             data.ctrl[:] = action
@@ -136,7 +136,7 @@ class BatchedTask(VecEnv):
                   environment.task.get_reward(environment.physics)) for environment in self.environments]
         return np.stack([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs], np.float32)
 
-    def close(self):
+    def close(self) -> None:
         pass
 
     def get_attr(self, attr_name, indices=None):

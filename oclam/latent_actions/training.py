@@ -2,6 +2,8 @@
 
 import math
 import shutil
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -10,11 +12,12 @@ from torch.nn import functional as F
 from oclam import paths
 from oclam.artifacts import atomic, open_zarr, save_tensors, write_csv, write_json
 from oclam.checkpoint import Checkpoint
-from oclam.datasets import Frames, FrameStacks, Prefetch, TripleSampler, frame_of, open_dataset
+from oclam.datasets import Dataset, Frames, FrameStacks, Prefetch, TripleSampler, frame_of, open_dataset
 from oclam.latent_actions.labels import label
 from oclam.latent_actions.models import ImageLatentActionModel, reconstruction_error
 from oclam.latent_actions.observations import FrameObservations
 from oclam.latent_actions.probes import probe_frames, probe_latents
+from oclam.params import Compute
 from oclam.seeding import seed_of
 from oclam.training import autocast, best_device, count_parameters, linear_decay, train, update
 from oclam.variants import VARIANTS, view_of
@@ -24,7 +27,8 @@ __all__ = ["learn", "learn_from_images", "pictures", "projection", "train_model"
 PICTURES, POINTS = 6, 2000  # held-out moments for the report: as images, and as points in two dimensions
 
 
-def train_model(model, observe, sampler, actions, settings, compute, checkpoint) -> list[dict]:
+def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, actions: torch.Tensor, settings,
+                compute: Compute, checkpoint: Checkpoint) -> list[dict]:
     """Train a latent action model and the paper's online probe: a linear layer from detached latents to actions.
 
     The inverse model sees t and t+k, the forward model predicts t+1.
@@ -92,7 +96,8 @@ def projection(latents: torch.Tensor) -> torch.Tensor:
     return (centred @ (directions * largest.sign()).T).float()
 
 
-def learn(task, seed, variant, model, observe, dataset, settings, future_offset, compute, checkpoint) -> None:
+def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callable, dataset: Dataset, settings,
+          future_offset: int, compute: Compute, checkpoint: Checkpoint) -> None:
     """Train one variant and write its weights, losses, label store, probes and samples for pictures.
 
     Args:
@@ -139,7 +144,8 @@ def learn(task, seed, variant, model, observe, dataset, settings, future_offset,
     checkpoint.remove()
 
 
-def learn_from_images(task: str, seed: int, variant: str, params, background_weight: float | None = None) -> None:
+def learn_from_images(task: str, seed: int, variant: str, params: SimpleNamespace,
+                      background_weight: float | None = None) -> None:
     """Train a variant that observes plain, masked or weighted frames, and write all that `learn` writes.
 
     params: the sections compute and lapo; background_weight: of weighted frames, the loss's weight outside the mask.

@@ -11,6 +11,7 @@ from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames, FrameSampler, FrameStacks, Prefetch
 from oclam.errors import UserError
 from oclam.memory import keep_freed_memory
+from oclam.params import Compute
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
 from oclam.seeding import seed_of, torch_rng
@@ -42,7 +43,7 @@ def draw_labelled(episodes: int, budgets: Sequence[int], seed: int | str) -> lis
 
 
 def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: FrameSampler, steps: int,
-            learning_rate: float, checkpoint: Checkpoint, compute, warmup: float = 0) -> list[dict]:
+            learning_rate: float, checkpoint: Checkpoint, compute: Compute, warmup: float = 0) -> list[dict]:
     """Train the network to predict targets from inputs: mean squared error, Adam, linear warm-up and decay to 0.
 
     Args:
@@ -79,7 +80,7 @@ def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: Fr
 
 
 @torch.no_grad()
-def predict(network: nn.Module, inputs: Callable, count: int, batch_size: int, compute) -> torch.Tensor:
+def predict(network: nn.Module, inputs: Callable, count: int, batch_size: int, compute: Compute) -> torch.Tensor:
     """The network's outputs for the flat indices 0..count-1, in order: (count, ...) on the network's device."""
     network.eval()
     device = next(network.parameters()).device
@@ -87,7 +88,7 @@ def predict(network: nn.Module, inputs: Callable, count: int, batch_size: int, c
         return torch.cat([network(inputs(index)) for index in torch.arange(count).split(batch_size)])
 
 
-def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, settings, compute,
+def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, settings, compute: Compute,
               checkpoints: dict[int, Checkpoint], frozen: bool,
               device: torch.device) -> Iterator[tuple[Policy, Card, list[dict]]]:
     """Train one policy for every label budget on the true actions of few trajectories: policy, card, loss rows.

@@ -1,5 +1,6 @@
 """The object-centric model that the parameters ask for, and its weights from a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,18 +9,19 @@ import torch
 from oclam.artifacts import load_tensors
 from oclam.encoders.files import load_encoder
 from oclam.errors import UserError
+from oclam.params import Ocp
 from oclam.slots.steve import Steve, to_unit
 from oclam.slots.videosaur import VideoSaur
 
 __all__ = ["load_weights", "make_model", "make_observer"]
 
 
-def make_observer(ocp, encoder: Path, device: torch.device):
+def make_observer(ocp: Ocp, encoder: Path, device: torch.device) -> Callable:
     """What turns uint8 frames (N, H, W, 3) into the model's inputs (N, ...): the frozen encoder, or scaled pixels."""
     return load_encoder(encoder).to(device) if ocp.model == "videosaur" else to_unit
 
 
-def make_model(params: SimpleNamespace, observer, image_size: int) -> torch.nn.Module:
+def make_model(params: SimpleNamespace, observer: Callable, image_size: int) -> torch.nn.Module:
     """An untrained model.
 
     Args:
