@@ -1,5 +1,5 @@
-"""A small STEVE beside the model of ocp (paper, appendix A): reads a distracted dataset, writes masks of the moments that
-the report shows and, where the agent is segmented, every slot's measures."""
+"""A small STEVE beside the model of ocp (paper, appendix A): reads a distracted dataset, writes masks of the moments
+that the report shows and, where the agent is segmented, every slot's measures."""
 
 from functools import partial
 from types import SimpleNamespace
