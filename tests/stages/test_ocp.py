@@ -173,7 +173,7 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
     assert (content(paths.selection("cheetah-run", 0)), table["why"]) == expected[:2]
     assert torch.equal(preview["masks"][0], expected[2]) and set(about["episodes"]) == {4, 5}
-    assert not {"agent_iou", "mask"} & table.keys()
+    assert "agent_iou" not in table and table["mask"].keys() == {"vector_mse"}
     assert table["slots"][0].keys() == {"slot", "probe_mse", "probe_r2", "vector_mse"}
     assert "segmentation" not in preview
     run(project, "steve")
