@@ -1,7 +1,7 @@
 """The variants that the pipeline compares: one row each, and everything that lists variants reads this table.
 
-The paper's numbers are of "Object-Centric Latent Action Learning" (arXiv 2502.09680v1): means of 3 seeds with their
-spread, 5,000 episodes, 25 evaluation episodes.
+The paper's numbers are of "Object-Centric Latent Action Learning" (arXiv 2502.09680v1): means of 3 seeds with the
+spread it prints, 5,000 episodes, 25 evaluation episodes.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 TASKS = ("cheetah-run", "walker-run", "hopper-hop", "humanoid-walk")
-# Of the actions in the published datasets, mean over dimensions: probe errors are comparable only as a share of it.
+# Variance of the actions in the published datasets, mean over dimensions: divide probe errors by it to compare them.
 ACTION_VARIANCE = dict(zip(TASKS, (35.2, 44.5, 24.8, 0.42), strict=True))
 
 
@@ -44,9 +44,9 @@ class Variant:
     Args:
         name: as in dvc.yaml, in paths and in every table.
         view: the frames that it learns from and is evaluated on.
-        observes: what its latent action model sees; None for what learns no latent actions. `weighted frames` are plain
-            frames whose loss is weighted by the mask.
-        labels: the actions that its policy learns from: `few` labelled trajectories, or `all`.
+        observes: what its latent action model sees; None for what learns no latent actions. `weighted frames` are
+            frames with a mask-weighted loss.
+        labels: how many trajectories with true actions its policy uses, `few` or `all`.
         color, marker: in every figure.
         paper: what the paper reports of it.
     """
@@ -102,5 +102,5 @@ def view_of(variant: str) -> str:
 
 
 def normaliser(variant: str) -> str:
-    """Behaviour cloning of all true actions in the view of `variant`: its return is 100 in every normalised return."""
+    """Name of the variant that clones all true actions in the view of `variant`: its return is normalised to 100."""
     return next(name for name in ALL_LABELS if view_of(name) == view_of(variant))

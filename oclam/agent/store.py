@@ -1,4 +1,4 @@
-"""The stores of stage slot-select: the chosen slots with their mask and masked frames, and moments for pictures."""
+"""The stores of stage slot-select: the chosen slots with their mask and masked frames, and what the report shows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,21 +20,24 @@ from oclam.slots.registration import mask_moments, poses, register
 
 __all__ = ["write_preview", "write_selection"]
 
-EPISODES, ANIMATION = 4, 60  # written at a time; frames of the preview that moves
-VIEW = 32  # edge in pixels of the masked frames whose components are the chosen slots' vectors
+EPISODES = 4  # written at a time
+ANIMATION = 60  # frames of the report's moving picture
+CROP = 32  # edge in pixels of the masked frames whose components are the chosen slots' vectors
 
 
 def write_selection(path: Path, slots: zarr.Group, chosen: Sequence[int], select: SlotSelect,
                     dataset: Dataset) -> None:
-    """Write, for every frame, the chosen slots combined, their mask at image size, and the masked frame.
+    """Write, for every frame, the chosen slots (concatenated or averaged), their mask at image size, the masked frame.
 
-    Where the slots' vectors are components, those of the chosen slots are computed again, from the masked frames.
+    With `slots.vectors: components` the vectors are replaced by principal components of the masked frame, of the same
+    width; the store then has their mean (F,) and basis (F, D) too.
 
     Args:
         path: of the store: slots float16 (E, T, D), mask uint8 (E, T, H, W), frames uint8 (E, T, H, W, 3).
         slots: the store of all slots.
         chosen: slot indices.
         select: the parameters' section slot_select.
+        dataset: the frames that the slots are of.
     """
     with atomic(path) as temporary:
         group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": select.combine})
@@ -100,33 +103,34 @@ def _soft_mask(masks, chosen, how, size):
 
 
 def _write_components(group, training):
-    """Replace the chosen slots' vectors by principal components of the masked frames at VIEW x VIEW pixels."""
+    """Replace the chosen slots' vectors by principal components of the masked frames at CROP x CROP pixels."""
     frames, (episodes, steps, width) = group["frames"], group["slots"].shape
 
-    def views(part):
+    def crops(part):
         images = torch.from_numpy(frames[part]).flatten(0, 1).movedim(-1, 1).float() / 255
-        return F.adaptive_avg_pool2d(images, VIEW).flatten(1)
+        return F.adaptive_avg_pool2d(images, CROP).flatten(1)
 
-    every = max(training * steps // SAMPLE, 1)
-    components = Components(torch.cat([views(part)[::every] for part in _parts(training)]), width)
+    stride = max(training * steps // SAMPLE, 1)
+    components = Components(torch.cat([crops(part)[::stride] for part in _parts(training)]), width)
     for name in ("mean", "basis"):
         group.create_array(name, data=getattr(components, name).numpy())
     with Progress(episodes * steps, "components", " frames") as bar:
         for part in _parts(episodes):
-            group["slots"][part] = components(views(part)).unflatten(0, (-1, steps)).half().numpy()
+            group["slots"][part] = components(crops(part)).unflatten(0, (-1, steps)).half().numpy()
             bar.update(len(range(*part.indices(episodes))) * steps)
 
 
 def _decoded(selection, places):
-    """Pictures of what the chosen slots' vectors hold: uint8 (N, VIEW, VIEW, 3)."""
+    """Reconstructions from the chosen slots' vectors: uint8 (N, CROP, CROP, 3)."""
     vectors = take(selection["slots"], places).float()
     view = vectors @ torch.from_numpy(selection["basis"][:]).T + torch.from_numpy(selection["mean"][:])
-    return (255 * view).clamp(0, 255).byte().unflatten(1, (3, VIEW, VIEW)).movedim(1, -1)
+    return (255 * view).clamp(0, 255).byte().unflatten(1, (3, CROP, CROP)).movedim(1, -1)
 
 
 def write_preview(path: Path, dataset: Dataset, segmentation: zarr.Array | None, masks: np.ndarray,
                   selection: zarr.Group, episodes: range, chosen: Sequence[int]) -> None:
-    """Write what the report's pictures of slots show: some moments of held-out episodes, and the start of the first.
+    """Write what the report's pictures of slots show: some frames of held-out episodes, and the first
+    ANIMATION frames of the first one.
 
     Args:
         path: safetensors, all uint8.

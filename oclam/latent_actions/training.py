@@ -1,4 +1,4 @@
-"""Training of latent action models with the online probe, and all that a latent action stage writes."""
+"""Training of latent action models with the online probe, and writing of their outputs."""
 
 import math
 import shutil
@@ -24,7 +24,7 @@ from oclam.variants import VARIANTS, view_of
 
 __all__ = ["learn", "learn_from_images", "pictures", "projection", "train_model"]
 
-PICTURES, POINTS = 6, 2000  # held-out moments for the report: as images, and as points in two dimensions
+PICTURES, POINTS = 6, 2000  # of held-out transitions in the report: example images, and points in the plot of latents
 
 
 def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, actions: torch.Tensor, settings,
@@ -40,7 +40,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         actions: (N, A), one a frame.
         settings: the section lapo or lapo_slots.
         compute: the section compute.
-    Returns: rows of step, loss and probe_mse.
+    Returns: about 200 rows of step, loss and probe_mse, each a mean over the updates since the last.
     """
     device = next(model.parameters()).device
     actions = actions.to(device)
@@ -68,7 +68,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
 
     parts = {"model": model, "probe": probe, "optimizer": optimizer}
     rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
-    checkpoint.save(parts, step=steps, rows=rows)  # labelling, if killed, need not train again
+    checkpoint.save(parts, step=steps, rows=rows)  # if labelling is killed, training need not run again
     return rows
 
 
@@ -78,7 +78,7 @@ def pictures(model: nn.Module, observe: FrameObservations, moments: torch.Tensor
     """Frames, targets and predictions for pictures: uint8 current, target, prediction and swapped, each (n, H, W, 3).
 
     target is the observation at t+1, prediction is FDM(t, IDM(t, t+1)); swapped[i] is predicted from frame i with the
-    latent action of the next of the n moments. moments (n,): flat indices t.
+    latent action of example i+1. moments (n,): flat indices t.
     """
     current, target = observe(moments), observe(moments + 1)
     with autocast(device, precision):
@@ -98,7 +98,7 @@ def projection(latents: torch.Tensor) -> torch.Tensor:
 
 def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callable, dataset: Dataset, settings,
           future_offset: int, compute: Compute, checkpoint: Checkpoint) -> None:
-    """Train one variant and write its weights, losses, label store, probes and samples for pictures.
+    """Train one variant and write its weights, losses, latent actions, probes, and examples and points for the report.
 
     Args:
         task, seed, variant: name the artifacts.
@@ -126,7 +126,7 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
 
     late = rows[-math.ceil(len(rows) / 10):]
     write_json(paths.probe(task, seed, variant), {
-        "online_mse": sum(row["probe_mse"] for row in late) / len(late),  # over the last tenth of training
+        "online_mse": sum(row["probe_mse"] for row in late) / len(late),  # on training batches, over the last tenth
         **probe_latents(latents, dataset.actions, dataset.episodes, seed, device),
         **probe_frames(dataset.pixels, dataset.actions, dataset.episodes, device)})
 
@@ -135,8 +135,8 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
     true = actions[dataset.episodes:, :-1].flatten(0, 1)
     samples = {"latents": projection(held_out[points]), "actions": true[points]}
     if isinstance(observe, FrameObservations):
-        chosen = torch.linspace(0, len(held_out) - 1, PICTURES + 2).long()[1:-1]
-        moments = dataset.episodes * steps + frame_of(chosen, steps)
+        shown = torch.linspace(0, len(held_out) - 1, PICTURES + 2).long()[1:-1]
+        moments = dataset.episodes * steps + frame_of(shown, steps)
         samples |= pictures(model, observe, moments, device, compute.precision)
     save_tensors(paths.samples(task, seed, variant), samples)
     with atomic(paths.latents(task, seed, variant)) as temporary:
@@ -146,9 +146,9 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
 
 def learn_from_images(task: str, seed: int, variant: str, params: SimpleNamespace,
                       background_weight: float | None = None) -> None:
-    """Train a variant that observes plain, masked or weighted frames, and write all that `learn` writes.
+    """Train a variant that observes frames, masked frames, or frames with a mask-weighted loss, and write its outputs.
 
-    params: the sections compute and lapo; background_weight: of weighted frames, the loss's weight outside the mask.
+    params: the sections compute and lapo; background_weight: the loss's weight outside the mask, for lapo-focus.
     """
     dataset, device = open_dataset(paths.dataset(task, view_of(variant)), task), best_device()
     episodes, inputs = range(dataset.episodes + dataset.test_episodes), [dataset.path]

@@ -1,9 +1,10 @@
-"""Slot vectors that hold the pose: principal components of each slot's mask and masked colours.
+"""Slot vectors that keep shape and position: principal components (PCA) of each slot's mask and masked colours.
 
 Slot attention's own vector is a weighted mean of features: it has no positions, and the slot's size is divided out
-(arXiv 2407.04170). Here a slot's mask and masked colours are resampled in the slot's own frame of reference, its
+(arXiv 2407.04170). Here a slot's mask and masked colours are cropped in the slot's own frame of reference, its
 position, angle and scale (invariant slot attention, arXiv 2302.04973), and projected on their principal components over
 the training episodes: a linear autoencoder, without labels. The last four numbers are position, angle and scale.
+Stage slot-select retransforms the vectors of the chosen slots by components of the masked frames.
 """
 
 from collections.abc import Iterator
@@ -15,60 +16,61 @@ from torch.nn import functional as F
 from oclam.progress import Progress
 from oclam.slots.registration import SPAN, mask_moments, poses
 
-__all__ = ["PLACE", "SAMPLE", "Components", "frames_of_reference", "views", "write_components"]
+__all__ = ["SAMPLE", "TRANSFORM", "Components", "aligned_crops", "slot_transforms", "write_components"]
 
-VIEW = 16  # edge of a resampled slot in pixels
-PLACE = 4  # numbers of a frame of reference: x, y, angle, scale
+CROP = 16  # edge of a slot's crop in pixels
+TRANSFORM = 4  # numbers of a slot's transform: x, y, angle, scale
 SAMPLE = 2000  # frames that the principal components are computed from
-MASK_WEIGHT, GREY = 0.5, 0.4  # the mask counts as much as a colour; colours are relative to a middle grey
+MASK_WEIGHT = 0.5  # of the mask beside each colour
+GREY = 0.4  # colours are relative to it
 
 
-def _owned(masks):
+def _hard_masks(masks):
     """For every slot, the patches where its mask is the highest: masks (T, K, G, G) -> float (T, K, G, G)."""
     return (masks.argmax(1, keepdim=True) == torch.arange(masks.shape[1])[:, None, None]).float()
 
 
-def frames_of_reference(masks: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Position, angle and scale of every slot in an episode, averaged over nearby frames: (T, K, 4).
+def slot_transforms(masks: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Position (x, y), angle and scale of every slot in an episode, averaged over nearby frames: (T, K, 4).
 
-    The average leaves the movement of limbs to the view and follows camera and body. The image is 2 wide, its centre
-    is (0, 0); an empty slot is at (0, 0, 0, 1).
+    The average follows camera and body, so that crops still show how limbs move. The image is 2 wide, its centre
+    is (0, 0); an empty slot has (0, 0, 0, 1).
 
     Args:
         masks: uint8 (T, K, G, G), soft.
-        reference: (K, 3), mean moments of the slots' masks, which have the angle 0 and the scale 1.
+        reference: (K, 3), mean moments of the slots' masks: angle 0 and scale 1 by definition.
     """
-    owned = _owned(masks)
+    hard = _hard_masks(masks)
     axis = torch.arange(masks.shape[-1]) * 2 / masks.shape[-1] - 1 + 1 / masks.shape[-1]
-    area = owned.sum((2, 3)).clamp(min=1)
-    centres = torch.stack([(owned.sum(2) * axis).sum(2) / area, (owned.sum(3) * axis).sum(2) / area], -1)  # (T, K, 2)
+    area = hard.sum((2, 3)).clamp(min=1)
+    centres = torch.stack([(hard.sum(2) * axis).sum(2) / area, (hard.sum(3) * axis).sum(2) / area], -1)  # (T, K, 2)
     centres = F.avg_pool1d(centres.permute(1, 2, 0), 2 * SPAN + 1, 1, SPAN, count_include_pad=False).permute(2, 0, 1)
-    turned = [poses(mask_moments(owned[:, k]), reference[k]) for k in range(masks.shape[1])]
+    turned = [poses(mask_moments(hard[:, k]), reference[k]) for k in range(masks.shape[1])]
     return torch.cat([centres, torch.stack(turned, 1).float()], -1)
 
 
-def views(frames: torch.Tensor, masks: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """One slot's mask and masked colours in its own frame of reference: (T, 4 x VIEW x VIEW).
+def aligned_crops(frames: torch.Tensor, masks: torch.Tensor, transforms: torch.Tensor) -> torch.Tensor:
+    """One slot's mask and masked colours in its own frame of reference: (T, 4 x CROP x CROP).
 
     Args:
         frames: uint8 (T, H, W, 3).
         masks: the slot's, uint8 (T, G, G).
-        places: the slot's frames of reference, (T, 4).
+        transforms: the slot's, (T, 4).
     """
     images = frames.movedim(-1, 1).float() / 255
     mask = F.interpolate(masks[:, None].float() / 255, images.shape[2:], mode="bilinear")
     masked = torch.cat([MASK_WEIGHT * mask, mask * (images - GREY)], 1)
-    centre, angle, scale = places[:, :2], *places[:, 2:].unbind(1)
+    centre, angle, scale = transforms[:, :2], *transforms[:, 2:].unbind(1)
     cos, sin = scale * angle.cos(), scale * angle.sin()
     affine = torch.stack([torch.stack([cos, -sin, centre[:, 0]], 1), torch.stack([sin, cos, centre[:, 1]], 1)], 1)
-    grid = F.affine_grid(affine, (len(masked), 4, 2 * VIEW, 2 * VIEW), align_corners=False)
+    grid = F.affine_grid(affine, (len(masked), 4, 2 * CROP, 2 * CROP), align_corners=False)
     return F.avg_pool2d(F.grid_sample(masked, grid, align_corners=False), 2).flatten(1)
 
 
 class Components:
     """Principal components of the rows of a sample, with fixed signs.
 
-    Args: sample, (N, F); count, how many; columns beyond the rank are 0.
+    Args: sample, (N, F); count, how many; columns beyond min(N, F) are 0.
     """
 
     def __init__(self, sample: torch.Tensor, count: int):
@@ -85,7 +87,7 @@ class Components:
 
 
 def write_components(store: zarr.Group, pixels: zarr.Array, training: int) -> None:
-    """Replace the slots' vectors in a store by components of their views, and their frames of reference.
+    """Overwrite the slot vectors in a store by the components of each slot's crop and its transform.
 
     Args:
         store: slots (E, T, K, D), written here; masks (E, T, K, G, G), read.
@@ -95,26 +97,26 @@ def write_components(store: zarr.Group, pixels: zarr.Array, training: int) -> No
     episodes, steps, slots, width = store["slots"].shape
     reference = torch.zeros(slots, 3, dtype=torch.float64)
     for episode in range(training):
-        owned = _owned(torch.from_numpy(store["masks"][episode]))
-        reference += torch.stack([mask_moments(owned[:, k]).mean(0) for k in range(slots)]) / training
-    every, sample = max(training * steps // SAMPLE, 1), []
+        hard = _hard_masks(torch.from_numpy(store["masks"][episode]))
+        reference += torch.stack([mask_moments(hard[:, k]).mean(0) for k in range(slots)]) / training
+    stride, sample = max(training * steps // SAMPLE, 1), []
     for episode in range(training):
-        index = torch.arange(-episode * steps % every, steps, every)
+        index = torch.arange(-episode * steps % stride, steps, stride)
         if len(index):
-            sample.append([view for view, _ in _described(store, pixels, episode, reference, index)])
-    components = [Components(torch.cat(of_slot), width - PLACE) for of_slot in zip(*sample, strict=True)]
+            sample.append([crop for crop, _ in _described(store, pixels, episode, reference, index)])
+    components = [Components(torch.cat(of_slot), width - TRANSFORM) for of_slot in zip(*sample, strict=True)]
     with Progress(episodes * steps, "slots' components", " frames") as bar:
         for episode in range(episodes):
             described = _described(store, pixels, episode, reference, torch.arange(steps))
-            vectors = [torch.cat([of_slot(view), place], 1)
-                       for of_slot, (view, place) in zip(components, described, strict=True)]
+            vectors = [torch.cat([of_slot(crop), transform], 1)
+                       for of_slot, (crop, transform) in zip(components, described, strict=True)]
             store["slots"][episode] = torch.stack(vectors, 1).half().numpy()
             bar.update(steps)
 
 
 def _described(store, pixels, episode, reference, index) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Views and frames of reference of every slot at the steps `index` of an episode."""
+    """Crop and transform of every slot at the steps `index` of an episode."""
     masks = torch.from_numpy(store["masks"][episode])
-    frames, places = torch.from_numpy(pixels[episode])[index], frames_of_reference(masks, reference)[index]
+    frames, transforms = torch.from_numpy(pixels[episode])[index], slot_transforms(masks, reference)[index]
     for k in range(masks.shape[1]):
-        yield views(frames, masks[index, k], places[:, k]), places[:, k]
+        yield aligned_crops(frames, masks[index, k], transforms[:, k]), transforms[:, k]

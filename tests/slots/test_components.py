@@ -7,7 +7,7 @@ import torch
 import zarr
 from torch.nn import functional as F
 
-from oclam.slots.components import PLACE, VIEW, Components, frames_of_reference, views, write_components
+from oclam.slots.components import CROP, TRANSFORM, Components, aligned_crops, slot_transforms, write_components
 
 EPISODES, STEPS, SIZE, GRID, WIDTH = 6, 60, 64, 16, 64
 
@@ -74,7 +74,7 @@ def test_the_vector_predicts_the_joint_angles(drawn):
 def test_a_figure_that_is_moved_changes_its_place_alone():
     groups = [stored(*scene(place, textured=False)[:2]) for place in ((28, 26), (36, 30))]  # by two patches and one
     here, moved = (group["slots"][:, :, 1].astype(float) for group in groups)
-    shift = moved[..., -PLACE:] - here[..., -PLACE:]
+    shift = moved[..., -TRANSFORM:] - here[..., -TRANSFORM:]
     np.testing.assert_allclose(shift, np.broadcast_to([8 * 2 / SIZE, 4 * 2 / SIZE, 0, 0], shift.shape), atol=2e-3)
     np.testing.assert_allclose(moved[..., :10], here[..., :10], atol=0.005)  # of deviations of 0.2 to 0.9
 
@@ -83,11 +83,11 @@ def test_an_upright_slot_is_the_masked_frame_averaged():
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(256, (3, SIZE, SIZE, 3), generator=generator, dtype=torch.uint8)
     masks = torch.full((3, GRID, GRID), 255, dtype=torch.uint8)
-    upright = torch.tensor([0.0, 0, 0, 1]).expand(3, PLACE)
-    expected = F.avg_pool2d(frames.movedim(-1, 1).float() / 255 - 0.4, SIZE // VIEW)
-    found = views(frames, masks, upright).view(3, 4, VIEW, VIEW)
+    upright = torch.tensor([0.0, 0, 0, 1]).expand(3, TRANSFORM)
+    expected = F.avg_pool2d(frames.movedim(-1, 1).float() / 255 - 0.4, SIZE // CROP)
+    found = aligned_crops(frames, masks, upright).view(3, 4, CROP, CROP)
     torch.testing.assert_close(found[:, 1:], expected)
-    torch.testing.assert_close(found[:, 0], torch.full((3, VIEW, VIEW), 0.5))
+    torch.testing.assert_close(found[:, 0], torch.full((3, CROP, CROP), 0.5))
 
 
 def test_a_turned_frame_of_reference_turns_the_view():
@@ -95,21 +95,22 @@ def test_a_turned_frame_of_reference_turns_the_view():
     masks = torch.full((1, GRID, GRID), 255, dtype=torch.uint8)
     turned = torch.rot90(frames, -1, (1, 2))  # x becomes y: the slot's angle is pi / 2
     quarter = torch.tensor([[0.0, 0, torch.pi / 2, 1]])
-    torch.testing.assert_close(views(turned, masks, quarter), views(frames, masks, torch.tensor([[0.0, 0, 0, 1]])),
+    upright = torch.tensor([[0.0, 0, 0, 1]])
+    torch.testing.assert_close(aligned_crops(turned, masks, quarter), aligned_crops(frames, masks, upright),
                                rtol=0, atol=1e-4)
 
 
-def test_frames_of_reference_equal_a_naive_loop_and_an_empty_slot_is_at_the_centre():
+def test_slot_transforms_equal_a_naive_loop_and_an_empty_slot_is_at_the_centre():
     _, masks, _ = scene()
     masks = torch.from_numpy(np.concatenate([masks[0], np.zeros_like(masks[0, :, :1])], 1))
-    found = frames_of_reference(masks, torch.tensor([[200.0, 0, 0], [20, 1, 0], [0, 0, 0]]).double())
+    found = slot_transforms(masks, torch.tensor([[200.0, 0, 0], [20, 1, 0], [0, 0, 0]]).double())
     centres = []
     for t in range(STEPS):
         rows, columns = np.nonzero(masks[t].argmax(0).numpy() == 1)
         centres.append([(2 * columns + 1).mean() / GRID - 1, (2 * rows + 1).mean() / GRID - 1])
     for t in (0, 7, STEPS - 1):
         np.testing.assert_allclose(found[t, 1, :2], np.mean(centres[max(t - 10, 0):t + 11], 0), atol=1e-6)
-    torch.testing.assert_close(found[:, 2], torch.tensor([0.0, 0, 0, 1]).expand(STEPS, PLACE))
+    torch.testing.assert_close(found[:, 2], torch.tensor([0.0, 0, 0, 1]).expand(STEPS, TRANSFORM))
 
 
 def test_components_are_those_of_the_covariance():
