@@ -1,10 +1,14 @@
-"""Reading and writing artifacts: atomically, without pickles, and with one line when a file is missing or damaged."""
+"""Reading and writing artifacts: atomically, without pickles, and with one line when a file is missing or damaged.
+
+Zarr stores and safetensors carry checksums (CRC-32), which every opening verifies; files of other hands may have none.
+"""
 
 import csv
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,20 +21,22 @@ from oclam.errors import UserError
 __all__ = ["atomic", "digest", "load_tensors", "open_zarr", "read_csv", "read_json", "save_tensors", "write_csv",
            "write_json"]
 
+CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
+
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """A temporary path for a file or folder, which is renamed to `path` when the block ends without an error.
 
-    The result has the permissions of the umask.
+    A Zarr store gets its checksums.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        if temporary.is_file():
-            temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+        if (temporary / "zarr.json").exists():
+            (temporary / CHECKSUMS).write_text(json.dumps(_checksums(temporary), indent=0), encoding="utf-8")
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -42,12 +48,13 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 def save_tensors(path: Path, tensors: dict, **metadata) -> None:
     """Write tensors by name as safetensors, with metadata that JSON can hold."""
-    from safetensors.torch import save_file  # here, because workers that only simulate start faster without torch
+    from safetensors.torch import save  # here, because workers that only simulate start faster without torch
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata |= {"crc32": _checksum(tensors)}
     with atomic(path) as temporary:
         # One entry: safetensors writes several in an order that changes from run to run.
-        save_file(tensors, temporary, {"oclam": json.dumps(metadata, sort_keys=True)})
+        temporary.write_bytes(save(tensors, {"oclam": json.dumps(metadata, sort_keys=True)}))
 
 
 def load_tensors(path: Path | str) -> tuple[dict, dict]:
@@ -55,16 +62,25 @@ def load_tensors(path: Path | str) -> tuple[dict, dict]:
     try:
         with safe_open(_existing(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, json.loads((file.metadata() or {}).get("oclam", "{}"))
+            metadata = json.loads((file.metadata() or {}).get("oclam", "{}"))
+        if metadata.pop("crc32", None) not in (None, _checksum(tensors)):
+            raise ValueError("its checksum is another")
+        return tensors, metadata
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: damaged or not safetensors ({error}); get it again, or delete what "
                         "a stage wrote and run `dvc repro`") from None
 
 
 def open_zarr(path: Path | str) -> zarr.Group:
-    """A Zarr store, read-only. Raises UserError when it is missing or damaged."""
+    """A Zarr store, read-only. Raises UserError when it, or one of its files, is missing or damaged."""
+    if (_existing(path) / CHECKSUMS).exists():
+        expected, found = read_json(Path(path) / CHECKSUMS), _checksums(Path(path))
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                state = "damaged" if name in found else "missing"
+                raise UserError(f"{path}/{name}: {state}; delete {path} and run `dvc repro`")
     try:
-        return zarr.open_group(_existing(path), mode="r")
+        return zarr.open_group(path, mode="r")
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{path}: not a Zarr store ({error}); delete it and run `dvc repro`") from None
 
@@ -119,10 +135,21 @@ def _existing(path):
     return path
 
 
-def _umask():
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def _checksums(folder):
+    """The CRC-32 of every file in a Zarr store, by its path in the store."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    return {file.relative_to(folder).as_posix(): zlib.crc32(file.read_bytes()) for file in files}
+
+
+def _checksum(tensors):
+    """The CRC-32 of tensors' names, types, shapes and bytes."""
+    import torch
+
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
+    return crc
 
 
 def _number(text):

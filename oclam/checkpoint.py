@@ -1,10 +1,11 @@
 """Checkpoints: the state of an unfinished stage, from which it resumes."""
 
 import hashlib
-import os
+import io
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,16 +50,15 @@ class Checkpoint:
                  "position": position}
         if torch.cuda.is_available():
             state["random_cuda"] = torch.cuda.get_rng_state()
-        with atomic(self.folder / "state.pt") as temporary:
-            torch.save(state, temporary)
+        _write(self.folder / "state.pt", state)
         self._saved = time.monotonic()
 
     def restore(self, parts: dict) -> dict | None:
-        """The saved position, after its state was loaded into the parts; None when nothing was saved."""
+        """The saved position, after its state was loaded into the parts; None when nothing intact was saved."""
         path = self.folder / "state.pt"
-        if not path.exists():
+        state = _read(path)
+        if state is None:
             return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
         torch.set_rng_state(state["random"])
@@ -71,8 +71,6 @@ class Checkpoint:
         """Delete the state of this stage, and that of its earlier versions."""
         for folder in FOLDER.glob(f"{self.name}-" + "[0-9a-f]" * 16):
             shutil.rmtree(folder)
-        if FOLDER.is_dir() and not os.listdir(FOLDER):
-            FOLDER.rmdir()
 
 
 class Units:
@@ -84,14 +82,33 @@ class Units:
 
     def __init__(self, path: Path, result: Path):
         self.path, self.done, self.state = path, 0, None
-        if path.exists() and result.exists():
-            self.done, self.state = torch.load(path, map_location="cpu", weights_only=True)
+        if result.exists():
+            self.done, self.state = _read(path) or (0, None)
 
     def finish(self, state: torch.Tensor | None = None) -> None:
         """Record one more unit as done, atomically."""
         self.done, self.state = self.done + 1, state
-        with atomic(self.path) as temporary:
-            torch.save((self.done, self.state), temporary)
+        _write(self.path, (self.done, self.state))
+
+
+def _write(path, state):
+    """Write what torch can save, atomically, after its CRC-32 (4 bytes)."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(zlib.crc32(content.getbuffer()).to_bytes(4, "big"))
+        file.write(content.getbuffer())
+
+
+def _read(path):
+    """What `_write` wrote; None where there is no such file or, with one line, where it is damaged."""
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    if len(content) < 5 or zlib.crc32(content[4:]) != int.from_bytes(content[:4], "big"):
+        print(f"{path}: damaged, so this work starts again", file=sys.stderr)
+        return None
+    return torch.load(io.BytesIO(content[4:]), map_location="cpu", weights_only=True)
 
 
 def _loaded_code():

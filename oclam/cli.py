@@ -17,6 +17,8 @@ from oclam.memory import keep_freed_memory
 __all__ = ["arguments", "run"]
 
 TYPES = {"seed": int, "restart": int}
+MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "make it writable",
+         errno.EACCES: "change its permissions", errno.EPERM: "change its permissions"}
 
 
 def arguments(*names: str):
@@ -37,9 +39,9 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in MENDS:
             raise
-        sys.exit(f"error: the disk is full ({error.filename}); free some space, then `dvc repro` resumes")
+        sys.exit(f"error: {error.filename}: {error.strerror}; {MENDS[error.errno]}, then `dvc repro` resumes")
     name = "-".join([Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
     write_json(paths.duration(name),
                {"stage": name, "seconds": round(time.time() - started, 1), "hardware": _hardware()})

@@ -103,10 +103,17 @@ class _Job:
 
     def __init__(self, stage, params):
         self.stage, self.key, self.record = stage, stage.key(params), RECORDS / f"{stage.name}.json"
-        record = read_json(self.record) if self.record.exists() else {"key": None}
+        record = self._read()
         started = record["key"] == self.key
         self.done = started and record["done"] and all(Path(out).exists() for out in stage.outs)
         self.spent = record["seconds"] if started and not record["done"] else 0.0
+
+    def _read(self):
+        try:
+            return read_json(self.record) if self.record.exists() else {"key": None}
+        except UserError as error:
+            print(f"{error}: {self.stage.name} runs again", file=sys.stderr)
+            return {"key": None}
 
     def start(self, cores: list[int]) -> None:
         """Run the stage on these cores only."""

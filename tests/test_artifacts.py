@@ -1,7 +1,9 @@
 import os
 
+import numpy as np
 import pytest
 import torch
+import zarr
 
 from oclam.artifacts import (
     atomic,
@@ -86,6 +88,46 @@ def test_truncated_file_is_one_line_with_its_name(tmp_path, read):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=f"{path}: damaged"):
         read(path)
+
+
+def _flip(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("damage", "state"), [
+    (lambda file: file.unlink(), "missing"), (_flip, "damaged"),
+    (lambda file: file.write_bytes(file.read_bytes()[:-1]), "damaged")])
+def test_every_damaged_file_of_a_store_is_named(tmp_path, damage, state):
+    path = tmp_path / "store.zarr"
+    with atomic(path) as temporary:
+        group = zarr.open_group(temporary, mode="w")
+        group.create_array("actions", data=np.arange(12.0).reshape(4, 3), chunks=(2, 3))
+        group.create_array("masks", shape=(4, 4), dtype="uint8", chunks=(4, 4), shards=(4, 4))[:] = 1
+    assert (open_zarr(path)["actions"][:] == np.arange(12.0).reshape(4, 3)).all()
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != "checksums.json"]
+    assert len(files) == 6  # three zarr.json, two chunks, one shard
+    for file in files:
+        content = file.read_bytes()
+        damage(file)
+        with pytest.raises(UserError, match=f"{file}: {state}; delete {path}"):
+            open_zarr(path)
+        file.write_bytes(content)
+    assert open_zarr(path)["masks"][:].sum() == 16
+
+
+def test_one_bit_of_a_tensor_is_noticed(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_tensors(path, {"a": torch.randn(50), "b": torch.randn(3, 2).bfloat16(), "c": torch.tensor(1)})
+    load_tensors(path)
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")  # of the tensors' bytes
+    for at in range(start, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1:])
+        with pytest.raises(UserError, match=f"{path}: damaged.*checksum"):
+            load_tensors(path)
 
 
 def test_digest_sees_content_names_and_sizes(tmp_path):

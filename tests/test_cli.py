@@ -21,7 +21,8 @@ def test_arguments_are_typed_and_in_order():
 
 @pytest.mark.parametrize("error, line", [
     (UserError("lapo.frame_stack: 0 given"), "error: lapo.frame_stack: 0 given"),
-    (OSError(errno.ENOSPC, "No space left", "data/x.zarr"), "error: the disk is full \\(data/x.zarr\\)"),
+    (OSError(errno.ENOSPC, "No space left", "data/x.zarr"), "error: data/x.zarr: No space left; free some space"),
+    (OSError(errno.EROFS, "Read-only file system", "data/x"), "error: data/x: Read-only file system; make it writable"),
 ])
 def test_what_the_user_can_correct_is_one_line(error, line):
     def main():

@@ -13,7 +13,7 @@ from dvc.repo import Repo
 
 from oclam.errors import UserError
 from oclam.params import read
-from oclam.slices import expand, needed_for, run_slice, upstream
+from oclam.slices import RECORDS, expand, needed_for, run_slice, upstream
 from tests import ROOT
 
 STAGES = expand(yaml.safe_load((ROOT / "dvc.yaml").read_text()), read(ROOT / "params.yaml").model_dump())
@@ -93,6 +93,14 @@ def test_stages_run_once_and_again_when_what_decides_them_changes(tree):
     assert run_slice(10) and ran() == ["b/0", "b/1"]
     Path("count.py").write_text(COUNT + "# changed\n")
     assert run_slice(10, "first") and ran() == ["a"]
+
+
+def test_a_damaged_record_means_that_the_stage_runs_again(tree, capfd):
+    assert run_slice(10) and ran() == ["a", "b/0", "b/1", "all"]
+    record = next(RECORDS.glob("first*.json"))
+    record.write_text(record.read_text()[:-9])
+    assert run_slice(10) and ran() == ["a"]
+    assert f"{record}: damaged" in capfd.readouterr().err
 
 
 def test_no_time_is_no_work(tree):

@@ -60,7 +60,7 @@ def test_resume_loses_at_most_the_steps_since_the_last_save():
 
 def test_nothing_is_left_after_success():
     run(5)
-    assert not checkpoint_module.FOLDER.exists()
+    assert not list(checkpoint_module.FOLDER.iterdir())
 
 
 def test_other_parameters_do_not_resume():
@@ -83,7 +83,37 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_last_good_state(
     with pytest.raises(UserError, match="loss is nan at step 14.*learning rate"):
         run(30, break_at=13)
     state = next(checkpoint_module.FOLDER.rglob("state.pt"))
-    assert torch.load(state, weights_only=True)["position"]["step"] == 12
+    assert checkpoint_module._read(state)["position"]["step"] == 12
+
+
+def test_a_damaged_checkpoint_is_dropped_with_a_line_and_the_result_is_the_same(capsys):
+    undisturbed = run(30)
+    with pytest.raises(Killed):
+        run(30, kill_at=17)
+    path = next(checkpoint_module.FOLDER.rglob("state.pt"))
+    content = path.read_bytes()
+    for damaged in (content[:-20], content[:3], b"", content[:500] + bytes([content[500] ^ 1]) + content[501:]):
+        path.write_bytes(damaged)
+        with pytest.raises(Killed):
+            run(30, kill_at=1)
+        assert f"{path}: damaged" in capsys.readouterr().err
+    rows, weights = run(30)
+    assert rows == undisturbed[0] and all(torch.equal(weights[key], undisturbed[1][key]) for key in weights)
+
+
+def test_units_count_from_zero_where_their_record_or_result_is_gone_or_damaged(tmp_path):
+    result, record = tmp_path / "result", tmp_path / "units"
+    result.touch()
+    units = checkpoint_module.Units(record, result)
+    units.finish()
+    units.finish(torch.arange(3))
+    again = checkpoint_module.Units(record, result)
+    assert again.done == 2 and torch.equal(again.state, torch.arange(3))
+    record.write_bytes(record.read_bytes()[:-1])
+    assert checkpoint_module.Units(record, result).done == 0
+    units.finish()
+    result.unlink()
+    assert checkpoint_module.Units(record, result).done == 0
 
 
 def test_rows_are_means_over_their_window():

@@ -70,7 +70,7 @@ def test_each_variant_writes_all_its_artifacts(world, variant):
     assert {name: tuple(samples[name].shape) for name in samples} == {
         **{name: (6, SIZE, SIZE, 3) for name in ("current", "target", "prediction", "swapped")},
         "latents": (22, 2), "actions": (22, 2)}
-    assert not list(paths.DATA.glob("**/*.tmp")) and not FOLDER.exists()
+    assert not list(paths.DATA.glob("**/*.tmp")) and not list(FOLDER.iterdir())
 
 
 def stored(kind, variant):
