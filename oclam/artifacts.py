@@ -4,10 +4,12 @@ Zarr stores and safetensors carry checksums (CRC-32), which every opening verifi
 """
 
 import csv
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +34,11 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    host = socket.gethostname()
+    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}.tmp")
+    for other in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}-*.tmp"):
+        if not Path(f"/proc/{other.stem.rpartition('-')[2]}").exists():  # of a process that was killed
+            _remove(other)
     try:
         yield temporary
         if (temporary / "zarr.json").exists():
@@ -41,9 +47,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def save_tensors(path: Path, tensors: dict, **metadata) -> None:
@@ -126,6 +130,12 @@ def digest(path: Path | str) -> str:
             stream.seek(max(size - block, 0))
             content.update(stream.read(block))
     return content.hexdigest()
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _existing(path):

@@ -2,11 +2,14 @@
 
 import argparse
 import errno
+import fcntl
 import os
 import platform
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from oclam import paths
@@ -14,7 +17,7 @@ from oclam.artifacts import write_json
 from oclam.errors import UserError
 from oclam.memory import keep_freed_memory
 
-__all__ = ["arguments", "run"]
+__all__ = ["arguments", "only_one", "run"]
 
 TYPES = {"seed": int, "restart": int}
 MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "make it writable",
@@ -34,17 +37,51 @@ def run(main: Callable[[], None]) -> None:
     """Run a stage's main: wrong input or a full disk end it with one line; its duration is written to reports."""
     started = time.time() - float(os.environ.get("OCLAM_SPENT", 0))  # seconds of earlier slices (oclam.slices)
     keep_freed_memory()
+    name = "-".join([Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
+    _end_by_exception(signal.SIGTERM)
     try:
-        main()
+        with only_one(name):
+            main()
+    except KeyboardInterrupt:
+        print("error: interrupted; `dvc repro` resumes", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.errno not in MENDS:
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}; {MENDS[error.errno]}, then `dvc repro` resumes")
-    name = "-".join([Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
     write_json(paths.duration(name),
                {"stage": name, "seconds": round(time.time() - started, 1), "hardware": _hardware()})
+
+
+@contextmanager
+def only_one(name: str) -> Iterator[None]:
+    """Hold the lock `name` of this working tree while the block runs.
+
+    Raises UserError where another process holds it. The lock ends with the process that holds it, however it ends.
+    """
+    path = paths.lock(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{name} runs already in this folder; wait for it, or stop it") from None
+        yield
+
+
+def _end_by_exception(number):
+    """Let a signal raise SystemExit, so that temporary files are removed; workers, which inherit this, just end."""
+    process = os.getpid()
+
+    def end(*_):
+        if os.getpid() != process:
+            os._exit(128 + number)
+        print("error: stopped by a signal; `dvc repro` resumes", file=sys.stderr)
+        sys.exit(128 + number)
+
+    signal.signal(number, end)
 
 
 def _hardware():

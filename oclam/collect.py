@@ -10,6 +10,9 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -85,14 +88,14 @@ def collect(plan: Collection, folder: Path, path: Path, workers: int | None = No
     """The returns of all episodes, which are written to the Zarr store `path`.
 
     folder: for unfinished work, from which a later call resumes; workers: processes, by default one a core. Raises
-    UserError for parameters that do not fit together.
+    UserError for parameters that do not fit together, and when a worker dies.
     """
     rendering.choose()  # once, for all workers
     store, records = Path(folder) / "store.zarr", Path(folder) / "shards"
     if not ((records / "created").exists() and store.exists()):  # or it was killed after the store was renamed
         shutil.rmtree(folder, ignore_errors=True)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # no OpenGL in this process
-            pool.apply(_create, (plan, store))
+        with _processes(1) as pool:  # no OpenGL in this process
+            pool.submit(_create, plan, store).result()
         records.mkdir()
         (records / "created").touch()
     for shard, reason in damaged(store, records).items():
@@ -104,17 +107,39 @@ def collect(plan: Collection, folder: Path, path: Path, workers: int | None = No
     with Progress(plan.episodes * frames, f"collect {plan.task} {plan.view}", " frames", initial=done * frames) as bar:
         workers = min(workers or len(os.sched_getaffinity(0)), len(todo))
         if workers:
-            with multiprocessing.get_context("spawn").Pool(workers, _start, (plan, store, records)) as pool:
-                for shard in pool.imap_unordered(_make_shard, todo):
-                    bar.update(len(plan.members(shard)) * frames)
+            with _processes(workers, _start, (plan, store, records)) as pool:
+                for future in as_completed([pool.submit(_make_shard, shard) for shard in todo]):
+                    bar.update(len(plan.members(future.result())) * frames)
     return _finish(plan, store, records, path)
+
+
+@contextmanager
+def _processes(workers, *start):
+    """New Python processes, which end at once when the block fails or one of them dies."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), *start)
+    try:
+        yield pool
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise UserError("collect: a worker process died, perhaps for lack of memory; `dvc repro` resumes, and "
+                            "`taskset -c 0 dvc repro` uses one worker") from None
+        raise
+    pool.shutdown()
 
 
 def damaged(store: Path, records: Path) -> dict[int, str]:
     """The recorded shards whose files differ from their checksums, each with the file and what is wrong."""
     found = {}
     for record in records.glob("*.json"):
-        for name, checksum in json.loads(record.read_text())["files"].items():
+        try:
+            files = json.loads(record.read_text())["files"]
+        except (ValueError, KeyError):
+            found[int(record.stem)] = f"{record.name} is damaged"
+            continue
+        for name, checksum in files.items():
             file = store / name
             if not file.exists():
                 found[int(record.stem)] = f"{name} is gone"

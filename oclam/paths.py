@@ -7,8 +7,8 @@ from pathlib import Path
 
 __all__ = [
     "actor", "backgrounds", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder", "encoder",
-    "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "log", "ocp", "parameters", "policies",
-    "probe", "reports", "samples", "selection", "slot_preview", "slot_table", "slots", "steve",
+    "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "lock", "log", "ocp", "parameters",
+    "policies", "probe", "reports", "samples", "selection", "slot_preview", "slot_table", "slots", "steve",
 ]
 
 DATA, RESULTS = Path("data"), Path("data/results")
@@ -17,6 +17,11 @@ backgrounds = DATA / "backgrounds.zarr"
 downloads = DATA / "downloads"
 encoder = DATA / "encoder.safetensors"
 embedded_encoder = DATA / "encoders" / "embedded.safetensors"
+
+
+def lock(name: str) -> Path:
+    """Locked while a stage, or `oclam.slices`, runs."""
+    return Path(".resume/locks") / name
 
 
 def expert(task: str) -> Path:

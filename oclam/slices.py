@@ -5,6 +5,7 @@ again, it resumes, also on another machine with a copy of the tree with its `dat
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
@@ -25,12 +26,14 @@ from pathlib import Path
 import yaml
 
 from oclam.artifacts import digest, read_json, write_json
+from oclam.cli import only_one
 from oclam.errors import UserError
 from oclam.params import read
 
 __all__ = ["Stage", "expand", "needed_for", "run_slice", "upstream"]
 
 RECORDS = Path(".resume/slices")
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 PLACE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -123,7 +126,7 @@ class _Job:
         os.sched_setaffinity(0, cores)  # inherited
         # A group of its own, so that its workers end with it, but the queue's session, so that no job outlives it.
         self.process = subprocess.Popen([sys.executable, *shlex.split(self.stage.cmd)[1:]], env=environment,
-                                        process_group=0)
+                                        process_group=0, preexec_fn=_end_with_parent)
         os.sched_setaffinity(0, ours)
 
     def end(self) -> int:
@@ -134,6 +137,11 @@ class _Job:
         seconds = self.spent + time.monotonic() - self.started
         write_json(self.record, {"key": self.key, "done": status == 0, "seconds": round(seconds, 1)})
         return status
+
+
+def _end_with_parent():
+    """Ask Linux to send SIGTERM to this process when its parent ends, by kill -9 too."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run_slice(minutes: float, until: str | None = None, jobs: int = 1) -> bool:
@@ -193,7 +201,9 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="stages side by side, among which the cores are shared")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))  # the queue's end is a slice's end too
-    if not run_slice(arguments.minutes, arguments.until, arguments.jobs):
+    with only_one("slices"):
+        done = run_slice(arguments.minutes, arguments.until, arguments.jobs)
+    if not done:
         print("The time is over; the same command resumes here", flush=True)
         sys.exit(os.EX_TEMPFAIL)
 

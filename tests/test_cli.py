@@ -1,12 +1,17 @@
 import errno
 import json
+import os
+import signal
+import subprocess
 import sys
 
 import pytest
 
 from oclam import cli
+from oclam.artifacts import atomic
 from oclam.cli import arguments, run
 from oclam.errors import UserError
+from tests import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +35,48 @@ def test_what_the_user_can_correct_is_one_line(error, line):
 
     with pytest.raises(SystemExit, match=line):
         run(main)
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from oclam.artifacts import atomic
+from oclam.cli import run
+sys.argv = ["lapo.py", "cheetah-run", "0"]
+
+def main():
+    with atomic("result") as temporary:
+        temporary.mkdir()
+        (temporary / "half").touch()
+        print("started", flush=True)
+        time.sleep(60)
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize(("number", "message"), [
+    (signal.SIGTERM, "error: stopped by a signal; `dvc repro` resumes\n"),
+    (signal.SIGINT, "error: interrupted; `dvc repro` resumes\n"), (signal.SIGKILL, "")])
+def test_a_stage_runs_once_at_a_time_and_its_end_by_a_signal_leaves_nothing(tmp_path, number, message):
+    def start():
+        return subprocess.Popen([sys.executable, "-c", RACE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+    first = start()
+    assert first.stdout.readline() == "started\n"
+    second = start()
+    assert second.communicate(timeout=60)[1] == (
+        "error: lapo-cheetah-run-0 runs already in this folder; wait for it, or stop it\n")
+    assert second.returncode == 1
+    first.send_signal(number)
+    assert first.communicate(timeout=60)[1] == message
+    assert first.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    left = list(tmp_path.glob(".result*.tmp"))
+    assert len(left) == (number == signal.SIGKILL)
+    with atomic("result") as temporary:  # clears what the killed process left
+        temporary.touch()
+    assert [path.name for path in tmp_path.iterdir()] in (["result", ".resume"], [".resume", "result"])
 
 
 def test_our_own_mistakes_keep_their_traceback():

@@ -96,6 +96,22 @@ def test_one_worker_writes_the_same_bytes(backgrounds, undisturbed, tmp_path):
     assert contents(tmp_path / "one.zarr") == contents(undisturbed)
 
 
+@dataclass(frozen=True)
+class Deadly(Wave):
+    """A policy whose process is killed, as for lack of memory."""
+
+    def __call__(self, state):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_dead_worker_is_one_line_and_the_rest_is_collected_afterwards(backgrounds, undisturbed, tmp_path):
+    plan = plan_of(backgrounds)
+    with pytest.raises(UserError, match="a worker process died.*`dvc repro` resumes"):
+        collect.collect(replace(plan, policy=Deadly(6)), tmp_path / "work", tmp_path / "one.zarr", workers=2)
+    collect.collect(plan, tmp_path / "work", tmp_path / "one.zarr", workers=2)
+    assert contents(tmp_path / "one.zarr") == contents(undisturbed)
+
+
 KILLED = """
 import pickle, sys
 from pathlib import Path

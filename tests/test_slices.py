@@ -148,6 +148,24 @@ def test_the_time_ends_a_stage_with_its_workers_and_is_counted(tree):
     assert run_slice(10, "first") and float(Path("spent").read_text()) >= 3 * slices
 
 
+def test_stages_end_with_their_runner_and_a_second_runner_is_refused(tree):
+    Path("count.py").write_text(SLOW)
+    command = [sys.executable, "-m", "oclam.slices", "--minutes", "5", "--until", "first"]
+    runner = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while not Path("workers").exists() or not Path("workers").read_text():
+        time.sleep(0.05)
+    second = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert second.returncode == 1 and second.stderr.startswith("error: slices runs already in this folder")
+    runner.kill()
+    runner.wait()
+    stage = Path("workers").read_text().split()[0]
+    for _ in range(100):
+        if not alive(stage):
+            break
+        time.sleep(0.1)
+    assert not alive(stage)
+
+
 BESIDE = """import os, sys, time
 from pathlib import Path
 path = Path(sys.argv[2])

@@ -116,8 +116,11 @@ class Environments:
 
     def send(self, group: int, requests: Sequence[int | np.ndarray]) -> None:
         """Start an episode in every environment of the group (its seed, an int) or act in it (an action, (A,))."""
-        for pipe, share in zip(self._pipes, self._shares[group], strict=True):
-            pipe.send((group, [requests[i] for i in share]))
+        for worker, (pipe, share) in enumerate(zip(self._pipes, self._shares[group], strict=True)):
+            try:
+                pipe.send((group, [requests[i] for i in share]))
+            except OSError:
+                raise _death(worker) from None
 
     def receive(self, group: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames uint8 (B, H, W, 3) and rewards (B,) of the last requests; a finished episode keeps its last frame."""
@@ -129,11 +132,16 @@ class Environments:
     def _answer(self, worker):
         try:
             answer = self._pipes[worker].recv()
-        except EOFError:
-            raise RuntimeError(f"evaluation worker {worker} died; was it out of memory?") from None
+        except (EOFError, OSError):
+            raise _death(worker) from None
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+def _death(worker):
+    return UserError(f"eval: worker process {worker} died, perhaps for lack of memory; `dvc repro` runs it again, and "
+                     "`taskset -c 0 dvc repro` uses one worker")
 
 
 @contextmanager

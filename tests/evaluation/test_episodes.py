@@ -1,4 +1,5 @@
 import os
+import signal
 from functools import partial
 
 import gymnasium
@@ -97,6 +98,20 @@ def test_an_environment_that_cannot_be_made_fails_before_any_work():
 
     with pytest.raises(UserError, match="no OpenGL renderer"):
         evaluate(policies(1), 2, broken, [0], steps=5, workers=2)
+
+
+class Deadly(Noise):
+    """Its process is killed at the third step, as for lack of memory."""
+
+    def step(self, action):
+        if self.time == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+def test_a_dead_worker_is_one_line():
+    with pytest.raises(UserError, match="eval: worker process [01] died.*`dvc repro` runs it again"):
+        evaluate(policies(1), 2, Deadly, episode_seeds(0, 4), steps=6, workers=2)
 
 
 def test_environments_live_in_as_many_processes_as_asked():
