@@ -15,32 +15,27 @@ from typing import Annotated, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
 
 from oclam.artifacts import atomic
 from oclam.errors import UserError
 
 __all__ = ["PAPER_ENV", "Params", "load", "read", "replace"]
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Upper limits catch slips of the keyboard before memory or a day is lost; nothing published comes near them.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer or a batch
+Natural = Annotated[int, Field(ge=0, le=2**32 - 1)]  # a seed of NumPy at most
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Name = Annotated[str, Field(min_length=1)]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1e-5 is one, as DVC writes and people type them; YAML 1.1 takes it for text."""
-
-
-_Loader.yaml_implicit_resolvers = {key: list(values) for key, values in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+|\d*\.\d+|\d+\.\d*)[eE][-+]?\d+$"),
-                              list("-+.0123456789"))
 
 
 class Section(BaseModel):
     """A frozen group of parameters that refuses unknown keys and silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Compute(Section):
@@ -53,9 +48,9 @@ class Compute(Section):
 class Env(Section):
     """The Distracting Control Suite (arXiv 2101.02722): rendering and the three distractors."""
 
-    image_size: Annotated[int, Field(ge=16, multiple_of=8)]
+    image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=8)]
     renderer: Literal["fast", "reference"]
-    texture_size: Annotated[int, Field(ge=16)]  # edge of the background video's texture; the suite uses 800
+    texture_size: Annotated[int, Field(ge=16, le=4096)]  # edge of the background video's texture; the suite uses 800
     background: bool
     background_dynamic: bool
     color: bool
@@ -108,7 +103,7 @@ class Collect(Section):
     episodes: Count
     test_episodes: Count  # held out after the first `episodes`; probes and slot measures are taken on them
     segmented_episodes: Count  # of the held-out ones, how many carry the simulator's segmentation of the agent
-    steps: Annotated[int, Field(ge=16)]
+    steps: Annotated[int, Field(ge=16, le=1000)]  # an episode of the suite has 1000
     action_noise: NonNegative  # standard deviation of the noise on the expert's actions; the sum is recorded
     shard_episodes: Count
     seed: Natural
@@ -119,30 +114,30 @@ class Encoder(Section):
 
     source: Name  # embedded, hub, distill, or a path to safetensors with timm's names
     name: Name  # timm's name of the architecture; ignored by embedded and distill
-    image_size: Annotated[int, Field(ge=16)]  # frames are resized to this
+    image_size: Annotated[int, Field(ge=16, le=2048)]  # frames are resized to this
     teacher: Name  # distill only: timm's name of the teacher
     teacher_weights: str | None  # distill only: safetensors, or null for the hub
     distill_frames: Count
     distill_steps: Count
-    distill_batch: Count
-    distill_learning_rate: Positive
+    distill_batch: Size
+    distill_learning_rate: Rate
 
 
 class Ocp(Section):
     """Object-centric pretraining (paper, Table 6; VideoSAUR arXiv 2306.04829; STEVE arXiv 2205.14065)."""
 
     model: Literal["videosaur", "steve"]
-    slots: Annotated[int, Field(ge=2)]
-    slot_dim: Annotated[int, Field(ge=4, multiple_of=4)]
-    feature_hidden: Count  # this and the next two are VideoSAUR's; STEVE's stand in the section steve
-    decoder_hidden: Count
-    decoder_layers: Count
+    slots: Annotated[int, Field(ge=2, le=64)]
+    slot_dim: Annotated[int, Field(ge=4, le=2**16, multiple_of=4)]
+    feature_hidden: Size  # this and the next two are VideoSAUR's; STEVE's stand in the section steve
+    decoder_hidden: Size
+    decoder_layers: Size
     clip_length: Annotated[int, Field(ge=2)]
     kept_clips: Count | None  # draw and encode this many clips once; null encodes fresh ones at every step
     decoded_patches: Count | None  # random patches of a step on which the loss is taken; null takes all
-    batch_size: Count
+    batch_size: Size
     steps: Count
-    learning_rate: Positive
+    learning_rate: Rate
     warmup_steps: Natural
     decay_steps: Count
     clip_norm: Positive
@@ -157,12 +152,12 @@ class Ocp(Section):
 class Steve(Section):
     """STEVE, which the report shows beside the model of ocp (paper, appendix A); all else is as in ocp."""
 
-    feature_hidden: Count  # channels of the convolutions; these three too where ocp.model is steve
-    decoder_hidden: Count  # channels of the discrete VAE
-    decoder_layers: Count  # of the transformer that predicts the tokens
-    batch_size: Count
+    feature_hidden: Size  # channels of the convolutions; these three too where ocp.model is steve
+    decoder_hidden: Size  # channels of the discrete VAE
+    decoder_layers: Size  # of the transformer that predicts the tokens
+    batch_size: Size
     steps: Count
-    learning_rate: Positive
+    learning_rate: Rate
 
 
 class Slots(Section):
@@ -186,26 +181,26 @@ class SlotSelect(Section):
 class LapoImage(Section):
     """The image latent action model of lapo, lapo-masks, lapo-no-distractors and lapo-focus (paper, Table 8)."""
 
-    latent_dim: Count  # of lapo-slots too
-    frame_stack: Count
+    latent_dim: Size  # of lapo-slots too
+    frame_stack: Size
     future_offset: Count  # k is uniform in 1..future_offset; of lapo-slots too
-    encoder_scale: Count
-    residual_blocks: Count  # 0 would leave nothing nonlinear between the convolutions
-    batch_size: Count
+    encoder_scale: Size
+    residual_blocks: Size  # 0 would leave nothing nonlinear between the convolutions
+    batch_size: Size
     epochs: Positive
     warmup_epochs: NonNegative
-    learning_rate: Positive
+    learning_rate: Rate
 
 
 class LapoSlots(Section):
     """The slot latent action model (paper, Table 7)."""
 
-    hidden_dim: Count
-    expansion: Count
-    batch_size: Count
+    hidden_dim: Size
+    expansion: Size
+    batch_size: Size
     epochs: Positive
     warmup_epochs: NonNegative
-    learning_rate: Positive
+    learning_rate: Rate
 
 
 class LapoFocus(Section):
@@ -217,23 +212,23 @@ class LapoFocus(Section):
 class Bc(Section):
     """Behaviour cloning of latent or true actions (paper, Tables 7 and 8)."""
 
-    frame_stack: Count
-    encoder_scale: Count
-    residual_blocks: Count
-    batch_size: Count
+    frame_stack: Size
+    encoder_scale: Size
+    residual_blocks: Size
+    batch_size: Size
     epochs: Positive
     warmup_epochs: NonNegative
-    learning_rate: Positive
+    learning_rate: Rate
 
 
 class Finetune(Section):
     """The action decoder, trained on few labelled trajectories."""
 
     budgets: Annotated[list[Count], Field(min_length=1)]
-    hidden_dim: Count
-    batch_size: Count
+    hidden_dim: Size
+    batch_size: Size
     updates: Count
-    learning_rate: Positive
+    learning_rate: Rate
     unfreeze: bool
 
 
@@ -287,7 +282,7 @@ class Params(Section):
             values = getattr(self, key)
             require(len(set(values)) == len(values), key, values, "each may stand there once")
         for task in self.tasks:
-            require("-" in task.strip("-"), "tasks", task, "a task is domain-task, as in cheetah-run")
+            require(re.fullmatch(r"\w+-\w+", task), "tasks", task, "a task is domain-task, as in cheetah-run")
             if select.method == "manual":
                 require(select.manual.get(task), f"slot_select.manual.{task}", select.manual.get(task),
                         "manual selection needs a list of slot indices for every task")
@@ -295,6 +290,7 @@ class Params(Section):
                 require(task in self.expert.training, f"expert.training.{task}", None,
                         "training an expert needs its algorithm and hyperparameters")
         for task, slots in select.manual.items():
+            require(task in self.tasks, f"slot_select.manual.{task}", slots, f"tasks are {', '.join(self.tasks)}")
             require(len(set(slots)) == len(slots) and all(k < self.ocp.slots for k in slots),
                     f"slot_select.manual.{task}", slots, f"allowed are distinct indices 0..{self.ocp.slots - 1}")
         require(self.slots.vectors == "attention" or self.ocp.slot_dim >= 8, "ocp.slot_dim", self.ocp.slot_dim,
@@ -312,6 +308,8 @@ class Params(Section):
         require(self.lapo.future_offset < collect.steps, "lapo.future_offset", self.lapo.future_offset,
                 f"an episode has collect.steps = {collect.steps}")
         require(self.ocp.clip_length <= collect.steps, "ocp.clip_length", self.ocp.clip_length,
+                f"an episode has collect.steps = {collect.steps}")
+        require((self.ocp.window or 1) <= collect.steps, "ocp.window", self.ocp.window,
                 f"an episode has collect.steps = {collect.steps}")
         require(self.ocp.similarity_weight + self.ocp.reconstruction_weight > 0, "ocp.similarity_weight",
                 self.ocp.similarity_weight, "it and ocp.reconstruction_weight cannot both be 0")
@@ -372,9 +370,10 @@ def _merged(base, changes):
 
 
 def _parsed(text, name):
+    """The content of a text in YAML 1.2, as DVC reads it: 1e-5 is a number, `off` is a word, no key stands twice."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return YAML(typ="safe").load(text)
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: impossible dates and numbers
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
 
 

@@ -3,12 +3,14 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import parse_yaml
 
 from oclam.errors import UserError
-from oclam.params import load, read, replace
+from oclam.params import _parsed, load, read, replace
 from tests import ROOT
 
 SCALES = sorted((ROOT / "params").glob("*.yaml"))
@@ -141,6 +143,12 @@ WRONG = {  # key to change: what is given, what the line must say
     "tasks": ("cheetah-run", "'cheetah-run' given, should be a valid list"),
     "seeds": ([], "[] given, list should have at least 1 item"),
     "compute.compile": ("yes", "'yes' given, should be a valid boolean"),
+    "bc.batch_size": (10**9, "1000000000 given, should be less than or equal to 65536"),
+    "lapo.learning_rate": (1e300, "1e+300 given, should be less than or equal to 10"),
+    "encoder.image_size": (10**6, "1000000 given, should be less than or equal to 2048"),
+    "collect.steps": (1001, "1001 given, should be less than or equal to 1000"),
+    "ocp.slots": (1000, "1000 given, should be less than or equal to 64"),
+    "expert.training.walker-run.hyperparameters.ent_coef": (float("nan"), "nan given, should be"),
     "lapo_focus.background_weight": (None, "None given, should be a valid number"),
 }
 
@@ -151,6 +159,9 @@ STANDARD = {"collect.episodes": 20, "collect.test_episodes": 4, "collect.segment
 
 IMPOSSIBLE = {  # several changes that do not go together: the key at fault, what the line must say
     "tasks": ({"tasks": ["cheetah"]}, "'cheetah' given, a task is domain-task"),
+    "tasks.outside": ({"tasks": ["../x-y"]}, "'../x-y' given, a task is domain-task"),
+    "ocp.window": ({"ocp.window": 1001}, "1001 given, an episode has collect.steps = 1000"),
+    "slot_select.manual.walker-run": ({"slot_select.manual": {"walker-run": [0]}}, "[0] given, tasks are cheetah-run"),
     "seeds": ({"seeds": [0, 0]}, "[0, 0] given, each may stand there once"),
     "finetune.budgets": ({"finetune.budgets": [2, 64]}, "[2, 64] given, at most collect.episodes = 20"),
     "slot_select.manual.cheetah-run": ({"slot_select.manual": {"cheetah-run": [0, 6]}}, "[0, 6] given, allowed are "
@@ -190,7 +201,40 @@ def test_a_wrong_value_gives_one_line(tmp_path, key):
 def test_an_impossible_combination_gives_one_line(tmp_path, key):
     changes, line = IMPOSSIBLE[key]
     found = refused(tmp_path, changes)
-    assert found.startswith(f"{key}: {line}") and "\n" not in found
+    assert found.startswith(f"{key.removesuffix('.outside')}: {line}") and "\n" not in found
+
+
+@pytest.mark.parametrize("text", ["seeds: [2026-13-45]", "seeds: !!float abc", "[" * 3000, "a: 1\na: 2", "a: &b\n  *b",
+                                  "seeds: !!python/object:os.system ls"])
+def test_odd_yaml_gives_one_line(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text() + "\n" + text)
+    with pytest.raises(UserError, match=f"^{path}: ") as error:
+        read(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("010", 10), ("off", "off"), ("yes", "yes"), ("1e-5", 1e-5), ("0o10", 8),
+                                             ("12:30", "12:30"), ("~", None), ("true", True)])
+def test_scalars_are_yaml_1_2_as_dvc_reads_them(tmp_path, text, value):
+    (tmp_path / "params.yaml").write_text(f"value: {text}\n")
+    ours, dvcs = _parsed(f"value: {text}", "text"), parse_yaml(f"value: {text}", "text")
+    assert ours == {"value": value} == dict(dvcs) and type(ours["value"]) is type(value)
+
+
+def test_a_mutated_file_is_read_or_refused_in_one_line(tmp_path):
+    text, rng, path = (ROOT / "params.yaml").read_text(), np.random.default_rng(0), tmp_path / "params.yaml"
+    words = ["-1", "1e999", ".nan", "null", "[", "{", ":", "  ", "\t", "9" * 400, "'", "&a", "*a", "!!int", "\x85", "#"]
+    refusals = 0
+    for _ in range(40):
+        place = rng.integers(len(text))
+        path.write_text(text[:place] + rng.choice(words) + text[place + rng.integers(4):])
+        try:
+            read(path)
+        except UserError as error:
+            refusals += 1
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    assert 0 < refusals < 40
 
 
 def test_a_missing_parameter_gives_one_line(tmp_path):
