@@ -41,6 +41,18 @@ def test_what_is_imported_is_a_dataset_in_the_file_s_own_order(published, tmp_pa
     assert np.isnan(dataset.rewards).all() and dataset.rewards.shape == (EPISODES, STEPS)
 
 
+def test_raw_and_bounded_actions_are_told_apart_and_bytes_are_text(published, tmp_path):
+    import_hdf5(published, tmp_path / "raw.zarr", test_episodes=2)
+    with h5py.File(published, "a") as file:
+        file.attrs["domain_name"] = np.bytes_("cheetah")
+        for name in file:
+            file[name]["actions"][:] = np.linspace(-1, 1, 6)
+    import_hdf5(published, tmp_path / "bounded.zarr", test_episodes=2)
+    assert open_dataset(tmp_path / "raw.zarr").attrs["actions"] == "raw"
+    assert open_dataset(tmp_path / "bounded.zarr").attrs["actions"] == "bounded"
+    assert open_dataset(tmp_path / "bounded.zarr").attrs["task"] == "cheetah-run"
+
+
 def test_no_distraction_is_the_clean_view(published, tmp_path):
     with h5py.File(published, "a") as file:
         file.attrs["difficulty"] = "vanilla"
@@ -80,7 +92,55 @@ def with_an_array_for_an_episode(file):
     file["3"] = np.zeros(3)
 
 
+def put(array, value, **options):
+    """Replace an array of episode 3."""
+    def spoil(file):
+        del file["3"][array]
+        file["3"].create_dataset(array, data=value, **options)
+    return spoil
+
+
+def with_another_task(file):
+    file.attrs["task_name"] = "../run"
+
+
+def with_a_dangling_link(file):
+    del file["3"]["obs"]
+    file["3"]["obs"] = h5py.SoftLink("/nowhere")
+
+
+def with_a_link_to_another_file(file):
+    del file["3"]
+    file["3"] = h5py.ExternalLink("other.hdf5", "/3")
+
+
+def with_pixels_in_another_file(file):
+    del file["3"]["obs"]
+    file["3"].create_dataset("obs", (STEPS, 64, 64, 3), np.uint8, external=[("other", 0, STEPS * 64 * 64 * 3)])
+
+
+def with_pixels_that_are_only_declared(file):
+    for name in file:
+        del file[name]["obs"], file[name]["actions"], file[name]["states"]
+        for array, shape in (("obs", (10**6, 64, 64, 3)), ("actions", (10**6, 6)), ("states", (10**6, 17))):
+            file[name].create_dataset(array, shape, np.uint8, chunks=(1, *shape[1:]))
+
+
+def with_no_steps(file):
+    for name in file:
+        for array, shape in (("obs", (0, 64, 64, 3)), ("actions", (0, 6)), ("states", (0, 17))):
+            del file[name][array]
+            file[name].create_dataset(array, shape, np.uint8)
+
+
 @pytest.mark.parametrize(("spoil", "message"), [
+    (put("actions", np.full((STEPS, 6), np.nan)), "episode 3 has actions that are not finite"),
+    (put("states", np.full((STEPS, 17), np.inf)), "episode 3 has states that are not finite"),
+    (put("obs", 3), "episode 3 has"), (put("actions", np.full((STEPS, 6), b"text")), "type .S4, expected numbers"),
+    (with_another_task, "task 'cheetah-../run', expected"), (with_a_dangling_link, "3 is no episode"),
+    (with_a_link_to_another_file, "3 is no episode"), (with_pixels_in_another_file, "3 is no episode"),
+    (with_pixels_that_are_only_declared, "declares 12288000000 bytes of obs and stores 0"),
+    (with_no_steps, "episode 0 has"),
     (without_states, "3 is no episode"), (without_task, "no attribute task_name"), (without_episodes, "no episodes"),
     (with_float_pixels, "type float64, expected uint8"), (with_small_pixels, "episode 3 has"),
     (with_short_actions, "episode 3 has"), (with_an_array_for_an_episode, "3 is no episode"),
