@@ -38,11 +38,12 @@ def test_what_the_user_can_correct_is_one_line(error, line):
 
 
 RACE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from oclam.artifacts import atomic
 from oclam.cli import run
 sys.argv = ["lapo.py", "cheetah-run", "0"]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
 
 def main():
     with atomic("result") as temporary:

@@ -28,9 +28,11 @@ __all__ = ["davis", "fetch", "folder", "square", "videos_from"]
 
 ARCHIVE = "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip"
 ARCHIVE_SIZE = 832766765  # this and the checksum as TensorFlow Datasets records them (video/davis/checksums.tsv)
+MEMBER = 1 << 24  # bytes of a picture in the archive at most; DAVIS's have a fiftieth of that
 ARCHIVE_SHA256 = "e3d0b5b77c3d031b000a19e0e25e3e2cac65d183755601bc2cf066df1a2aa492"
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".ts", ".mts", ".wmv", ".flv",
           ".3gp"}
+COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -93,10 +95,14 @@ def _archive_frames(path):
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: no usable archive ({error}); remove it to download it again") from None
     frames = {}
-    for member in sorted(archive.namelist()):
+    for info in sorted(archive.infolist(), key=lambda info: info.filename):
+        member = info.filename
         if member.startswith("/") or ".." in PurePosixPath(member).parts or "\\" in member:
             raise UserError(f"{path}: refused, its member {member!r} leaves the folder; get the official archive")
         if match := re.search(r"(?:^|/)JPEGImages/480p/([^/]+)/[^/]+\.jpg$", member):
+            if info.flag_bits & 1 or info.file_size > MEMBER or info.compress_type not in COMPRESSIONS:
+                raise UserError(f"{path}: refused, its member {member!r} is encrypted, compressed in another way than "
+                                f"by deflate, or larger than {MEMBER >> 20} MiB; get the official archive")
             frames.setdefault(match[1], []).append((f"{path}: {member}", lambda member=member: archive.read(member)))
     return frames
 
@@ -124,18 +130,19 @@ def _decode(name, read):
 
 
 def folder(path: Path) -> dict[str, list[tuple[str, Callable]]]:
-    """The videos in a folder, files that PyAV decodes and folders of frames, as `davis` returns them.
+    """The videos in a folder and its folders, files that PyAV decodes and folders of frames, as `davis` returns them.
 
     Every third is kept for evaluation.
     """
     if not path.is_dir():
         raise UserError(f"backgrounds.path: {path} is no folder; give the one with your videos or folders of frames")
     found = []
-    for entry in sorted(path.iterdir()):
+    for entry in sorted(path.rglob("*")):
+        name = entry.relative_to(path).as_posix()
         if entry.suffix.lower() in VIDEOS:
-            found.append((entry.name, lambda entry=entry: _decoded(entry)))
+            found.append((name, lambda entry=entry: _decoded(entry)))
         elif entry.is_dir() and (frames := _images(entry)):
-            found.append((entry.name, lambda frames=frames: (_decode(*frame) for frame in frames)))
+            found.append((name, lambda frames=frames: (_decode(*frame) for frame in frames)))
     if len(found) < 2:
         raise UserError(f"backgrounds.path: {path} has {len(found)} videos or folders of frames, at least 2 are needed "
                         "(every third is kept for evaluation)")
@@ -148,7 +155,7 @@ def _decoded(path):
             decoded = 0
             for frame in container.decode(video=0):
                 decoded += 1
-                yield frame.to_ndarray(format="rgb24")
+                yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # as players show it
     except (av.error.FFmpegError, IndexError) as error:
         raise UserError(f"backgrounds.path: {path} cannot be decoded ({error}); convert or remove it") from None
     if not decoded:

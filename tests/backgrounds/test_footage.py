@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import struct
 import threading
 import weakref
 import zipfile
@@ -179,9 +180,9 @@ def test_a_wrong_checksum_is_refused(server, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def write_clip(path, values):
+def write_clip(path, values, codec="mpeg4"):
     with av.open(path, "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
+        stream = container.add_stream(codec, rate=25)
         stream.width, stream.height = 96, 64
         for value in values:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(value, 64, 96), format="rgb24")))
@@ -199,6 +200,54 @@ def test_a_folder_of_films_and_frames(tmp_path):
     assert {split: sorted(videos) for split, videos in found.items()} == {"train": ["a.mp4", "c"], "test": ["b.mp4"]}
     np.testing.assert_allclose(found["train"]["a.mp4"].mean((1, 2, 3)), [50, 60, 70, 80], atol=4)
     np.testing.assert_array_equal(found["train"]["c"].mean((1, 2, 3)), [0, 10, 20, 30, 40])
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("ts", "mpeg2video"), ("mts", "mpeg2video"), ("wmv", "wmv2"),
+                                               ("flv", "flv"), ("3gp", "mpeg4")])
+def test_other_containers_and_folders_in_folders_are_read(tmp_path, suffix, codec):
+    (tmp_path / "class").mkdir()
+    write_clip(tmp_path / "class" / f"a.{suffix}", [80] * 30, codec)
+    write_clip(tmp_path / "b.mp4", [100] * 3)
+    found = read(footage.videos_from(parameters(source="folder", path=str(tmp_path)), 16, None))
+    videos = {**found["train"], **found["test"]}
+    assert set(videos) == {f"class/a.{suffix}", "b.mp4"}
+    np.testing.assert_allclose(videos[f"class/a.{suffix}"].mean((1, 2, 3)), 80, atol=4)
+
+
+@pytest.mark.parametrize(("matrix", "bright"), [  # x' = a x + c y, y' = b x + d y of ((a, b), (c, d)), y downwards
+    ((1, 0, 0, 1), (slice(None), slice(0, 7))), ((0, 1, -1, 0), (slice(0, 7), slice(None))),
+    ((-1, 0, 0, -1), (slice(None), slice(9, 16))), ((0, -1, 1, 0), (slice(9, 16), slice(None)))])
+def test_a_rotated_clip_stands_upright(tmp_path, matrix, bright):
+    path, frame = tmp_path / "a.mp4", np.zeros((64, 64, 3), np.uint8)
+    frame[:, :32] = 255  # its left half
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    a, b, c, d = (value << 16 for value in matrix)
+    upright, turned = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), \
+        struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    of_movie, of_track, rest = path.read_bytes().split(upright)  # the movie's matrix comes first
+    path.write_bytes(of_movie + upright + of_track + turned + rest)
+    (shown,) = footage._decoded(path)
+    shown = footage.square(shown, 16)
+    assert shown[bright].mean() > 200 and shown.mean() < 150
+
+
+@pytest.mark.parametrize("spoil", ["large", "encrypted", "lzma"])
+def test_an_archive_s_odd_member_is_refused(davis_archive, spoil, monkeypatch):
+    member = "DAVIS/JPEGImages/480p/bear/99999.jpg"
+    with zipfile.ZipFile(davis_archive, "a") as archive:
+        archive.writestr(member, b"0" * 1000, zipfile.ZIP_LZMA if spoil == "lzma" else zipfile.ZIP_DEFLATED)
+    if spoil == "encrypted":
+        content = davis_archive.read_bytes()
+        entry = content.rindex(b"PK\x01\x02")  # the last member's in the directory; its flags follow 8 bytes on
+        davis_archive.write_bytes(content[:entry + 8] + bytes([content[entry + 8] | 1]) + content[entry + 9:])
+    if spoil == "large":
+        monkeypatch.setattr(footage, "MEMBER", 999)
+    with pytest.raises(UserError, match="refused, its member '.*jpg' is encrypted, compressed"):
+        footage.davis(davis_archive)
 
 
 def test_a_folder_without_films_or_with_a_broken_one_is_one_line(tmp_path):
