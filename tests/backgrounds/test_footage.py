@@ -189,7 +189,7 @@ def write_clip(path, values, codec="mpeg4"):
         container.mux(stream.encode())
 
 
-def test_a_folder_of_films_and_frames(tmp_path):
+def test_a_folder_of_videos_and_frames(tmp_path):
     write_clip(tmp_path / "a.mp4", [50, 60, 70, 80])
     write_clip(tmp_path / "b.mp4", [100] * 3)
     (tmp_path / "c").mkdir()
@@ -250,7 +250,7 @@ def test_an_archive_s_odd_member_is_refused(davis_archive, spoil, monkeypatch):
         footage.davis(davis_archive)
 
 
-def test_a_folder_without_films_or_with_a_broken_one_is_one_line(tmp_path):
+def test_a_folder_without_videos_or_with_a_broken_one_is_one_line(tmp_path):
     with pytest.raises(UserError, match="at least 2"):
         footage.folder(tmp_path)
     (tmp_path / "a.mp4").write_bytes(b"broken")

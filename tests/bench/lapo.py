@@ -1,6 +1,6 @@
 """Training steps of the latent action models: `python -m tests.bench.lapo` compares ways of doing the same step.
 
-The same model and batch, trained by a per-item dataset behind a DataLoader and an eager float32 model, and as the
+The same model and batch, trained by a per-item dataset in a DataLoader and an eager float32 model, and as the
 stages do it; the latter once more on one fixed batch, which shows how much of the step is data. On a GPU also the
 paper's sizes: time of a step, samples a second, share of the matrix peak, peak memory.
 """
