@@ -9,7 +9,7 @@ import numpy as np
 
 from oclam.errors import UserError
 
-__all__ = ["TASKS", "flatten", "load", "mujoco", "sizes"]
+__all__ = ["TASKS", "flatten", "load_task", "mujoco", "sizes"]
 
 
 @contextmanager
@@ -35,7 +35,7 @@ logging.getLogger("absl").addFilter(lambda record: "is deprecated" not in record
 TASKS = {f"{domain}-{name}": (domain, name) for domain, name in suite.ALL_TASKS}
 
 
-def load(task: str, seed: int = 0):
+def load_task(task: str, seed: int = 0):
     """The dm_control environment of a task such as cheetah-run, whose random numbers begin at `seed`.
 
     Raises UserError for a task that the suite does not have.
@@ -51,7 +51,7 @@ def flatten(observation: Mapping) -> np.ndarray:
 
 
 def sizes(task: str) -> tuple[int, int]:
-    """How many numbers an action and a state of the task have. Raises UserError as `load` does."""
-    environment = load(task)
+    """How many numbers an action and a state of the task have. Raises UserError as `load_task` does."""
+    environment = load_task(task)
     states = sum(int(np.prod(spec.shape)) for spec in environment.observation_spec().values())
     return environment.action_spec().shape[0], states

@@ -13,7 +13,7 @@ from oclam.params import load
 
 def main():
     task = arguments("task")
-    suite.load(task)  # raises for a task that the suite does not have
+    suite.load_task(task)  # raises for a task that the suite does not have
     settings = load("expert").expert
     policy, curve = (trained if settings.train else shipped)(task, settings)
     save_expert(paths.expert(task), policy)

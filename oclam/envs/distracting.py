@@ -38,7 +38,7 @@ class DistractingEnv(gymnasium.Env):
         if view not in ("distracted", "clean"):
             raise UserError(f"view: {view!r} given, allowed are distracted and clean")
         self.task, self.render_mode = task, render_mode
-        self._env = suite.load(task)
+        self._env = suite.load_task(task)
         domain, _ = suite.TASKS[task]
         camera = 2 if domain == "quadruped" else 0  # as the package does
         self._task, self._physics = self._env.task, self._env.physics

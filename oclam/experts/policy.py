@@ -95,7 +95,7 @@ def load_expert(path: Path, task: str) -> ExpertPolicy:
 
 def measure(policy: ExpertPolicy, episodes: int, *purpose: str) -> np.ndarray:
     """The returns of whole episodes, float64 (episodes,); the seeds depend on the purpose."""
-    returns, environment = np.zeros(episodes), suite.load(policy.task)
+    returns, environment = np.zeros(episodes), suite.load_task(policy.task)
     for k in range(episodes):
         environment.task.random.seed(seed_of("expert", policy.task, *purpose, k) % 2**32)
         step = environment.reset()

@@ -5,7 +5,7 @@ from dm_control.utils import rewards
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from oclam.suite import flatten, load, mujoco
+from oclam.suite import flatten, load_task, mujoco
 
 __all__ = ["EPISODE", "BatchedTask"]
 
@@ -91,7 +91,7 @@ class BatchedTask(VecEnv):
 
     def __init__(self, task: str, number: int, seed: int, stagger: bool = True, steps: int = EPISODE):
         self.task, self.number, self.stagger, self.steps = task, number, stagger, steps
-        self.environments = [load(task, seed) for _ in range(number)]
+        self.environments = [load_task(task, seed) for _ in range(number)]
         self.physics = [environment.physics for environment in self.environments]
         self.substeps = round(self.environments[0].control_timestep() / self.physics[0].timestep())
         size = len(flatten(self.environments[0].reset().observation))

@@ -44,13 +44,13 @@ def test_a_video_runs_forth_and_back_as_in_the_package(frame, direction):
                                          ("humanoid-walk", 0.3), ("reacher-easy", 0.0)])
 def test_the_floor_hides_the_video_as_in_the_published_datasets(task, alpha):
     domain, name = task.split("-")
-    physics = suite.load(f"{domain}-{name}").physics
+    physics = suite.load_task(f"{domain}-{name}").physics
     distractors.Background(physics, domain, [np.zeros((2, 16, 16, 3), np.uint8)], True)
     assert physics.named.model.mat_rgba["grid", "a"] == pytest.approx(alpha)
 
 
 def test_changes_stay_within_the_scale():
-    env = suite.load("cheetah-run")
+    env = suite.load_task("cheetah-run")
     physics = env.physics
     original = physics.model.mat_rgba[:, :3].copy()
     wrapped, wrappers = distractors.distract(env, "cheetah", 0, envs.PAPER)
@@ -72,7 +72,7 @@ def test_changes_stay_within_the_scale():
 
 @pytest.mark.parametrize("side", ["back", "front"])
 def test_the_humanoids_camera_stays_on_its_side(side):
-    env = suite.load("humanoid-walk")
+    env = suite.load_task("humanoid-walk")
     params = envs.PAPER.model_copy(update={"humanoid_camera": side})
     wrapped, wrappers = distractors.distract(env, "humanoid", 0, params)
     for seed in range(6):
@@ -88,7 +88,7 @@ def test_the_humanoids_camera_stays_on_its_side(side):
 
 
 def test_too_large_a_texture_is_refused_by_its_key():
-    physics = suite.load("hopper-hop").physics
+    physics = suite.load_task("hopper-hop").physics
     with pytest.raises(UserError, match="env.texture_size: 2000"):
         distractors.Background(physics, "hopper", [np.zeros((1, 2000, 2000, 3), np.uint8)], True)
 

@@ -35,7 +35,7 @@ def test_reference_is_the_suites_own_picture(tmp_path):
     renderer_of = dict(os.environ, MUJOCO_GL=os.environ["MUJOCO_GL"])
     subprocess.run([sys.executable, "-c", SUITES_OWN, tmp_path / "frames.npy"], check=True, env=renderer_of,
                    capture_output=True)
-    env = suite.load("walker-run")
+    env = suite.load_task("walker-run")
     renderer = rendering.Renderer(env.physics.model.ptr, 64, 0, "reference")
     env.reset()
     ours = np.stack([env.step(np.full(6, a)) and renderer.pixels(env.physics.data.ptr) for a in (1, -1, 1)])
@@ -55,7 +55,7 @@ def test_fast_differs_from_reference_by_light_alone():
 
 
 def test_a_dropped_renderer_leaves_others_alone():
-    env = suite.load("hopper-hop")
+    env = suite.load_task("hopper-hop")
     env.reset()
     model, data = env.physics.model.ptr, env.physics.data.ptr
     old, kept = (rendering.Renderer(model, 32, 0, "fast") for _ in range(2))

@@ -83,25 +83,25 @@ def test_a_safetensors_file_that_is_no_expert_is_refused(tmp_path):
 
 def test_unknown_task_is_refused():
     with pytest.raises(UserError, match="cheetah-fly"):
-        suite.load("cheetah-fly", 0)
+        suite.load_task("cheetah-fly", 0)
 
 
 def test_flatten_keeps_the_suite_order():
-    observation = suite.load("walker-run", 0).reset().observation
+    observation = suite.load_task("walker-run", 0).reset().observation
     assert list(observation) == ["orientations", "height", "velocity"]
     np.testing.assert_array_equal(suite.flatten(observation), np.float32(
         [*observation["orientations"], observation["height"], *observation["velocity"]]))
 
 
 def test_returns_depend_on_purpose_and_nothing_else(monkeypatch):
-    load_suite = suite.load
+    load_suite = suite.load_task
 
     def short(task):
         environment = load_suite(task)
         environment._step_limit = 20
         return environment
 
-    monkeypatch.setattr(suite, "load", short)
+    monkeypatch.setattr(suite, "load_task", short)
     mlp = policy()
     first = measure(mlp, 2, "a")
     np.testing.assert_array_equal(first, measure(mlp, 2, "a"))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from oclam.experts.vector import BATCHED, EPISODE, BatchedTask
-from oclam.suite import flatten, load
+from oclam.suite import flatten, load_task
 
 
 @pytest.mark.parametrize("task", [*BATCHED, "reacher-easy"])
 def test_batch_are_dm_control(task):
     batch, actions = BatchedTask(task, 2, seed=5, stagger=False), np.random.default_rng(0)
-    alone = [load(task, 5 + k) for k in range(2)]
+    alone = [load_task(task, 5 + k) for k in range(2)]
     observation = batch.reset()
     steps = [environment.reset() for environment in alone]
     np.testing.assert_allclose(observation, [flatten(step.observation) for step in steps], rtol=1e-6)
