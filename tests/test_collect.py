@@ -202,5 +202,7 @@ def test_every_episode_is_in_one_shard(episodes, shard_episodes):
 
 
 def test_more_steps_than_an_episode_has_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="collect.steps: 1001"):
-        collect.collect(plan_of(None, "clean", steps=1001), tmp_path / "work", tmp_path / "long.zarr")
+    plan = plan_of(None, "clean")
+    plan = replace(plan, params=plan.params.model_copy(update={"steps": 1001}))  # past the section's own limit
+    with pytest.raises(UserError, match="collect.steps: 1001 given, an episode of cheetah-run has 1000"):
+        collect.collect(plan, tmp_path / "work", tmp_path / "long.zarr")
