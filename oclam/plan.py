@@ -279,7 +279,8 @@ class Plan:
 
         def remember(tensor):
             if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
-                saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+                storage = tensor.untyped_storage()
+                saved[storage._cdata] = storage  # not its bytes alone: the address of a freed one may come again
             return tensor
 
         with FlopCounterMode(display=False) as counter, saved_tensors_hooks(remember, lambda tensor: tensor):
@@ -288,7 +289,8 @@ class Plan:
             if output.requires_grad:
                 output.sum().backward()
         width = 2 if self.params.compute.precision == "bfloat16" else 4  # saved here in float32
-        return Measured(_size(model), forward, counter.get_total_flops(), sum(saved.values()) * width // 4)
+        activations = sum(storage.nbytes() for storage in saved.values()) * width // 4
+        return Measured(_size(model), forward, counter.get_total_flops(), activations)
 
 
 def _size(model):
