@@ -143,7 +143,7 @@ class Frames:
         avoids the page faults of a large batch. Rows from the host to a GPU pass through pinned memory.
         """
         shape, index = (*index.shape, *self.row_shape), index.flatten().to(self._rows.device)
-        if self._rows.device != self.device:
+        if self._rows.device.type != self.device.type:  # the types, because "cuda" is not equal to "cuda:0"
             out = torch.empty(shape, dtype=self.dtype, pin_memory=True)
         if out is None:
             rows = torch.index_select(self._rows, 0, index).view(self.dtype).view(shape)
