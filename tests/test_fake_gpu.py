@@ -15,10 +15,13 @@ from oclam.params import Compute
 from oclam.policies import training as bc_training
 from oclam.policies.networks import Actor
 from oclam.slots import training as slots_training
-from oclam.slots.steve import Steve
+from oclam.slots.clips import Clips
+from oclam.slots.extraction import _project, _slots_of
+from oclam.slots.steve import Steve, to_unit
 from oclam.slots.videosaur import VideoSaur
 from oclam.training import autocast
 
+pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")
 GPU, COMPUTE = torch.device("cuda"), Compute(precision="bfloat16", compile=False, devices=1)
 T, SIZE, B = 12, 16, 4
 EPOCHS = SimpleNamespace(epochs=1, warmup_epochs=0, learning_rate=1e-3)
@@ -90,3 +93,21 @@ def test_object_centric_models(make, decoded):
     losses = slots_training.train_slots(model, lambda _: clips, settings, UNSAVED, seed=0, compiled=False,
                                         forward=lambda: autocast(GPU, "bfloat16"))
     assert {loss.device.type for loss in losses.values()} == {"cuda"}
+
+
+def test_clips_and_extraction():
+    with GPU:
+        model = Steve(SIZE, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=8, decoder_layers=1)
+    clips = Clips(rows(SIZE, SIZE, 3), to_unit, episodes=3, steps=T, length=3, batch_size=B, kept=None, seed=0)
+    assert [part.device.type for part in clips(0)] == ["cuda"]
+    projected, = _project([model], to_unit, torch.empty(2, 5, SIZE, SIZE, 3, dtype=torch.uint8, device=GPU))
+    assert [part.device.type for part in _slots_of(model, projected, None, 1)] == ["cuda", "cuda"]
+
+
+def test_labels_and_predictions():
+    with GPU:
+        model, actor, t = ImageLatentActionModel(6, SIZE, 4, 1, 1), Actor(6, 4, 1, 1), torch.arange(5, device="cpu")
+    observe = FrameObservations(stacks())
+    assert model.idm(observe(t), observe(t + 1)).device.type == "cuda"
+    assert bc_training.predict(actor, stacks(), 5, 2, COMPUTE).device.type == "cuda"
+    assert lapo_training.pictures(model, observe, t, GPU, "bfloat16")["swapped"].device.type == "cuda"
