@@ -38,7 +38,7 @@ def launch(processes: int) -> None:
 
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
-        raise UserError(f"compute.devices: {processes} given, this machine has {gpus}")
+        raise UserError(f"compute.devices: {processes} given, this machine has {gpus} GPUs")
     logging.disable(logging.CRITICAL)  # torchrun's; all that it would say is said below
     handlers, stopped = {number: signal.getsignal(number) for number in HANDLED}, None
     module = sys.modules["__main__"].__spec__.name  # of `python -m stages.ocp`

@@ -26,6 +26,7 @@ from oclam.errors import UserError
 from oclam.latent_actions.models import ImageLatentActionModel
 from oclam.latent_actions.observations import FrameObservations
 from oclam.latent_actions.training import train_model
+from oclam.parallel import launch, work
 from oclam.params import Compute
 from oclam.policies.networks import Actor
 from oclam.policies.training import regress
@@ -128,7 +129,7 @@ def in_two(*arguments):
     for process in started:
         process.start()
     for process in started:
-        process.join(60)
+        process.join(120)
     written = list(Path().glob(f"{file}-*"))
     if [process.exitcode for process in started] == [9, 9]:
         return None
@@ -213,7 +214,7 @@ def test_a_stage_on_two_devices_writes_what_it_writes_on_one(tmp_path):
         os.chdir(folder)
         project(devices)
         stage = start("stages.bc", "a-b", "0", "lapo")
-        said = stage.communicate(timeout=100)[1]
+        said = stage.communicate(timeout=120)[1]
         assert stage.returncode == 0 and said.count("host memory") == 2, said
         files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
         actor = paths.actor("a-b", 0, "lapo")
@@ -224,6 +225,27 @@ def test_a_stage_on_two_devices_writes_what_it_writes_on_one(tmp_path):
         assert two == pytest.approx(one, rel=2e-5)
     for name, tensor in weights.items():
         torch.testing.assert_close(weights_of_two[name], tensor, atol=2e-4, rtol=1e-3)
+
+
+def test_more_devices_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="^compute.devices: 3 given, this machine has 2 GPUs$"):
+        launch(3)
+
+
+@pytest.mark.parametrize(("visible", "own"), [(None, "1"), ("4,7", "7"), ("GPU-a,GPU-b", "GPU-b"), ("3", ""), ("", "")])
+def test_a_process_sees_its_own_gpu_only(monkeypatch, visible, own):
+    def main():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr("oclam.parallel.ctypes.CDLL", lambda _: SimpleNamespace(prctl=lambda *_: None))
+    monkeypatch.setattr("oclam.parallel.signal.signal", lambda *_: None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")  # first, so that the test's end restores it
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    work(main)
 
 
 CASE = """
@@ -247,7 +269,7 @@ def test_the_error_of_any_process_is_one_line():
     project()
     Path("case.py").write_text(CASE)
     stage = start("case", "full")
-    said = stage.communicate(timeout=60)
+    said = stage.communicate(timeout=120)
     assert said == ("", "error: data/x.zarr: No space left; free some space, then `dvc repro` resumes\n")
     assert stage.returncode == 1
 
@@ -260,9 +282,9 @@ def test_all_processes_end_with_the_stage_and_a_second_start_is_refused(number):
     until(lambda: Path("started1").exists() and Path("started0").exists())
     workers = [Path(f"/proc/{Path(f'started{rank}').read_text()}") for rank in range(2)]
     if number == signal.SIGTERM:
-        assert start("case", "wait").communicate(timeout=60)[1].startswith("error: case-wait runs already in this")
+        assert start("case", "wait").communicate(timeout=120)[1].startswith("error: case-wait runs already in this")
     stage.send_signal(number)
-    said = stage.communicate(timeout=60)[1]
+    said = stage.communicate(timeout=120)[1]
     until(lambda: not any(map(running, workers)))
     if number == signal.SIGTERM:
         assert said == "error: stopped by a signal; `dvc repro` resumes\n" and stage.returncode == 128 + number
@@ -273,7 +295,7 @@ def running(process):
 
 
 def until(holds):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
