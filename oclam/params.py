@@ -41,9 +41,9 @@ class Section(BaseModel):
 class Compute(Section):
     """How the arithmetic is done; the device is a GPU wherever there is one."""
 
+    devices: Annotated[int, Field(ge=1, le=64)]  # processes that train one model of ocp, lapo or bc, each with its GPU
     precision: Literal["float32", "bfloat16"]
     compile: bool
-    devices: Annotated[int, Field(ge=1, le=64)]  # processes that train one model of ocp, lapo or bc, each with its GPU
 
 
 class Env(Section):
