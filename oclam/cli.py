@@ -16,6 +16,8 @@ from oclam import paths
 from oclam.artifacts import write_json
 from oclam.errors import UserError
 from oclam.memory import keep_freed_memory
+from oclam.parallel import is_worker, launch, work
+from oclam.params import read
 
 __all__ = ["arguments", "only_one", "run"]
 
@@ -33,26 +35,39 @@ def arguments(*names: str):
     return values[0] if len(values) == 1 else values
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a stage's main: wrong input or a full disk end it with one line; its duration is written to reports."""
+def run(main: Callable[[], None], parallel: bool = False) -> None:
+    """Run a stage's main: wrong input or a full disk end it with one line; its duration is written to reports.
+
+    parallel: in as many processes as compute.devices says.
+    """
     started = time.time() - float(os.environ.get("OCLAM_SPENT", 0))  # seconds of earlier slices (oclam.slices)
     keep_freed_memory()
     name = "-".join([Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
+    if is_worker():
+        return work(_mended()(main))
     _end_by_exception(signal.SIGTERM)
     try:
-        with only_one(name):
-            main()
+        with _mended(), only_one(name):
+            devices = read().compute.devices if parallel else 1
+            main() if devices == 1 else launch(devices)
     except KeyboardInterrupt:
         print("error: interrupted; `dvc repro` resumes", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         sys.exit(f"error: {error}")
+    write_json(paths.duration(name),
+               {"stage": name, "seconds": round(time.time() - started, 1), "hardware": _hardware()})
+
+
+@contextmanager
+def _mended():
+    """Turn errors of the file system that the user can correct into UserError."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in MENDS:
             raise
-        sys.exit(f"error: {error.filename}: {error.strerror}; {MENDS[error.errno]}, then `dvc repro` resumes")
-    write_json(paths.duration(name),
-               {"stage": name, "seconds": round(time.time() - started, 1), "hardware": _hardware()})
+        raise UserError(f"{error.filename}: {error.strerror}; {MENDS[error.errno]}, then `dvc repro` resumes") from None
 
 
 @contextmanager

@@ -123,7 +123,8 @@ class Frames:
         size, dtype = int(np.prod(shape)) * array.dtype.itemsize, torch.from_numpy(np.empty(0, array.dtype)).dtype
         on_gpu = device.type == "cuda" and size <= (allowance_bytes or 0.8 * torch.cuda.mem_get_info(device)[0])
         message = f"{array.name[1:]}: {size / 1e9:.3g} GB"
-        if not on_gpu and size > (allowance_bytes or 0.5 * _available_memory()):
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that load the same (oclam.parallel)
+        if not on_gpu and size > (allowance_bytes or 0.5 * _available_memory() / processes):
             mapped = range(array.shape[0]) if isinstance(episodes, range) else episodes  # all ranges share one file
             path, start = _mapped_file(array, mapped), mapped.index(episodes[0])
             print(f"{message}, more than memory allows: mapped from {path}", file=sys.stderr)
@@ -143,7 +144,7 @@ class Frames:
         avoids the page faults of a large batch. Rows from the host to a GPU pass through pinned memory.
         """
         shape, index = (*index.shape, *self.row_shape), index.flatten().to(self._rows.device)
-        if self._rows.device != self.device:
+        if self._rows.device.type != self.device.type:  # the types, because "cuda" is not equal to "cuda:0"
             out = torch.empty(shape, dtype=self.dtype, pin_memory=True)
         if out is None:
             rows = torch.index_select(self._rows, 0, index).view(self.dtype).view(shape)

@@ -41,6 +41,7 @@ class Section(BaseModel):
 class Compute(Section):
     """How the arithmetic is done; the device is a GPU wherever there is one."""
 
+    devices: Annotated[int, Field(ge=1, le=64)]  # processes that train one model of ocp, lapo or bc, each with its GPU
     precision: Literal["float32", "bfloat16"]
     compile: bool
 
@@ -315,6 +316,12 @@ class Params(Section):
                 self.ocp.similarity_weight, "it and ocp.reconstruction_weight cannot both be 0")
         require(self.ocp.model == "videosaur" or self.ocp.masks == "attention", "ocp.masks", self.ocp.masks,
                 "ocp.model steve needs attention")
+        devices = self.compute.devices
+        require(devices == 1 or self.ocp.model == "videosaur", "compute.devices", devices,
+                "ocp.model steve normalises over its batch and draws at random, so it trains on 1")
+        for name in ("ocp", "lapo", "lapo_slots", "bc"):
+            batch = getattr(self, name).batch_size
+            require(batch % devices == 0, f"{name}.batch_size", batch, f"compute.devices = {devices} must divide it")
         for name in ("lapo", "lapo_slots", "bc"):
             section = getattr(self, name)
             require(section.warmup_epochs <= section.epochs, f"{name}.warmup_epochs", section.warmup_epochs,

@@ -1,16 +1,22 @@
-"""The training loop of every stage: device, precision, schedules, one optimizer step, checkpoints and loss rows."""
+"""The training loop of every stage: device, precision, schedules, one optimizer step, checkpoints and loss rows.
+
+Where `oclam.parallel` started several processes, each takes its share of every batch and all take the same step.
+"""
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import distributed
 
 from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
 from oclam.progress import Progress
 
-__all__ = ["autocast", "best_device", "count_parameters", "exponential_decay", "linear_decay", "train", "update"]
+__all__ = ["autocast", "average", "best_device", "count_parameters", "exponential_decay", "linear_decay", "share",
+           "train", "update"]
 
 
 def best_device() -> torch.device:
@@ -35,13 +41,34 @@ def exponential_decay(step: int, half_life: int, warmup: int) -> float:
     return min((step + 1) / (warmup + 1), 1.0) * 0.5 ** (max(step - warmup, 0) / max(half_life - warmup, 1))
 
 
+def share(batch: torch.Tensor) -> torch.Tensor:
+    """This process's part of a batch that all draw alike: (B, ...) -> (B / processes, ...); all where it is alone."""
+    if not distributed.is_initialized():
+        return batch
+    return batch.chunk(distributed.get_world_size())[distributed.get_rank()]
+
+
+def average(tensors: list[torch.Tensor]) -> None:
+    """Replace tensors by their means over the processes."""
+    if distributed.is_initialized():
+        for pending in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            pending.wait()
+        for tensor in tensors:
+            tensor /= distributed.get_world_size()
+
+
 def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float,
            clip_norm: float | None = None) -> None:
-    """One step of the optimizer at this learning rate; gradients of a larger norm than `clip_norm` are scaled to it."""
+    """One step of the optimizer at this learning rate; gradients of a larger norm than `clip_norm` are scaled to it.
+
+    loss: the mean over this process's share of the batch.
+    """
     optimizer.zero_grad()
     loss.backward()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    average([weight.grad for weight in weights if weight.grad is not None])
     if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
+        torch.nn.utils.clip_grad_norm_(weights, clip_norm)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
@@ -58,14 +85,17 @@ def train(step: Callable[[int], dict], steps: int, parts: dict, checkpoint: Chec
           unit: str = "samples", rows: int = 200) -> list[dict]:
     """Call `step(i)` for i in 0..steps-1, or from the checkpoint on: about `rows` rows of step and mean scalars.
 
+    Of several processes, all but the first end here when training is done.
+
     Args:
         step: does one update and returns scalar tensors by name, "loss" among them.
         steps: how many updates.
         parts: objects with state_dict by name (model, optimizer).
-        samples: how many a step uses, in `unit`.
+        samples: how many a step uses, in `unit`, of all processes.
     Raises UserError when the loss is not finite; the last good checkpoint is kept.
     """
     position = checkpoint.restore(parts) or {"step": 0, "rows": []}
+    _begin_alike(parts)
     first, table, window = position["step"], list(position["rows"]), []
     every = max(math.ceil(steps / rows), 1)
     with Progress(steps * samples, checkpoint.name, f" {unit}", initial=first * samples) as bar:
@@ -76,13 +106,37 @@ def train(step: Callable[[int], dict], steps: int, parts: dict, checkpoint: Chec
                 table.append({"step": i + 1, **_means(window, i + 1, checkpoint)})
                 bar.set_postfix_str(f"loss {table[-1]['loss']:.4g}", refresh=False)
                 window = []
-                if checkpoint.due() and i + 1 < steps:
+                if checkpoint.due() and i + 1 < steps and _is_first():
                     checkpoint.save(parts, step=i + 1, rows=table)
+    _end_others()
     return table
 
 
+def _is_first():
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def _begin_alike(parts):
+    """Give the models of all processes the first one's weights, after all have read the checkpoint."""
+    if distributed.is_initialized():
+        for part in parts.values():
+            if isinstance(part, torch.nn.Module):
+                for tensor in part.state_dict().values():
+                    distributed.broadcast(tensor, 0)
+
+
+def _end_others():
+    if distributed.is_initialized():
+        first = _is_first()
+        distributed.destroy_process_group()
+        if not first:
+            sys.exit()
+
+
 def _means(window, step, checkpoint):
-    values = {key: torch.stack([row[key].detach().float() for row in window]).cpu() for key in window[0]}
+    values = {key: torch.stack([row[key].detach().float() for row in window]) for key in window[0]}
+    average(list(values.values()))
+    values = {key: value.cpu() for key, value in values.items()}
     finite = torch.isfinite(values["loss"])
     if not finite.all():
         bad = step - len(window) + 1 + int((~finite).nonzero()[0])

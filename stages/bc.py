@@ -41,4 +41,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, parallel=True)

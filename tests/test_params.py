@@ -172,6 +172,9 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "lapo.future_offset": ({"lapo.future_offset": 1000}, "1000 given, an episode has collect.steps = 1000"),
     "bc.warmup_epochs": ({"bc.warmup_epochs": 5}, "5.0 given, bc.epochs is 2.0"),
     "ocp.similarity_weight": ({"ocp.similarity_weight": 0, "ocp.reconstruction_weight": 0}, "0.0 given, it and"),
+    "bc.batch_size": ({"compute.devices": 2, "bc.batch_size": 31}, "31 given, compute.devices = 2 must divide it"),
+    "ocp.batch_size": ({"compute.devices": 5}, "24 given, compute.devices = 5 must divide it"),
+    "compute.devices": ({"compute.devices": 2, "ocp.model": "steve"}, "2 given, ocp.model steve normalises over its "),
     "ocp.masks": ({"ocp.model": "steve", "ocp.masks": "decoder"}, "'decoder' given, ocp.model steve needs attention"),
 }
 

@@ -129,10 +129,13 @@ class SlotLatentActionModel(nn.Module):
 
 
 def reconstruction_error(prediction: torch.Tensor, target: torch.Tensor,
-                         weight: torch.Tensor | None = None) -> torch.Tensor:
+                         weight: torch.Tensor | None = None, mean: torch.Tensor | None = None) -> torch.Tensor:
     """Mean squared error, or its weighted mean (after MaskLAM, arXiv 2602.02259); all (B, ...).
 
-    A constant weight changes nothing, and weights that are all 0 give 0.
+    A constant weight changes nothing, and weights that are all 0 give 0. mean: the weights' in the whole batch, where
+    this is a share of it.
     """
     error = (prediction - target).square()
-    return error.mean() if weight is None else (weight * error).mean() / weight.mean().clamp_min(1e-8)
+    if weight is None:
+        return error.mean()
+    return (weight * error).mean() / (weight.mean() if mean is None else mean).clamp_min(1e-8)

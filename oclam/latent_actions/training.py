@@ -19,7 +19,7 @@ from oclam.latent_actions.observations import FrameObservations
 from oclam.latent_actions.probes import probe_frames, probe_latents
 from oclam.params import Compute
 from oclam.seeding import seed_of
-from oclam.training import autocast, best_device, count_parameters, linear_decay, train, update
+from oclam.training import autocast, average, best_device, count_parameters, linear_decay, share, train, update
 from oclam.variants import VARIANTS, view_of
 
 __all__ = ["learn", "learn_from_images", "pictures", "projection", "train_model"]
@@ -52,7 +52,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
     forward = torch.compile(model) if compute.compile else model
 
     def make(i):
-        t, after, future = sampler.batch(i)
+        t, after, future = map(share, sampler.batch(i))
         return observe(t), observe(after), observe(future), observe.loss_weight(after), actions[t.to(device)]
 
     batch = Prefetch(make)
@@ -61,7 +61,9 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         now, target, future, weight, action = batch(i)
         with autocast(device, compute.precision):
             latent, prediction = forward(now, future)
-        loss = reconstruction_error(prediction.float(), target, weight)
+        means = [] if weight is None else [weight.mean()]
+        average(means)
+        loss = reconstruction_error(prediction.float(), target, weight, *means)
         probe_mse = F.mse_loss(probe(latent.detach().float()), action)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         return {"loss": loss, "probe_mse": probe_mse}

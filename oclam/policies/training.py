@@ -15,7 +15,7 @@ from oclam.params import Compute
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
 from oclam.seeding import seed_of, torch_rng
-from oclam.training import autocast, linear_decay, train, update
+from oclam.training import autocast, linear_decay, share, train, update
 
 __all__ = ["draw_labelled", "fine_tune", "predict", "regress", "seeded", "true_actions"]
 
@@ -61,7 +61,7 @@ def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: Fr
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
 
     def load(i):
-        index = sampler.batch(i)
+        index = share(sampler.batch(i))
         return inputs(index), targets(index).float()
 
     batch = Prefetch(load)

@@ -8,6 +8,7 @@ import torch
 from oclam.datasets import Frames
 from oclam.progress import Progress
 from oclam.seeding import torch_rng
+from oclam.training import share
 
 __all__ = ["Clips", "clip_index"]
 
@@ -22,7 +23,7 @@ def clip_index(count: int, episodes: int, steps: int, length: int, generator: to
 
 
 class Clips:
-    """`clips(step)` is the batch of a training step: tensors (B, T, ...), as `observe` gives them.
+    """`clips(step)` is this process's share of a training step's batch: tensors (B, T, ...), as `observe` gives them.
 
     Args:
         frames: uint8 images.
@@ -42,10 +43,10 @@ class Clips:
 
     def __call__(self, step: int) -> tuple[torch.Tensor, ...]:
         if self.kept is None:
-            index = self.draw(self.batch_size, "clips", step)
+            index = share(self.draw(self.batch_size, "clips", step))
             outputs = self.observe(self.frames.gather(index.flatten()))
             return tuple(output.unflatten(0, index.shape) for output in outputs)
-        chosen = torch.randint(self.kept, (self.batch_size,), generator=torch_rng("clips", step, self.seed))
+        chosen = share(torch.randint(self.kept, (self.batch_size,), generator=torch_rng("clips", step, self.seed)))
         return tuple(tensor[chosen.to(tensor.device)].float() for tensor in self._store)
 
     @cached_property

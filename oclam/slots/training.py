@@ -8,7 +8,7 @@ from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames
 from oclam.seeding import torch_rng
 from oclam.slots.clips import Clips
-from oclam.training import exponential_decay, train, update
+from oclam.training import exponential_decay, share, train, update
 
 __all__ = ["clips_of", "train_slots"]
 
@@ -52,9 +52,9 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
         order = torch.randperm(model.grid**2, generator=torch_rng("decoded patches", seed, i))
         decoded = order[:settings.decoded_patches].sort().values  # all in order when null
         with forward():
-            losses = losses_of(*clips_of_step, noise.to(device), decoded.to(device))
-        share = exponential_decay(i, settings.decay_steps, settings.warmup_steps)
-        update(optimizer, losses["loss"], settings.learning_rate * share, settings.clip_norm)
+            losses = losses_of(*clips_of_step, share(noise).to(device), decoded.to(device))
+        rate = settings.learning_rate * exponential_decay(i, settings.decay_steps, settings.warmup_steps)
+        update(optimizer, losses["loss"], rate, settings.clip_norm)
         return losses
 
     parts = {"model": model, "optimizer": optimizer}
