@@ -66,12 +66,12 @@ def train_laom(model: LaomModel, observe: Callable, sampler: TripleSampler, acti
 
     def make(i):
         t, after, future = sampler.batch(i)
-        moments, owners = [t, after, future], t
+        moments, owners = [t, after, future], [t]
         if labels:
             now, _, later = (places[index // few.steps] + index % few.steps for index in few.batch(i))
-            moments, owners = [*moments, now, later], torch.cat([t, now])
+            moments, owners = [*moments, now, later], [t, now]
         images = augment(observe(torch.cat(moments)), settings.augmentation, torch_rng("augment", sampler.seed, i))
-        return images.split([len(part) for part in moments]), actions[owners.to(device)].split(sampler.batch_size)
+        return images.split([len(part) for part in moments]), [actions[owner.to(device)] for owner in owners]
 
     batch = Prefetch(make)
 
