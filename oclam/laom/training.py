@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -109,9 +110,5 @@ def learn_laom(task: str, seed: int, variant: str, params: SimpleNamespace, labe
                           lapo.residual_blocks, params.laom.hidden_dim, params.laom.expansion)
     model.to(memory_format=torch.channels_last)
     checkpoint = Checkpoint(f"{variant}-{task}-{seed}", (params, labels), inputs)
-
-    def train_with_labels(*arguments):
-        return train_laom(*arguments, labels)
-
     learn(task, seed, variant, model, observe, dataset, params.laom, lapo.future_offset, params.compute, checkpoint,
-          train_with_labels)
+          partial(train_laom, labels=labels))
