@@ -223,6 +223,7 @@ class Laom(Section):
     learning_rate: Rate
     target_rate: Annotated[float, Field(gt=0, le=1)]  # how far the target encoder follows the encoder at every step
     augmentation: Annotated[float, Field(ge=0, le=1)]  # strength: 1 is the published one, 0 none
+    centred: bool  # embeddings less the mean of the first batch; published: false
 
 
 class LaomLabels(Section):

@@ -13,7 +13,8 @@ class LaomModel(nn.Module):
     """LAOM (arXiv 2502.00379): both heads read the embeddings of one encoder, and nothing is reconstructed.
 
     The forward model predicts the next observation's embedding by the target encoder, a moving average of `encoder`.
-    Images are as of ImageLatentActionModel; an embedding (B, D) is the encoder's output, flattened.
+    Images are as of ImageLatentActionModel; an embedding (B, D) is the encoder's output, flattened, less the buffer
+    `centre`, which is 0 unless training sets it.
 
     Args:
         channels, size, latent_dim, scale, residual_blocks: as of ImageLatentActionModel.
@@ -30,6 +31,7 @@ class LaomModel(nn.Module):
         self.encoder = nn.Sequential(encoder, nn.Flatten())
         self.inverse = MlpHead(2 * dim, 2 * dim, latent_dim, hidden_dim, expansion, nn.ReLU6)
         self.forward_head = MlpHead(dim + latent_dim, latent_dim, dim, hidden_dim, expansion, nn.ReLU6)
+        self.register_buffer("centre", torch.zeros(dim))
         orthogonal(self)
 
     def idm(self, now: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
@@ -38,7 +40,7 @@ class LaomModel(nn.Module):
 
     def _infer(self, now, later):
         """The embedding of `now`, without gradient, and the latent."""
-        codes = self.encoder(torch.cat([now, later])).chunk(2)  # one pass
+        codes = (self.encoder(torch.cat([now, later])) - self.centre).chunk(2)  # one pass
         both = torch.cat(codes, 1)
         return codes[0].detach(), self.inverse(both, both)
 

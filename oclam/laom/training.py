@@ -75,12 +75,15 @@ def train_laom(model: LaomModel, observe: Callable, sampler: TripleSampler, acti
         return images.split([len(part) for part in moments]), [actions[owner.to(device)] for owner in owners]
 
     batch = Prefetch(make)
+    if settings.centred:  # what all frames share is most of an embedding; latents would become a constant to predict it
+        with torch.no_grad():
+            model.centre.copy_(model.encoder(batch(0)[0][0]).mean(0))
 
     def step(i):
         (now, after, future, *labelled), (action, *true) = batch(i)
         with autocast(device, compute.precision):
             latent, prediction, state = forward(now, future)
-            wanted = target(after)
+            wanted = target(after) - model.centre
             few_latents = model.idm(*labelled) if labels else None
         loss = F.mse_loss(prediction.float(), wanted.float())
         if labels:

@@ -38,6 +38,7 @@ def seeded():
     model = LaomModel(**SIZES)
     for parameter in model.parameters():  # biases too
         nn.init.normal_(parameter, std=0.3)
+    model.centre.normal_()
     return model, *torch.rand(2, 3, 6, 16, 16) * 2 - 1
 
 
@@ -68,7 +69,7 @@ def naive_head(state, name, x, skip):
 def test_forward_pass_is_the_published_equations():
     model, now, future = seeded()
     state = {name: value.double() for name, value in model.state_dict().items()}
-    e, later = (naive_embedding(state, images.double()) for images in (now, future))
+    e, later = (naive_embedding(state, images.double()) - state["centre"] for images in (now, future))
     both = torch.cat([e, later], 1)
     latent = naive_head(state, "inverse", both, both)
     prediction = naive_head(state, "forward_head", torch.cat([e, latent], 1), latent)

@@ -19,7 +19,7 @@ from tests.laom.test_models import SIZES
 
 E, HELD_OUT, T, SIZE = 3, 2, 12, 16
 LAOM = Laom(hidden_dim=8, expansion=2, batch_size=8, epochs=3.0, warmup_epochs=0.5, learning_rate=1e-3,
-            target_rate=0.1, augmentation=0.5)
+            target_rate=0.1, augmentation=0.5, centred=True)
 PARAMS = SimpleNamespace(
     compute=Compute(precision="float32", compile=False), laom=LAOM,
     lapo=SimpleNamespace(latent_dim=4, frame_stack=2, future_offset=3, encoder_scale=1, residual_blocks=1))
@@ -156,6 +156,21 @@ def test_true_actions_reach_the_model_from_labelled_trajectories_alone():
 def test_a_coefficient_of_0_leaves_the_model_as_without_labels():
     torch.testing.assert_close(state(fit(replace(LABELS, coefficient=0.0), augmentation=0.0)[0]),
                                state(fit(augmentation=0.0)[0]))
+
+
+def test_centred_embeddings_have_mean_0_in_the_first_batch_and_the_published_ones_no_centre():
+    torch.manual_seed(0)
+    start, (t, _, _) = LaomModel(**SIZES), TripleSampler(E, T, 8, 3, "seed").batch(0)
+    with torch.no_grad():
+        mean = start.encoder(FRAMES[t]).mean(0)
+    torch.testing.assert_close(fit(augmentation=0.0)[0].centre, mean)
+    assert not fit(centred=False)[0].centre.any()
+    model, parts, rows = fit(augmentation=0.0, epochs=0.2)  # one update
+    with torch.no_grad():
+        _, after, future = TripleSampler(E, T, 8, 3, "seed").batch(0)
+        start.centre.copy_(mean)
+        loss = (start(FRAMES[t], FRAMES[future])[1] - (start.encoder(FRAMES[after]) - mean)).square().mean()
+    assert len(rows) == 1 and rows[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def shrink(target, source, rate):
