@@ -62,6 +62,9 @@ def warnings(results: Results) -> list[str]:
         if row["ridge_mse"] >= row["shuffled_mse"]:
             found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the probe is no better than on "
                          "shuffled latents; these latent actions hold nothing of the true actions.")
+        if row["online_mse"] >= 0.95 * row["action_variance"]:
+            found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the online probe is no better than the "
+                         "mean action; its latent actions hardly vary, or with little of the true ones.")
         if row["state_variance_kept"] is not None and row["state_variance_kept"] < COLLAPSED:
             found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the variance of the embeddings fell to "
                          f"{row['state_variance_kept']:.2%} of its first value; they collapsed.")

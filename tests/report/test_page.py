@@ -120,6 +120,13 @@ def test_collapsed_embeddings_are_warned_about(results):
         assert sum("seed 0, laom: the variance of the embeddings" in text for text in warnings(results)) == count
 
 
+def test_latents_without_the_action_on_training_batches_are_warned_about(results):
+    row = next(row for row in results.probes if row["variant"] == "laom-masks")
+    for error, count in ((0.96, 1), (0.94, 0)):  # the actions' variance is 1
+        row["online_mse"] = error
+        assert sum("seed 0, laom-masks: the online probe" in text for text in warnings(results)) == count
+
+
 def test_a_slot_vector_without_the_pose_is_warned_about(results):
     row = results.selections[0]
     for vector, count in ((0.31, 1), (0.29, 0)):  # the masked frames have 0.2
