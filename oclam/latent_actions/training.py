@@ -129,8 +129,9 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
         values = [row[key] for row in rows[-math.ceil(len(rows) / 10):]]
         return sum(values) / len(values)
 
-    watched = {"state_variance_kept": late("state_variance") / rows[0]["state_variance"]
-               } if "state_variance" in rows[0] else {}  # of the first rows' variance; 0 where embeddings collapsed
+    watched = {}
+    if "state_variance" in rows[0]:  # its share of the first row's; 0 where embeddings collapsed, or all frames are one
+        watched["state_variance_kept"] = late("state_variance") / max(rows[0]["state_variance"], 1e-12)
     write_json(paths.probe(task, seed, variant), {
         "online_mse": late("probe_mse"),  # on training batches
         **watched,

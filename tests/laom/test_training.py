@@ -179,6 +179,14 @@ def shrink(target, source, rate):
         parameter.data.mul_(0.8)
 
 
+def test_frames_that_are_all_the_same_count_as_collapsed(world):
+    frames = zarr.open_group(paths.selection("a-b", 0), mode="r+")["frames"]
+    frames[:] = 0
+    learn_laom("a-b", 0, "laom-masks", SimpleNamespace(**vars(PARAMS) | {"laom": LAOM.model_copy(
+        update={"augmentation": 0.0})}))
+    assert read_json(paths.probe("a-b", 0, "laom-masks"))["state_variance_kept"] == 0
+
+
 @pytest.mark.parametrize("move, warned", [(training.follow, 0), (shrink, 1)])
 def test_the_report_warns_of_a_collapsed_model_and_of_no_other(world, monkeypatch, move, warned):
     monkeypatch.setattr(training, "follow", move)
