@@ -180,11 +180,14 @@ class SlotSelect(Section):
 
 
 class LapoImage(Section):
-    """The image latent action model of lapo, lapo-masks, lapo-no-distractors and lapo-focus (paper, Table 8)."""
+    """The image latent action model of lapo, lapo-masks, lapo-no-distractors and lapo-focus (paper, Table 8).
 
-    latent_dim: Size  # of lapo-slots too
+    laom has the encoder of these sizes.
+    """
+
+    latent_dim: Size  # of every variant
     frame_stack: Size
-    future_offset: Count  # k is uniform in 1..future_offset; of lapo-slots too
+    future_offset: Count  # k is uniform in 1..future_offset; of every variant
     encoder_scale: Size
     residual_blocks: Size  # 0 would leave nothing nonlinear between the convolutions
     batch_size: Size
@@ -208,6 +211,27 @@ class LapoFocus(Section):
     """The loss weighting of lapo-focus: 1 inside the chosen slots' masks, `background_weight` outside."""
 
     background_weight: Annotated[float, Field(ge=0, le=1)]
+
+
+class Laom(Section):
+    """LAOM (arXiv 2502.00379): laom, laom-masks and laom-labels; other sizes are those of lapo."""
+
+    hidden_dim: Size
+    expansion: Size
+    batch_size: Size
+    epochs: Positive
+    warmup_epochs: NonNegative
+    learning_rate: Rate
+    target_rate: Annotated[float, Field(gt=0, le=1)]  # how far the target encoder follows the encoder at every step
+    augmentation: Annotated[float, Field(ge=0, le=1)]  # strength: 1 is the published one, 0 none
+    centred: bool  # embeddings less the mean of the first batch; published: false
+
+
+class LaomLabels(Section):
+    """The labels of laom-labels: those of finetune's largest budget."""
+
+    batch_size: Size
+    coefficient: NonNegative  # of their error in the loss
 
 
 class Bc(Section):
@@ -267,6 +291,8 @@ class Params(Section):
     lapo: LapoImage
     lapo_slots: LapoSlots
     lapo_focus: LapoFocus
+    laom: Laom
+    laom_labels: LaomLabels
     bc: Bc
     finetune: Finetune
     scratch: Scratch
@@ -322,7 +348,7 @@ class Params(Section):
         for name in ("ocp", "lapo", "lapo_slots", "bc"):
             batch = getattr(self, name).batch_size
             require(batch % devices == 0, f"{name}.batch_size", batch, f"compute.devices = {devices} must divide it")
-        for name in ("lapo", "lapo_slots", "bc"):
+        for name in ("lapo", "lapo_slots", "laom", "bc"):
             section = getattr(self, name)
             require(section.warmup_epochs <= section.epochs, f"{name}.warmup_epochs", section.warmup_epochs,
                     f"{name}.epochs is {section.epochs}")

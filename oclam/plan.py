@@ -21,6 +21,7 @@ from oclam import paths, suite
 from oclam.artifacts import load_tensors
 from oclam.datasets import FrameSampler
 from oclam.errors import UserError
+from oclam.laom.models import LaomModel
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.params import Params, read
 from oclam.policies.networks import ActionDecoder, Actor
@@ -200,24 +201,31 @@ class Plan:
 
     @cached_property
     def latent_action_models(self) -> dict[str, tuple[Measured, Measured]]:
-        """By kind of observation: the model in training, and its inverse model alone, measured."""
+        """By section of parameters: the model in training, and its inverse model alone, measured."""
         lapo, heads, size = self.params.lapo, self.params.lapo_slots, self.params.env.image_size
-        images = ImageLatentActionModel(3 * lapo.frame_stack, size, lapo.latent_dim, lapo.encoder_scale,
-                                        lapo.residual_blocks)
+        sizes = 3 * lapo.frame_stack, size, lapo.latent_dim, lapo.encoder_scale, lapo.residual_blocks
+        images, frames = ImageLatentActionModel(*sizes), torch.empty(1, 3 * lapo.frame_stack, size, size)
+        laom = LaomModel(*sizes, self.params.laom.hidden_dim, self.params.laom.expansion)
         slots = SlotLatentActionModel(self.slot_width, lapo.latent_dim, heads.hidden_dim, heads.expansion)
-        return {kind: (self.measure(model, lambda model=model, x=x: model(x, x)[1]),
-                       self.measure(model, lambda model=model, x=x: model.idm(x, x).detach()))
-                for kind, model, x in (("images", images, torch.empty(1, 3 * lapo.frame_stack, size, size)),
-                                       ("slots", slots, torch.empty(1, self.slot_width)))}
+        measured = {section: (self.measure(model, lambda model=model, x=x: model(x, x)[1]),
+                              self.measure(model, lambda model=model, x=x: model.idm(x, x).detach()))
+                    for section, model, x in (("lapo", images, frames), ("laom", laom, frames),
+                                              ("lapo_slots", slots, torch.empty(1, self.slot_width)))}
+        return measured | {"laom_labels": (self.measure(laom, lambda: laom.idm(frames, frames)),
+                                           self.measure(laom.encoder, lambda: laom.encoder(frames).detach()))}
 
     def lapo(self, variant: str) -> Cost:
-        observes, latent_dim = VARIANTS[variant].observes, self.params.lapo.latent_dim
-        on_slots = observes == "slots"
-        settings = self.params.lapo_slots if on_slots else self.params.lapo
-        model, label = self.latent_action_models["slots" if on_slots else "images"]
-        samples, masked = self.samples(settings), observes == "weighted frames"
+        row, latent_dim = VARIANTS[variant], self.params.lapo.latent_dim
+        on_slots, masked = row.observes == "slots", row.observes == "weighted frames"
+        section = "lapo_slots" if on_slots else row.model
+        settings, (model, label) = getattr(self.params, section), self.latent_action_models[section]
+        samples, flops = self.samples(settings), 0
+        if section == "laom":
+            few, target = self.latent_action_models["laom_labels"]
+            share = self.params.laom_labels.batch_size / settings.batch_size if variant == "laom-labels" else 0
+            flops = samples * target.forward + int(share * samples) * few.both
         return Cost(variant, self.runs, "triples", model.size, model.size, samples=samples,
-                    flops=samples * model.both + self.frames * label.forward,
+                    flops=flops + samples * model.both + self.frames * label.forward,
                     disk=4 * model.size + 2 * self.frames * latent_dim,
                     memory=16 * model.size + settings.batch_size * model.activations,
                     data=self.frames * (2 * self.slot_width if on_slots else self.pixels + masked * self.mask))

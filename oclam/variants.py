@@ -48,6 +48,7 @@ class Variant:
             frames with a mask-weighted loss.
         labels: how many trajectories with true actions its policy uses, `few` or `all`.
         color, marker: in every figure.
+        model: lapo reconstructs what it observes, laom (arXiv 2502.00379) predicts its embeddings.
         paper: what the paper reports of it.
     """
 
@@ -58,13 +59,15 @@ class Variant:
     color: str
     marker: str
     paper: Paper = Paper()
+    model: Literal["lapo", "laom"] = "lapo"
 
 
 def _by_task(*values):
     return dict(zip(TASKS, values, strict=True))
 
 
-# Colours are Okabe and Ito's, which people with colour blindness can tell apart. The order is that of every table.
+# Colours are Okabe and Ito's and Paul Tol's, which people with colour blindness can tell apart. The order is that of
+# every table.
 VARIANTS = {row.name: row for row in (
     Variant("lapo", "distracted", "frames", "few", "#D55E00", "o", Paper(
         probe=_by_task((11.2, 6.9), (7.0, 3.2), (11.2, 4.9), (0.20, 0.04)),
@@ -77,6 +80,9 @@ VARIANTS = {row.name: row for row in (
         probe=_by_task((3.1, 0.9), (5.3, 2.2), (4.4, 1.8), (0.16, 0.04)),
         normalised=_by_task((50.0, 1.0), (8.4, 3.0), (16.0, 3.0), (6.0, 0.2)), parameters=89_186_432, seconds=8_940)),
     Variant("lapo-focus", "distracted", "weighted frames", "few", "#009E73", "^"),  # after MaskLAM, arXiv 2602.02259
+    Variant("laom", "distracted", "frames", "few", "#D6C400", "<", model="laom"),
+    Variant("laom-labels", "distracted", "frames", "few", "#332288", ">", model="laom"),
+    Variant("laom-masks", "distracted", "masked frames", "few", "#882255", "*", model="laom"),
     Variant("lapo-no-distractors", "clean", "frames", "few", "#8A6D00", "v", Paper(
         probe=_by_task((1.0, 0.6), (2.7, 1.3), (1.9, 1.2), (0.13, 0.03)),
         normalised=_by_task((69.0, 14.0), (22.0, 19.0), (25.0, 9.0), (3.8, 3.1)))),

@@ -87,7 +87,7 @@ def test_every_variant_has_its_stages_and_no_stage_has_another():
     def variants(*stages):
         return {variant for stage in stages for variant in STAGES[stage]["matrix"]["variant"]}
 
-    trained = {STAGES[stage]["cmd"].split()[-1]: STAGES[stage] for stage in STAGES if stage.startswith("lapo")}
+    trained = {stage["cmd"].split()[-1]: stage for name, stage in STAGES.items() if name.startswith(("lapo", "laom"))}
     assert set(trained) == set(LATENT)
     assert variants("bc", "bc-clean") == variants("finetune", "finetune-clean") == set(LATENT)
     assert variants("eval", "eval-clean") == set(VARIANTS)
@@ -104,8 +104,8 @@ def test_every_script_is_a_stage():
     assert {path.name for path in (ROOT / "stages").glob("*.py")} == {script_of(stage).name for stage in STAGES}
 
 
-MODELS = ("cnn", "encoders.frozen", "latent_actions.models", "policies.networks", "slots.attention", "slots.steve",
-          "slots.videosaur")
+MODELS = ("cnn", "encoders.frozen", "laom.models", "latent_actions.models", "policies.networks", "slots.attention",
+          "slots.steve", "slots.videosaur")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -159,6 +159,15 @@ def test_finetune_learning_rate_runs_what_learns_from_few_labels_and_what_lies_d
 def test_focus_weight_runs_one_variant(graph):
     focus = {f"{stage}@cheetah-run-0-lapo-focus" for stage in ("bc", "finetune", "eval")} | {"lapo-focus@cheetah-run-0"}
     assert rerun_by(graph, by_parameter("lapo_focus.background_weight")) == focus | {"report"}
+
+
+def test_labels_of_laom_run_one_variant_and_its_settings_all_of_them(graph):
+    def names(variant):
+        return {f"{variant}@cheetah-run-0"}.union(*(instances(stage, variant) for stage in ("bc", "finetune", "eval")))
+
+    assert rerun_by(graph, by_parameter("laom_labels.coefficient")) == names("laom-labels") | {"report"}
+    assert rerun_by(graph, by_parameter("laom.target_rate")) == {"report"}.union(
+        *map(names, ("laom", "laom-labels", "laom-masks")))
 
 
 def test_what_trains_steve_runs_it_alone_and_what_shapes_it_ocp_too(graph):

@@ -88,6 +88,15 @@ def test_the_paper_s_scale_takes_the_paper_s_hours(paper):
         assert paper[stage].hours(1e12 * TFLOPS[stage], 3200) == pytest.approx(hours, rel=0.03)
 
 
+def test_laom_has_its_parameters_and_labels_cost_their_share_of_the_inverse_model(paper):
+    assert paper["laom"].total == paper["laom-masks"].total == paper["laom-labels"].total == 192_307_136
+    with torch.device("meta"):
+        found = plan("params/paper.yaml")
+        (both, encoder), samples = found.latent_action_models["laom_labels"], found.lapo("laom").samples
+    assert paper["laom-labels"].flops - paper["laom"].flops == samples // 4 * both.both  # 128 beside 512
+    assert 2 * encoder.forward < both.forward
+
+
 def test_kept_clips_pass_the_encoder_once():
     with torch.device("meta"):
         few, many = (plan("params.yaml", f"ocp.kept_clips={kept}").ocp() for kept in (10, 20))

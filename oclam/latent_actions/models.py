@@ -66,11 +66,11 @@ class ImageLatentActionModel(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """x -> LayerNorm(x + W''(GELU(W' x))). (B, dim) -> (B, dim)."""
+    """x -> LayerNorm(x + W''(activation(W' x))). (B, dim) -> (B, dim)."""
 
-    def __init__(self, dim: int, expansion: int):
+    def __init__(self, dim: int, expansion: int, activation: type[nn.Module] = nn.GELU):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(dim, expansion * dim), nn.GELU(), nn.Linear(expansion * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, expansion * dim), activation(), nn.Linear(expansion * dim, dim))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -80,11 +80,12 @@ class MlpBlock(nn.Module):
 class MlpHead(nn.Module):
     """h = B0(W0 x), then twice h = B(W [h, skip]), then W3 h. (B, input_dim), (B, skip_dim) -> (B, output_dim)."""
 
-    def __init__(self, input_dim: int, skip_dim: int, output_dim: int, hidden_dim: int, expansion: int):
+    def __init__(self, input_dim: int, skip_dim: int, output_dim: int, hidden_dim: int, expansion: int,
+                 activation: type[nn.Module] = nn.GELU):
         super().__init__()
         widths = (input_dim, hidden_dim + skip_dim, hidden_dim + skip_dim)
         self.linear = nn.ModuleList(nn.Linear(width, hidden_dim) for width in widths)
-        self.block = nn.ModuleList(MlpBlock(hidden_dim, expansion) for _ in widths)
+        self.block = nn.ModuleList(MlpBlock(hidden_dim, expansion, activation) for _ in widths)
         self.output = nn.Linear(hidden_dim, output_dim)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from oclam.seeding import seed_of
 from oclam.training import autocast, average, best_device, count_parameters, linear_decay, share, train, update
 from oclam.variants import VARIANTS, view_of
 
-__all__ = ["learn", "learn_from_images", "pictures", "projection", "train_model"]
+__all__ = ["learn", "learn_from_images", "open_frames", "pictures", "projection", "train_model"]
 
 PICTURES, POINTS = 6, 2000  # of held-out transitions in the report: example images, and points in the plot of latents
 
@@ -99,7 +99,7 @@ def projection(latents: torch.Tensor) -> torch.Tensor:
 
 
 def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callable, dataset: Dataset, settings,
-          future_offset: int, compute: Compute, checkpoint: Checkpoint) -> None:
+          future_offset: int, compute: Compute, checkpoint: Checkpoint, trainer: Callable = train_model) -> None:
     """Train one variant and write its weights, losses, latent actions, probes, and examples and points for the report.
 
     Args:
@@ -107,15 +107,16 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
         model: of `oclam.latent_actions.models`.
         observe: of `oclam.latent_actions.observations`.
         dataset: of the variant's view.
-        settings: the section lapo or lapo_slots.
+        settings: the section lapo, lapo_slots or laom.
         future_offset: the largest k of IDM(t, t+k).
         compute: the section compute.
         checkpoint: an `oclam.checkpoint.Checkpoint`.
+        trainer: `train_model` or one like it.
     """
     device, steps, total = next(model.parameters()).device, dataset.steps, dataset.episodes + dataset.test_episodes
     sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, future_offset, f"lapo {task} {seed}")
     actions = torch.from_numpy(dataset.actions)
-    rows = train_model(model, observe, sampler, actions.flatten(0, 1), settings, compute, checkpoint)
+    rows = trainer(model, observe, sampler, actions.flatten(0, 1), settings, compute, checkpoint)
     weights = paths.lapo(task, seed, variant)
     save_tensors(weights, model.state_dict(), task=task, seed=seed, variant=variant, sizes=model.sizes)
     write_csv(paths.log(weights), rows)
@@ -126,9 +127,16 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
           batch_size=settings.batch_size, device=device, precision=compute.precision)
     latents = open_zarr(store)["latents"]
 
-    late = rows[-math.ceil(len(rows) / 10):]
+    def late(key):  # over the last tenth of training
+        values = [row[key] for row in rows[-math.ceil(len(rows) / 10):]]
+        return sum(values) / len(values)
+
+    watched = {}
+    if "state_variance" in rows[0]:  # its share of the first row's; 0 where embeddings collapsed, or all frames are one
+        watched["state_variance_kept"] = late("state_variance") / max(rows[0]["state_variance"], 1e-12)
     write_json(paths.probe(task, seed, variant), {
-        "online_mse": sum(row["probe_mse"] for row in late) / len(late),  # on training batches, over the last tenth
+        "online_mse": late("probe_mse"),  # on training batches
+        **watched,
         **probe_latents(latents, dataset.actions, dataset.episodes, seed, device),
         **probe_frames(dataset.pixels, dataset.actions, dataset.episodes, device)})
 
@@ -136,7 +144,7 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
     points = torch.linspace(0, len(held_out) - 1, min(POINTS, len(held_out))).long()
     true = actions[dataset.episodes:, :-1].flatten(0, 1)
     samples = {"latents": projection(held_out[points]), "actions": true[points]}
-    if isinstance(observe, FrameObservations):
+    if isinstance(model, ImageLatentActionModel):
         shown = torch.linspace(0, len(held_out) - 1, PICTURES + 2).long()[1:-1]
         moments = dataset.episodes * steps + frame_of(shown, steps)
         samples |= pictures(model, observe, moments, device, compute.precision)
@@ -146,13 +154,10 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
     checkpoint.remove()
 
 
-def learn_from_images(task: str, seed: int, variant: str, params: SimpleNamespace,
-                      background_weight: float | None = None) -> None:
-    """Train a variant that observes frames, masked frames, or frames with a mask-weighted loss, and write its outputs.
-
-    params: the sections compute and lapo; background_weight: the loss's weight outside the mask, for lapo-focus.
-    """
-    dataset, device = open_dataset(paths.dataset(task, view_of(variant)), task), best_device()
+def open_frames(task: str, seed: int, variant: str, stack: int, device: torch.device,
+                background_weight: float | None = None) -> tuple[Dataset, FrameObservations, list]:
+    """The dataset of a variant's view, what the variant observes of it, and the artifacts that were read."""
+    dataset = open_dataset(paths.dataset(task, view_of(variant)), task)
     episodes, inputs = range(dataset.episodes + dataset.test_episodes), [dataset.path]
     observes = VARIANTS[variant].observes
     pixels, masks = dataset.pixels, None
@@ -163,8 +168,18 @@ def learn_from_images(task: str, seed: int, variant: str, params: SimpleNamespac
             pixels = selection["frames"]
         else:
             masks = Frames.load(selection["mask"], episodes, device)
-    frames = FrameStacks(Frames.load(pixels, episodes, device), stack=params.lapo.frame_stack, steps=dataset.steps)
-    observe = FrameObservations(frames, masks, background_weight)
+    frames = FrameStacks(Frames.load(pixels, episodes, device), stack=stack, steps=dataset.steps)
+    return dataset, FrameObservations(frames, masks, background_weight), inputs
+
+
+def learn_from_images(task: str, seed: int, variant: str, params: SimpleNamespace,
+                      background_weight: float | None = None) -> None:
+    """Train a variant that observes frames, masked frames, or frames with a mask-weighted loss, and write its outputs.
+
+    params: the sections compute and lapo; background_weight: the loss's weight outside the mask, for lapo-focus.
+    """
+    device = best_device()
+    dataset, observe, inputs = open_frames(task, seed, variant, params.lapo.frame_stack, device, background_weight)
     torch.manual_seed(seed_of("lapo", task, seed))
     with device:
         model = ImageLatentActionModel(3 * params.lapo.frame_stack, dataset.pixels.shape[2], params.lapo.latent_dim,

@@ -100,7 +100,7 @@ def select(rows: list[dict], **wanted) -> list[dict]:
 def _probe(task, seed, variant):
     table = read_json(paths.probe(task, seed, variant))
     scalars = {key: value for key, value in table.items() if not isinstance(value, list)}
-    return {"task": task, "seed": seed, "variant": variant, **scalars}
+    return {"task": task, "seed": seed, "variant": variant, "state_variance_kept": None, **scalars}
 
 
 def _dimensions(task, seed, variant):
@@ -162,7 +162,8 @@ def _durations(tasks, seeds, restarts):
         stages += [(stage, variant, [f"{run}-{variant}" for run in each]) for variant in variants]
     rows = []
     for stage, variant, runs in stages:
-        scripts = {stage, variant} if stage == "lapo" else {stage}  # lapo-slots and lapo-focus have their own
+        # Scripts of stage lapo: lapo, laom, and those that a variant has for itself.
+        scripts = {VARIANTS[variant].model, variant} if stage == "lapo" else {stage}
         files = [paths.duration("-".join(filter(None, [script, run]))) for run in runs for script in scripts]
         found = [read_json(file) for file in files if file.exists()]
         seconds = sum(row["seconds"] for row in found)

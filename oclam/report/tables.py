@@ -15,6 +15,7 @@ PAPER_PARAMETERS = {"ocp (total)": PAPER_OCP.parameters, "ocp (trainable)": 6_34
     name: row.paper.parameters for name, row in VARIANTS.items() if row.paper.parameters}
 PAPER_DURATIONS = {"ocp": PAPER_OCP.seconds, "bc + finetune": 10_920} | {
     name: row.paper.seconds for name, row in VARIANTS.items() if row.paper.seconds}
+COLLAPSED = 0.1  # share of its first variance below which an embedding is said to have collapsed
 PAPER_EXPERT = {"cheetah-run": 838, "walker-run": 740, "hopper-hop": 307, "humanoid-walk": 617}  # Table 3: returns
 
 
@@ -61,6 +62,12 @@ def warnings(results: Results) -> list[str]:
         if row["ridge_mse"] >= row["shuffled_mse"]:
             found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the probe is no better than on "
                          "shuffled latents; these latent actions hold nothing of the true actions.")
+        if row["online_mse"] >= 0.95 * row["action_variance"]:
+            found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the online probe is no better than the "
+                         "mean action; its latent actions hardly vary, or with little of the true ones.")
+        if row["state_variance_kept"] is not None and row["state_variance_kept"] < COLLAPSED:
+            found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the variance of the embeddings fell to "
+                         f"{row['state_variance_kept']:.2%} of its first value; they collapsed.")
     for task in results.tasks:
         share = select(results.returns, task=task, variant="bc-no-distractors")[0]["mean"] / results.experts[task]
         if share < 0.6:

@@ -98,7 +98,8 @@ def test_missing_durations_are_none_and_missing_results_an_error(written, result
 def test_durations_are_looked_up_under_the_names_that_stages_write(written):
     names = ["backgrounds", "collect-cheetah-run-clean", "slot-select-cheetah-run-1",
              "lapo-slots-cheetah-run-0-lapo-slots",
-             "lapo-cheetah-run-0-lapo-masks", "lapo-focus-cheetah-run-1-lapo-focus", "bc-full-cheetah-run-1-bc",
+             "lapo-cheetah-run-0-lapo-masks", "lapo-focus-cheetah-run-1-lapo-focus",
+             "laom-cheetah-run-0-laom-masks", "laom-labels-cheetah-run-1-laom-labels", "bc-full-cheetah-run-1-bc",
              "eval-cheetah-run-0-scratch"]
     for name in names:
         paths.duration(name).write_text(json.dumps({"stage": name, "seconds": 1.0, "hardware": "here"}))

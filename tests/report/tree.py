@@ -11,7 +11,7 @@ from oclam.variants import ALL_LABELS, LATENT, VARIANTS
 TASK, SEEDS, BUDGETS, EPISODES = "cheetah-run", [0, 1], [2, 8], 5
 SLOTS, GRID, SIZE = 4, 8, 32
 CHOSEN = 2
-PROBES = dict(zip(LATENT, (0.8, 0.4, 0.2, 0.5, 0.1), strict=True))
+PROBES = dict(zip(LATENT, (0.8, 0.4, 0.2, 0.5, 0.6, 0.3, 0.35, 0.1), strict=True))
 FULL_RETURN = {"bc": 200.0, "bc-no-distractors": 400.0}
 PARAMETERS = {"ocp (total)": 3000, "ocp (trainable)": 1000, **{variant: 500 + len(variant) for variant in LATENT},
               "bc": 200}
@@ -105,7 +105,7 @@ def _latents(seed, variant):
     random = np.random.default_rng(seed)
     actions = random.uniform(-1, 1, (200, 6))
     tensors = {"latents": actions[:, :2] + error * random.normal(size=(200, 2)), "actions": actions}
-    if variant != "lapo-slots":
+    if VARIANTS[variant].model == "lapo" and variant != "lapo-slots":
         frames, later = scene(4)[0], scene(4, 1)[0]
         tensors |= {"current": frames, "target": later, "prediction": later // 2 + 60, "swapped": frames // 2 + 60}
     save_tensors(paths.samples(TASK, seed, variant), {name: torch.from_numpy(array) for name, array in tensors.items()})

@@ -1,0 +1,1 @@
+"""LAOM (arXiv 2502.00379): its model, augmentations and training."""

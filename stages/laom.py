@@ -1,0 +1,16 @@
+"""Train LAOM on distracted or masked frames; then label every transition and probe the labels."""
+
+from oclam.cli import arguments, run
+from oclam.laom.training import learn_laom
+from oclam.params import load
+
+
+def main():
+    task, seed, variant = arguments("task", "seed", "variant")
+    params = load("compute", "lapo.latent_dim", "lapo.frame_stack", "lapo.future_offset", "lapo.encoder_scale",
+                  "lapo.residual_blocks", "laom")
+    learn_laom(task, seed, variant, params)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,23 @@
+"""Train LAOM with the true actions of the trajectories that finetune's largest budget has; then label every transition
+and probe the labels."""
+
+from oclam import paths
+from oclam.cli import arguments, run
+from oclam.datasets import open_dataset
+from oclam.laom.training import Labels, learn_laom
+from oclam.params import load
+from oclam.policies.training import draw_labelled
+from oclam.variants import view_of
+
+
+def main():
+    task, seed, variant = arguments("task", "seed", "variant")
+    params = load("compute", "lapo.latent_dim", "lapo.frame_stack", "lapo.future_offset", "lapo.encoder_scale",
+                  "lapo.residual_blocks", "laom", "laom_labels", "finetune.budgets")
+    episodes = open_dataset(paths.dataset(task, view_of(variant)), task).episodes
+    labelled = draw_labelled(episodes, params.finetune.budgets, f"{task} {seed}")
+    learn_laom(task, seed, variant, params, Labels(labelled, **params.laom_labels.model_dump()))
+
+
+if __name__ == "__main__":
+    run(main)

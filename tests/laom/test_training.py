@@ -1,0 +1,197 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from oclam import paths
+from oclam.artifacts import load_tensors, read_csv, read_json
+from oclam.checkpoint import FOLDER, Checkpoint
+from oclam.datasets import TripleSampler
+from oclam.laom import training
+from oclam.laom.models import LaomModel
+from oclam.laom.training import Labels, learn_laom, train_laom
+from oclam.params import Compute, Laom
+from oclam.report.tables import warnings
+from tests.laom.test_models import SIZES
+
+E, HELD_OUT, T, SIZE = 3, 2, 12, 16
+LAOM = Laom(hidden_dim=8, expansion=2, batch_size=8, epochs=3.0, warmup_epochs=0.5, learning_rate=1e-3,
+            target_rate=0.1, augmentation=0.5, centred=True)
+PARAMS = SimpleNamespace(
+    compute=Compute(precision="float32", compile=False), laom=LAOM,
+    lapo=SimpleNamespace(latent_dim=4, frame_stack=2, future_offset=3, encoder_scale=1, residual_blocks=1))
+LABELS = Labels([2, 0], batch_size=12, coefficient=1.0)  # more than the 8 of the other triples
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Tiny stores of the contract's layout."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    group = zarr.create_group(paths.dataset("a-b", "distracted"))
+    group.attrs.update(task="a-b", view="distracted", episodes=E, test_episodes=HELD_OUT)
+    pixels = rng.integers(0, 256, (E + HELD_OUT, T, SIZE, SIZE, 3), dtype=np.uint8)
+    arrays = {"pixels": pixels, "actions": rng.normal(size=(E + HELD_OUT, T, 2)).astype(np.float32),
+              "states": np.zeros((E + HELD_OUT, T, 1), np.float32), "rewards": np.zeros((E + HELD_OUT, T), np.float32)}
+    for name, array in arrays.items():
+        group.create_array(name, data=array)
+    zarr.create_group(paths.selection("a-b", 0)).create_array("frames", data=255 - pixels)
+
+
+def written(variant):
+    weights = paths.lapo("a-b", 0, variant)
+    files = [weights, paths.log(weights), paths.probe("a-b", 0, variant), paths.samples("a-b", 0, variant)]
+    return [path.read_bytes() for path in files] + [zarr.open_group(paths.latents("a-b", 0, variant))["latents"][:]
+                                                    .tobytes()]
+
+
+@pytest.mark.parametrize("variant", ["laom", "laom-masks", "laom-labels"])
+def test_the_stored_model_gives_the_stored_latents_of_frames_that_are_not_augmented(world, variant):
+    learn_laom("a-b", 0, variant, PARAMS, LABELS if variant == "laom-labels" else None)
+    rows, probe = read_csv(paths.log(paths.lapo("a-b", 0, variant))), read_json(paths.probe("a-b", 0, variant))
+    assert rows[-1]["step"] == 15 and set(rows[0]) == {"step", "loss", "probe_mse", "state_variance"}
+    late = np.mean([row["state_variance"] for row in rows[-2:]])  # the last tenth of 15 rows
+    assert probe["state_variance_kept"] == pytest.approx(late / rows[0]["state_variance"])
+    assert set(load_tensors(paths.samples("a-b", 0, variant))[0]) == {"latents", "actions"}
+    tensors, about = load_tensors(paths.lapo("a-b", 0, variant))
+    model = LaomModel(**about["sizes"])
+    model.load_state_dict(tensors)
+    source = zarr.open_group(paths.selection("a-b", 0))["frames"] if variant == "laom-masks" else zarr.open_group(
+        paths.dataset("a-b", "distracted"))["pixels"]
+    frames = torch.from_numpy(source[4]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    stacks = torch.cat([torch.cat([frames[:1], frames[:-1]]), frames], 1)
+    with torch.no_grad():
+        expected = model.idm(stacks[:-1], stacks[1:])
+    latents = zarr.open_group(paths.latents("a-b", 0, variant))["latents"][4]
+    np.testing.assert_allclose(latents, expected.numpy(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("labels", [None, LABELS])
+def test_a_killed_training_resumes_to_the_same_bytes(world, monkeypatch, labels):
+    learn_laom("a-b", 0, "laom", PARAMS, labels)
+    expected, calls = written("laom"), []
+
+    class EverySave(Checkpoint):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, interval=0.0)
+
+    def killed(*arguments):
+        calls.append(None)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = training.follow
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Checkpoint", EverySave)
+        patch.setattr(training, "follow", killed)
+        with pytest.raises(KeyboardInterrupt):
+            learn_laom("a-b", 0, "laom", PARAMS, labels)
+    assert list(FOLDER.iterdir())
+    monkeypatch.setattr(training, "follow", lambda *arguments: (calls.append(None), original(*arguments)))
+    learn_laom("a-b", 0, "laom", PARAMS, labels)
+    assert len(calls) == 9 + 15 - 8  # 8 updates were saved, the ninth runs again
+    assert written("laom") == expected
+
+
+class Unsaved:
+    """A checkpoint that keeps nothing."""
+
+    name, folder = "test", None
+
+    def restore(self, parts):
+        self.parts = parts
+
+    def due(self):
+        return False
+
+    def save(self, parts, **position):
+        pass
+
+
+FRAMES = torch.randint(0, 256, (E * T, 6, SIZE, SIZE), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
+ACTIONS = torch.randn(E * T, 2, generator=torch.Generator().manual_seed(1))
+
+
+def fit(labels=None, actions=ACTIONS, **settings):
+    """The model, its checkpoint (with the other parts) and the rows of a training."""
+    torch.manual_seed(0)
+    model, checkpoint = LaomModel(**SIZES), Unsaved()
+    rows = train_laom(model, FRAMES.__getitem__, TripleSampler(E, T, 8, 3, "seed"), actions,
+                      LAOM.model_copy(update=settings), PARAMS.compute, checkpoint, labels)
+    return model, checkpoint.parts, rows
+
+
+def state(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_the_target_takes_no_gradient_and_moves_as_the_encoder_did(monkeypatch):
+    history, original = [], training.follow
+
+    def follow(target, source, rate):
+        assert all(not p.requires_grad and p.grad is None for p in target.parameters())
+        history.append((state(target), state(source)))
+        original(target, source, rate)
+
+    monkeypatch.setattr(training, "follow", follow)
+    _, parts, _ = fit(target_rate=0.3)
+    expected = 0.7**15 * history[0][0] + sum(0.3 * 0.7**(14 - i) * source for i, (_, source) in enumerate(history))
+    torch.testing.assert_close(state(parts["target"]), expected)
+
+
+def test_true_actions_reach_the_model_from_labelled_trajectories_alone():
+    plain, weighted = fit()[0], fit(LABELS)[0]
+    assert not torch.equal(state(plain), state(weighted))
+    assert torch.equal(state(plain), state(fit(actions=-ACTIONS)[0]))  # the probe's gradient stays in the probe
+    unlabelled, labelled = ACTIONS.clone(), ACTIONS.clone()
+    unlabelled[T:2 * T], labelled[:T] = 9.0, 9.0  # trajectories 1 and 0
+    assert torch.equal(state(fit(LABELS, unlabelled)[0]), state(weighted))
+    assert not torch.equal(state(fit(LABELS, labelled)[0]), state(weighted))
+
+
+def test_a_coefficient_of_0_leaves_the_model_as_without_labels():
+    torch.testing.assert_close(state(fit(replace(LABELS, coefficient=0.0), augmentation=0.0)[0]),
+                               state(fit(augmentation=0.0)[0]))
+
+
+def test_centred_embeddings_have_mean_0_in_the_first_batch_and_the_published_ones_no_centre():
+    torch.manual_seed(0)
+    start, (t, _, _) = LaomModel(**SIZES), TripleSampler(E, T, 8, 3, "seed").batch(0)
+    with torch.no_grad():
+        mean = start.encoder(FRAMES[t]).mean(0)
+    torch.testing.assert_close(fit(augmentation=0.0)[0].centre, mean)
+    assert not fit(centred=False)[0].centre.any()
+    model, parts, rows = fit(augmentation=0.0, epochs=0.2)  # one update
+    with torch.no_grad():
+        _, after, future = TripleSampler(E, T, 8, 3, "seed").batch(0)
+        start.centre.copy_(mean)
+        loss = (start(FRAMES[t], FRAMES[future])[1] - (start.encoder(FRAMES[after]) - mean)).square().mean()
+    assert len(rows) == 1 and rows[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def shrink(target, source, rate):
+    """The encoder forgets what it observes."""
+    for parameter in source.parameters():
+        parameter.data.mul_(0.8)
+
+
+def test_frames_that_are_all_the_same_count_as_collapsed(world):
+    frames = zarr.open_group(paths.selection("a-b", 0), mode="r+")["frames"]
+    frames[:] = 0
+    learn_laom("a-b", 0, "laom-masks", SimpleNamespace(**vars(PARAMS) | {"laom": LAOM.model_copy(
+        update={"augmentation": 0.0})}))
+    assert read_json(paths.probe("a-b", 0, "laom-masks"))["state_variance_kept"] == 0
+
+
+@pytest.mark.parametrize("move, warned", [(training.follow, 0), (shrink, 1)])
+def test_the_report_warns_of_a_collapsed_model_and_of_no_other(world, monkeypatch, move, warned):
+    monkeypatch.setattr(training, "follow", move)
+    learn_laom("a-b", 0, "laom", PARAMS)
+    row = {"task": "a-b", "seed": 0, "variant": "laom", **read_json(paths.probe("a-b", 0, "laom"))}
+    row |= {"shuffled_mse": 9.0, "action_variance": 9.0}  # random actions: only the embeddings are judged here
+    found = warnings(SimpleNamespace(encoder={}, selections=[], probes=[row], tasks=[]))
+    assert sum("seed 0, laom: the variance of the embeddings fell" in text for text in found) == len(found) == warned
