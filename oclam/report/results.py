@@ -13,9 +13,10 @@ from oclam.artifacts import load_tensors, read_csv, read_json
 from oclam.report.statistics import summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
-__all__ = ["Results", "gather", "metrics", "select"]
+__all__ = ["ON_SLOTS", "Results", "gather", "labels_used", "metrics", "select"]
 
 _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
+ON_SLOTS = tuple(name for name in LATENT if VARIANTS[name].observes in ("masked frames", "weighted frames", "slots"))
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Results:
     episodes: int  # evaluation episodes of a policy
     probes: list  # task, seed, variant; errors of the action probes
     dimensions: list  # task, seed, variant, dimension of the action; the ridge probe's error there
-    returns: list  # task, variant, budget; statistics over seeds and episodes, and as a share of the normaliser
+    returns: list  # task, variant, budget, labels used; statistics over seeds and episodes, also as shares
     losses: list  # task, seed, stage, variant, step, loss
     slots: list  # task, seed, slot; its measures
     selections: list  # task, seed; what was chosen and why
@@ -49,12 +50,13 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int]) 
 
     Raises UserError for a missing or damaged file, except for durations of stages that DVC restored from its cache.
     """
-    returns = [row for task in tasks for row in _returns(task, seeds)]
     unmeasured = dict.fromkeys(_SLOT_MEASURES)  # in a dataset without the simulator's segmentation
     tables = [(task, seed, read_json(paths.slot_table(task, seed))) for task in tasks for seed in seeds]
+    selection = max(table["labels"] for *_, table in tables)
+    returns = [row for task in tasks for row in _returns(task, seeds, selection)]
     return Results(
         scale, list(tasks), list(seeds), max(row["episodes"] for row in returns),
-        probes=[_probe(task, seed, variant) for task in tasks for seed in seeds for variant in LATENT],
+        probes=[_probe(task, seed, variant, selection) for task in tasks for seed in seeds for variant in LATENT],
         dimensions=[row for task in tasks for seed in seeds for variant in LATENT
                     for row in _dimensions(task, seed, variant)],
         returns=returns,
@@ -97,10 +99,21 @@ def select(rows: list[dict], **wanted) -> list[dict]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def _probe(task, seed, variant):
+def labels_used(variant: str, budget: int, selection: int) -> int | None:
+    """How many labelled trajectories stand behind a policy; None for all of them.
+
+    Slots and restarts are chosen on the first `selection` trajectories of the order whose first `budget` fine-tune, so
+    the larger number contains the smaller. A budget of 0 is all labels for what clones them all.
+    """
+    if VARIANTS[variant].labels == "all":
+        return None
+    return max(budget, selection if variant in ON_SLOTS else 0)
+
+
+def _probe(task, seed, variant, selection):
     table = read_json(paths.probe(task, seed, variant))
     scalars = {key: value for key, value in table.items() if not isinstance(value, list)}
-    return {"task": task, "seed": seed, "variant": variant, **scalars}
+    return {"task": task, "seed": seed, "variant": variant, "labels": labels_used(variant, 0, selection), **scalars}
 
 
 def _dimensions(task, seed, variant):
@@ -116,7 +129,7 @@ def _best_of_steve(task, seed):
         yield {"task": task, "seed": seed, "slot": about["best"], **about["slots"][about["best"]]}
 
 
-def _returns(task, seeds):
+def _returns(task, seeds, selection):
     episodes = {}  # (variant, budget) -> seed -> returns
     for variant in VARIANTS:
         for seed in seeds:
@@ -129,7 +142,8 @@ def _returns(task, seeds):
         statistics = {key: value if math.isfinite(value) else None for key, value in summary(returns).items()}
         shares = {"normalised" if key == "mean" else f"normalised_{key}":
                   None if value is None or full <= 0 else 100 * value / full for key, value in statistics.items()}
-        rows.append({"task": task, "variant": variant, "budget": budget, "seeds": returns.shape[0],
+        rows.append({"task": task, "variant": variant, "budget": budget,
+                     "labels": labels_used(variant, budget, selection), "seeds": returns.shape[0],
                      "episodes": returns.shape[1], **statistics, **shares})
     return rows
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oclam.report.results import Results, select
+from oclam.report.results import ON_SLOTS, Results, select
 from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, PAPER_OCP, VARIANTS, normaliser
 
 __all__ = ["Cell", "Table", "number", "tables", "warnings"]
@@ -95,14 +95,15 @@ def _probes(results):
         for key, heading in (("shuffled_mse", "shuffled latents, error"),
                              ("frame_difference_mse", "frame differences, error")):
             rows.append((heading, [Cell(number(np.mean([row[key] for row in table]))) for table in of_task.values()]))
+        rows.append(("labels used", [Cell(_labels(table[0]["labels"])) for table in of_task.values()]))
     variance = number(np.mean([row["action_variance"] for row in results.probes]))
     note = ("How well a linear map predicts true actions from latent actions: mean squared error (lower is better, × "
             "says how many times lower than lapo's) and R², the share of the actions' variance that is explained. The "
             "online probe is the paper's: trained beside the model, measured on training batches of IDM(t, t+k). The "
             "ridge probe is stricter: fitted afterwards, measured on IDM(t, t+1) of held-out trajectories. The mean "
             f"action has the error {variance}. The paper's actions are unbounded with variances up to 44.5, so only R² "
-            "compares with it. The last rows are ridge probes of shuffled latents and of differences of the view's "
-            "frames. Bold is the best variant that sees distractors.")
+            "compares with it. Below are ridge probes of shuffled latents and of differences of the view's frames, and "
+            "how many labelled trajectories chose restarts and slots. Bold is the best variant that sees distractors.")
     return Table("probes", "Table 1. Action probes", note, LATENT, rows)
 
 
@@ -119,8 +120,9 @@ def _dimensions(results):
         for variant in LATENT:
             means = [np.mean([row["ridge_r2"] for row in select(of_task, variant=variant, dimension=dimension)])
                      for dimension in dimensions]
-            rows.append((variant, [Cell(number(mean)) for mean in means]))
-        columns = tuple(f"action {dimension + 1}" for dimension in dimensions)
+            labels = select(results.probes, task=task, variant=variant)[0]["labels"]
+            rows.append((variant, [Cell(_labels(labels)), *(Cell(number(mean)) for mean in means)]))
+        columns = ("labels used", *(f"action {dimension + 1}" for dimension in dimensions))
         yield Table("probes", f"R² by action dimension, {task}", note, columns, rows)
 
 
@@ -136,12 +138,17 @@ def _returns(results):
             spreads = {variant: found[variant]["normalised_stderr"] for variant in variants}
             paper = {variant: VARIANTS[variant].paper.normalised[task] for variant in variants
                      if budget == budgets[-1] and task in VARIANTS[variant].paper.normalised}
-            rows.append((f"{budget} labelled", _beside(values, spreads, paper, lower=False)))
+            on_slots = max(found[variant]["labels"] for variant in ON_SLOTS)
+            used = f"{budget}" + (f", on slots {on_slots}" if on_slots > budget else "")
+            rows.append((f"{budget} labelled", [Cell(used), *_beside(values, spreads, paper, lower=False)]))
     note = ("100 × return / return of bc with all labels in the same view; higher is better, × is the ratio to "
             "lapo, ± the standard error, bold the best variant that sees distractors. The paper fine-tunes on 32 to "
             "128 trajectories and prints one number, shown here beside the largest budget. scratch is the control: the "
-            "same labels without latent pretraining. " + _divisors(results))
-    return Table("returns", "Table 2. Normalised return after fine-tuning", note, variants, rows)
+            "same labels without latent pretraining. The trajectories that fine-tune and those that choose restarts "
+            "and slots are the first of one order, so labels used is the larger of the two numbers. "
+            f"{_divisors(results)}")
+    columns = ("labels used", *variants)
+    return Table("returns", "Table 2. Normalised return after fine-tuning", note, columns, rows)
 
 
 def _divisors(results):
@@ -161,12 +168,12 @@ def _statistics(results):
         for row in select(results.returns, task=task):
             labels = f"{row['budget']} labelled" if row["budget"] else "all labels"
             rows.append((f"{row['variant']}, {labels}", [
-                Cell(number(row["mean"], row["stderr"])), Cell(number(row["iqm"])),
+                Cell(_labels(row["labels"])), Cell(number(row["mean"], row["stderr"])), Cell(number(row["iqm"])),
                 Cell(f"{number(row['low'])} to {number(row['high'])}"), Cell(number(row["normalised"])),
                 Cell(f"{row['seeds']} × {row['episodes']}")]))
     note = ("Undiscounted return of an episode: mean and standard error, interquartile mean with its 95% bootstrap "
             "interval (arXiv 2108.13264).")
-    columns = ("mean", "IQM", "95% interval", "normalised", "seeds × episodes")
+    columns = ("labels used", "mean", "IQM", "95% interval", "normalised", "seeds × episodes")
     return Table("returns", "Returns of every policy", note, columns, rows)
 
 
@@ -174,14 +181,15 @@ def _full(results):
     names, rows = ("bc-no-distractors", "bc"), []
     for task in results.tasks:
         expert = results.experts[task]
-        cells = [Cell(number(float(expert)), paper=_paper(PAPER_EXPERT.get(task)))]
+        cells = [Cell(_labels(None)), Cell(number(float(expert)), paper=_paper(PAPER_EXPERT.get(task)))]
         for name in names:
             row = select(results.returns, task=task, variant=name, budget=0)[0]
             cells.append(Cell(number(row["mean"], row["stderr"]), f"{row['mean'] / expert:.0%} of expert",
                               _paper(VARIANTS[name].paper.returns.get(task))))
         rows.append((task, cells))
     note = "Return of an episode: the divisors of Table 2. The expert acts in the dataset."
-    return Table("returns", "Table 3. Behaviour cloning on all true actions", note, ("expert", *names), rows)
+    columns = ("labels used", "expert", *names)
+    return Table("returns", "Table 3. Behaviour cloning on all true actions", note, columns, rows)
 
 
 def _slots(results):
@@ -201,7 +209,7 @@ def _slots(results):
         rows += [(f"STEVE, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
         note = (f"{choice['why']} Model: {choice['model']}, restart {choice['restart']}. Probes predict the true "
-                "actions of a few labelled episodes. ")
+                f"actions of labelled trajectories; {choice['labels']} chose restart and slots. ")
         if choice["fg_ari"] is None:
             note += "This dataset has no segmentation to judge the choice by."
         else:
@@ -271,6 +279,10 @@ def _paper(value, spread=None, ratio=""):
     if value is None:
         return ""
     return f"paper {value:g}" + ("" if spread is None else f" ± {spread:g}") + f" {ratio}".rstrip()
+
+
+def _labels(count):
+    return "all" if count is None else number(count)
 
 
 def _time(seconds):

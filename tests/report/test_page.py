@@ -60,6 +60,18 @@ def test_return_table_quotes_the_paper_at_the_largest_budget_only(results):
     assert row(entry, "8 labelled")["lapo-no-distractors"].value.startswith("25.0")
 
 
+def test_every_table_of_results_says_the_labels_used(results):
+    entry = table(results, "Table 2")
+    assert [row(entry, f"{budget} labelled")["labels used"].value for budget in tree.BUDGETS] == ["2, on slots 4", "8"]
+    assert [cell.value for cell in row(table(results, "Table 1"), "labels used").values()] == ["0", "4", "4", "4", "0"]
+    every = table(results, "Returns of every policy")
+    for heading, used in (("lapo, 2 labelled", "2"), ("lapo-slots, 2 labelled", "4"), ("bc, all labels", "all")):
+        assert row(every, heading)["labels used"].value == used
+    assert row(table(results, "R² by action"), "lapo-slots")["labels used"].value == "4"
+    assert row(table(results, "Table 3"), tree.TASK)["labels used"].value == "all"
+    assert "4 chose restart and slots" in table(results, "Choice of slots").note
+
+
 def test_cloning_table_says_the_share_of_the_expert(results):
     cells = row(table(results, "Table 3"), tree.TASK)
     assert (cells["expert"].value, cells["bc"].ratio) == ("500", "40% of expert")

@@ -46,6 +46,17 @@ def test_normalised_return_is_a_share_of_cloning_in_the_same_view(results):
         assert (row["mean"], row["normalised"]) == pytest.approx((mean, 100))
 
 
+def test_labels_used_are_the_budget_or_those_that_chose_the_slots_where_they_are_more(results):
+    used = {(row["variant"], row["budget"]): row["labels"] for row in results.returns}
+    for variant in ("lapo-masks", "lapo-slots", "lapo-focus"):  # four labelled trajectories chose their slots
+        assert (used[variant, 2], used[variant, 8]) == (4, 8)
+    for variant in ("lapo", "lapo-no-distractors", "scratch"):
+        assert (used[variant, 2], used[variant, 8]) == (2, 8)
+    assert used["bc", 0] is used["bc-no-distractors", 0] is None  # all
+    assert {row["variant"]: row["labels"] for row in results.probes} == {
+        "lapo": 0, "lapo-masks": 4, "lapo-slots": 4, "lapo-focus": 4, "lapo-no-distractors": 0}
+
+
 def test_a_policy_that_earns_nothing_normalises_nothing(written, monkeypatch):
     monkeypatch.setitem(tree.FULL_RETURN, "bc", 0.0)
     tree.write()
