@@ -10,12 +10,14 @@ import numpy as np
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv, read_json
-from oclam.report.statistics import summary
+from oclam.report.statistics import recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
-__all__ = ["ON_SLOTS", "Results", "gather", "labels_used", "metrics", "select"]
+__all__ = ["CLEAN", "ON_SLOTS", "RECOVERING", "Results", "gather", "labels_used", "metrics", "select"]
 
 _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
+CLEAN = "lapo-no-distractors"
+RECOVERING = tuple(name for name in LATENT if name not in ("lapo", CLEAN))
 ON_SLOTS = tuple(name for name in LATENT if VARIANTS[name].observes in ("masked frames", "weighted frames", "slots"))
 
 
@@ -77,10 +79,11 @@ def metrics(results: Results) -> dict:
     """The nested dict for `dvc metrics`: means over seeds, rounded, the same keys in every run.
 
     probe: ridge mean squared error; return: with all labels; normalised: 100 x return / return of bc with all labels,
-    at the largest budget; slots: of the chosen ones together, against the simulator's segmentation.
+    at the largest budget; recovery: of probe errors and of returns at the largest budget;
+    slots: of the chosen ones together, against the simulator's segmentation.
     """
     largest = max(row["budget"] for row in results.returns)
-    tree = {"probe": {}, "normalised": {}, "return": {}, "slots": {}}
+    tree = {"probe": {}, "normalised": {}, "return": {}, "recovery": {}, "slots": {}}
     for task in results.tasks:
         tree["probe"][task] = {variant: _mean(select(results.probes, task=task, variant=variant), "ridge_mse")
                                for variant in LATENT}
@@ -89,6 +92,10 @@ def metrics(results: Results) -> dict:
         full = select(results.returns, task=task, budget=0)
         tree["return"][task] = {"expert": _round(results.experts[task]),
                                 **{row["variant"]: _round(row["mean"]) for row in full}}
+        found = {row["variant"]: row["mean"] for row in select(results.returns, task=task, budget=largest)}
+        tree["recovery"][task] = {name: {variant: _round(recovery(values[variant], values["lapo"], values[CLEAN]))
+                                         for variant in RECOVERING}
+                                  for name, values in (("probe", tree["probe"][task]), ("return", found))}
         tree["slots"][task] = {key: _mean(select(results.selections, task=task), key)
                                for key in (*_SLOT_MEASURES, "fg_ari")}
     return tree

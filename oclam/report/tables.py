@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oclam.report.results import ON_SLOTS, Results, select
+from oclam.report.results import CLEAN, ON_SLOTS, RECOVERING, Results, select
+from oclam.report.statistics import recovery
 from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, PAPER_OCP, VARIANTS, normaliser
 
 __all__ = ["Cell", "Table", "number", "tables", "warnings"]
@@ -41,8 +42,8 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """Every table of the report, in order."""
-    return [_probes(results), *_dimensions(results), _returns(results), _statistics(results), _full(results),
-            *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
+    return [_probes(results), *_dimensions(results), _returns(results), _recovery(results), _statistics(results),
+            _full(results), *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
 
 
 def warnings(results: Results) -> list[str]:
@@ -138,9 +139,8 @@ def _returns(results):
             spreads = {variant: found[variant]["normalised_stderr"] for variant in variants}
             paper = {variant: VARIANTS[variant].paper.normalised[task] for variant in variants
                      if budget == budgets[-1] and task in VARIANTS[variant].paper.normalised}
-            on_slots = max(found[variant]["labels"] for variant in ON_SLOTS)
-            used = f"{budget}" + (f", on slots {on_slots}" if on_slots > budget else "")
-            rows.append((f"{budget} labelled", [Cell(used), *_beside(values, spreads, paper, lower=False)]))
+            rows.append((f"{budget} labelled",
+                         [Cell(_used(found, budget)), *_beside(values, spreads, paper, lower=False)]))
     note = ("100 × return / return of bc with all labels in the same view; higher is better, × is the ratio to "
             "lapo, ± the standard error, bold the best variant that sees distractors. The paper fine-tunes on 32 to "
             "128 trajectories and prints one number, shown here beside the largest budget. scratch is the control: the "
@@ -159,6 +159,35 @@ def _divisors(results):
             mean = select(results.returns, task=task, variant=name, budget=0)[0]["mean"]
             shares.append(f"{name} reaches {mean / results.experts[task]:.0%} of the expert on {task}")
     return f"The divisors: {', '.join(shares)}."
+
+
+def _recovery(results):
+    rows = []
+    for task in results.tasks:
+        rows.append((task, []))
+        probes = {name: float(np.mean([row["ridge_mse"] for row in select(results.probes, task=task, variant=name)]))
+                  for name in LATENT}
+        chosen = max(row["labels"] for row in select(results.probes, task=task))
+        rows.append(("ridge probe, error", _recovered(probes, f"0, on slots {chosen}")))
+        for budget in sorted({row["budget"] for row in results.returns} - {0}):
+            found = {row["variant"]: row for row in select(results.returns, task=task, budget=budget)}
+            means = {name: found[name]["mean"] for name in LATENT}
+            rows.append((f"return, {budget} labelled", _recovered(means, _used(found, budget))))
+    note = ("(variant - lapo) / (lapo-no-distractors - lapo), the measure of the paper's later version "
+            "(arXiv 2502.09680v3): 0% is lapo, 100% is no distractors. It says little where those two are close.")
+    return Table("returns", "Recovery: what a variant wins back of what distractors cost lapo", note,
+                 ("labels used", *RECOVERING), rows)
+
+
+def _recovered(values, used):
+    shares = [recovery(values[name], values["lapo"], values[CLEAN]) for name in RECOVERING]
+    return [Cell(used), *(Cell("–" if share is None else f"{share:.0%}") for share in shares)]
+
+
+def _used(found, budget):
+    """Labels used of a budget's rows, by variant."""
+    on_slots = max(found[variant]["labels"] for variant in ON_SLOTS)
+    return f"{budget}" + (f", on slots {on_slots}" if on_slots > budget else "")
 
 
 def _statistics(results):

@@ -72,6 +72,12 @@ def test_every_table_of_results_says_the_labels_used(results):
     assert "4 chose restart and slots" in table(results, "Choice of slots").note
 
 
+def test_recovery_table_is_the_share_of_the_way_from_lapo_to_no_distractors(results):
+    entry = table(results, "Recovery")
+    assert [cell.value for cell in row(entry, "ridge probe, error").values()] == ["0, on slots 4", "57%", "86%", "43%"]
+    assert [cell.value for cell in row(entry, "return, 2 labelled").values()] == ["2, on slots 4", "25%", "50%", "75%"]
+
+
 def test_cloning_table_says_the_share_of_the_expert(results):
     cells = row(table(results, "Table 3"), tree.TASK)
     assert (cells["expert"].value, cells["bc"].ratio) == ("500", "40% of expert")

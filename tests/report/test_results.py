@@ -78,7 +78,9 @@ def test_metrics_are_means_over_seeds(results):
     assert table["slots"][tree.TASK]["agent_iou"] == pytest.approx(0.5)
     assert table["return"][tree.TASK] == {"expert": 500, **tree.FULL_RETURN}
     assert table["normalised"][tree.TASK]["lapo"] == pytest.approx(100 * tree.mean_return("lapo", 8) / 200, rel=1e-3)
-    assert len(json.dumps(table, indent=2).splitlines()) < 50  # one screenful
+    assert table["recovery"][tree.TASK]["probe"] == {"lapo-masks": 0.5714, "lapo-slots": 0.8571, "lapo-focus": 0.4286}
+    assert table["recovery"][tree.TASK]["return"] == {"lapo-masks": 0.25, "lapo-slots": 0.5, "lapo-focus": 0.75}
+    assert len(json.dumps(table, indent=2).splitlines()) < 60  # one screenful
 
 
 def test_measures_against_no_segmentation_are_none(written):
