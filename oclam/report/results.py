@@ -10,7 +10,7 @@ import numpy as np
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv, read_json
-from oclam.report.statistics import recovery, summary
+from oclam.report.statistics import improvement, recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
 __all__ = ["CLEAN", "ON_SLOTS", "RECOVERING", "Results", "gather", "labels_used", "metrics", "select"]
@@ -151,7 +151,8 @@ def _returns(task, seeds, selection):
                   None if value is None or full <= 0 else 100 * value / full for key, value in statistics.items()}
         rows.append({"task": task, "variant": variant, "budget": budget,
                      "labels": labels_used(variant, budget, selection), "seeds": returns.shape[0],
-                     "episodes": returns.shape[1], **statistics, **shares})
+                     "episodes": returns.shape[1], **statistics, **shares,
+                     "improvement": improvement(returns, table["lapo", budget]) if ("lapo", budget) in table else None})
     return rows
 
 

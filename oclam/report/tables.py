@@ -199,10 +199,11 @@ def _statistics(results):
             rows.append((f"{row['variant']}, {labels}", [
                 Cell(_labels(row["labels"])), Cell(number(row["mean"], row["stderr"])), Cell(number(row["iqm"])),
                 Cell(f"{number(row['low'])} to {number(row['high'])}"), Cell(number(row["normalised"])),
-                Cell(f"{row['seeds']} × {row['episodes']}")]))
+                Cell(number(row["improvement"])), Cell(f"{row['seeds']} × {row['episodes']}")]))
     note = ("Undiscounted return of an episode: mean and standard error, interquartile mean with its 95% bootstrap "
-            "interval (arXiv 2108.13264).")
-    columns = ("labels used", "mean", "IQM", "95% interval", "normalised", "seeds × episodes")
+            "interval (arXiv 2108.13264). P(> lapo) is the probability that an episode returns more than one of "
+            "lapo's at the same budget; at 0.5 neither is better.")
+    columns = ("labels used", "mean", "IQM", "95% interval", "normalised", "P(> lapo)", "seeds × episodes")
     return Table("returns", "Returns of every policy", note, columns, rows)
 
 
