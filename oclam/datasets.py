@@ -46,11 +46,16 @@ class Dataset:
     def pixels(self) -> zarr.Array:
         return self.group["pixels"]
 
-    def labelled(self, count: int, parameter: str) -> range:
-        """The first `count` training episodes, whose labels may be used; `parameter` is named in the UserError."""
+    def labelled(self, count: int, seed: int, parameter: str) -> list[int]:
+        """The `count` training episodes whose actions may be used, wherever labels are few.
+
+        They are the first of one order, drawn for the task and `seed`: a larger count contains every smaller one, and
+        whatever uses labels gets the same. `parameter` is named in the UserError.
+        """
         if count > self.episodes:
             raise UserError(f"{parameter}: {count} given, {self.path} has {self.episodes} training episodes")
-        return range(count)
+        generator = torch_rng("labelled", f"{self.attrs['task']} {seed}")
+        return torch.randperm(self.episodes, generator=generator)[:count].tolist()
 
     @cached_property
     def actions(self) -> np.ndarray:

@@ -48,8 +48,9 @@ class Variant:
             frames with a mask-weighted loss.
         labels: how many trajectories with true actions its policy uses, `few` or `all`.
         color, marker: in every figure.
-        model: lapo reconstructs what it observes, laom (arXiv 2502.00379) predicts its embeddings.
         paper: what the paper reports of it.
+        model: lapo reconstructs what it observes, laom (arXiv 2502.00379) predicts its embeddings.
+        supervised: its latent action model learns from the labels of finetune's largest budget too.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Variant:
     marker: str
     paper: Paper = Paper()
     model: Literal["lapo", "laom"] = "lapo"
+    supervised: bool = False
 
 
 def _by_task(*values):
@@ -81,7 +83,7 @@ VARIANTS = {row.name: row for row in (
         normalised=_by_task((50.0, 1.0), (8.4, 3.0), (16.0, 3.0), (6.0, 0.2)), parameters=89_186_432, seconds=8_940)),
     Variant("lapo-focus", "distracted", "weighted frames", "few", "#009E73", "^"),  # after MaskLAM, arXiv 2602.02259
     Variant("laom", "distracted", "frames", "few", "#D6C400", "<", model="laom"),
-    Variant("laom-labels", "distracted", "frames", "few", "#332288", ">", model="laom"),
+    Variant("laom-labels", "distracted", "frames", "few", "#332288", ">", model="laom", supervised=True),
     Variant("laom-masks", "distracted", "masked frames", "few", "#882255", "*", model="laom"),
     Variant("lapo-no-distractors", "clean", "frames", "few", "#8A6D00", "v", Paper(
         probe=_by_task((1.0, 0.6), (2.7, 1.3), (1.9, 1.2), (0.13, 0.03)),

@@ -6,7 +6,6 @@ from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
 from oclam.laom.training import Labels, learn_laom
 from oclam.params import load
-from oclam.policies.training import draw_labelled
 from oclam.variants import view_of
 
 
@@ -14,8 +13,8 @@ def main():
     task, seed, variant = arguments("task", "seed", "variant")
     params = load("compute", "lapo.latent_dim", "lapo.frame_stack", "lapo.future_offset", "lapo.encoder_scale",
                   "lapo.residual_blocks", "laom", "laom_labels", "finetune.budgets")
-    episodes = open_dataset(paths.dataset(task, view_of(variant)), task).episodes
-    labelled = draw_labelled(episodes, params.finetune.budgets, f"{task} {seed}")
+    dataset = open_dataset(paths.dataset(task, view_of(variant)), task)
+    labelled = dataset.labelled(max(params.finetune.budgets), seed, "finetune.budgets")
     learn_laom(task, seed, variant, params, Labels(labelled, **params.laom_labels.model_dump()))
 
 

@@ -20,7 +20,7 @@ def main():
     task, seed = arguments("task", "seed")
     select = load("slot_select").slot_select
     dataset, slots = open_dataset(paths.dataset(task, "distracted"), task), open_zarr(paths.slots(task, seed))
-    labelled = dataset.labelled(select.labelled_episodes, "slot_select.labelled_episodes")
+    labelled = dataset.labelled(select.labelled_episodes, seed, "slot_select.labelled_episodes")
     found = select_slots(
         select, select.manual[task] if select.method == "manual" else None,
         frames=[dataset.pixels[e] for e in labelled], masks=[slots["masks"][e] for e in labelled],
@@ -34,6 +34,8 @@ def main():
     selection, episodes = open_zarr(paths.selection(task, seed)), shown_episodes(dataset)
     masks, segmentation = np.stack([slots["masks"][e] for e in episodes]), dataset.group.get("segmentation")
     table = found.table | {key: slots.attrs[key] for key in ("model", "restart", "restart_errors")}
+    used = select.method == "auto" or slots.attrs["restart_errors"]  # restarts are chosen by labels too
+    table["labels"] = select.labelled_episodes if used else 0
     vectors = [selection["slots"][e].astype(np.float32) for e in labelled]
     table["mask"] = {"vector_mse": probe(vectors, [dataset.group["actions"][e] for e in labelled]).mse}
     if segmentation is not None:  # imported datasets have none

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,9 +96,17 @@ def test_a_store_of_zarr_2_is_read_and_another_task_refused(store):
 
 
 def test_labels_of_held_out_episodes_cannot_be_used(store):
-    assert store.labelled(EPISODES, "a.b") == range(EPISODES)
+    assert sorted(store.labelled(EPISODES, 0, "a.b")) == list(range(EPISODES))
     with pytest.raises(UserError, match="^a.b: 6 given, data.zarr has 5 training episodes"):
-        store.labelled(EPISODES + 1, "a.b")
+        store.labelled(EPISODES + 1, 0, "a.b")
+
+
+def test_more_labels_contain_the_fewer_and_another_seed_has_others(store):
+    many = replace(store, episodes=100)
+    largest = many.labelled(64, 0, "a.b")
+    for count in (2, 8, 64):
+        assert many.labelled(count, 0, "a.b") == largest[:count]
+    assert many.labelled(64, 1, "a.b") != largest != list(range(64))
 
 
 def test_a_transition_and_its_frame_are_each_other_s_inverse():

@@ -9,15 +9,14 @@ from torch.nn import functional as F
 
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames, FrameSampler, FrameStacks, Prefetch
-from oclam.errors import UserError
 from oclam.memory import keep_freed_memory
 from oclam.params import Compute
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
-from oclam.seeding import seed_of, torch_rng
+from oclam.seeding import seed_of
 from oclam.training import autocast, linear_decay, share, train, update
 
-__all__ = ["draw_labelled", "fine_tune", "predict", "regress", "seeded", "true_actions"]
+__all__ = ["fine_tune", "predict", "regress", "seeded", "true_actions"]
 
 
 def true_actions(dataset: Dataset, episodes: Sequence[int], device: torch.device) -> Frames:
@@ -29,17 +28,6 @@ def seeded(make: Callable[[], nn.Module], *purpose) -> nn.Module:
     """make(), with random numbers that depend on the purpose alone."""
     torch.manual_seed(seed_of(*purpose))
     return make()
-
-
-def draw_labelled(episodes: int, budgets: Sequence[int], seed: int | str) -> list[int]:
-    """The labelled trajectories: the first b of the list are those of budget b.
-
-    So a larger budget contains every smaller one, and all variants of one seed get the same. Raises UserError when a
-    budget is larger than the dataset.
-    """
-    if max(budgets) > episodes:
-        raise UserError(f"finetune.budgets: {max(budgets)} given, the dataset has {episodes} training trajectories")
-    return torch.randperm(episodes, generator=torch_rng("labelled", seed))[:max(budgets)].tolist()
 
 
 def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: FrameSampler, steps: int,
@@ -102,7 +90,7 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
         frozen: train the decoder alone, on the actor's outputs for the labelled frames, which are computed once.
     """
     steps = dataset.steps
-    labelled = draw_labelled(dataset.episodes, settings.budgets, f"{card.task} {card.seed}")
+    labelled = dataset.labelled(max(settings.budgets), card.seed, "finetune.budgets")
     actions = true_actions(dataset, labelled, device)
     inputs = FrameStacks(Frames.load(dataset.pixels, labelled, device), stack=card.frame_stack, steps=steps)
     if frozen:

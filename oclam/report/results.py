@@ -10,12 +10,15 @@ import numpy as np
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv, read_json
-from oclam.report.statistics import summary
+from oclam.report.statistics import improvement, recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
-__all__ = ["Results", "gather", "metrics", "select"]
+__all__ = ["CLEAN", "RECOVERING", "Results", "gather", "labels_used", "metrics", "select"]
 
 _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
+CLEAN = "lapo-no-distractors"
+RECOVERING = tuple(name for name in LATENT if name not in ("lapo", CLEAN))
+_ON_SLOTS = tuple(name for name in LATENT if VARIANTS[name].observes in ("masked frames", "weighted frames", "slots"))
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Results:
     episodes: int  # evaluation episodes of a policy
     probes: list  # task, seed, variant; errors of the action probes
     dimensions: list  # task, seed, variant, dimension of the action; the ridge probe's error there
-    returns: list  # task, variant, budget; statistics over seeds and episodes, and as a share of the normaliser
+    returns: list  # task, variant, budget, labels used; statistics over seeds and episodes, also as shares
     losses: list  # task, seed, stage, variant, step, loss
     slots: list  # task, seed, slot; its measures
     selections: list  # task, seed; what was chosen and why
@@ -49,12 +52,15 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int]) 
 
     Raises UserError for a missing or damaged file, except for durations of stages that DVC restored from its cache.
     """
-    returns = [row for task in tasks for row in _returns(task, seeds)]
     unmeasured = dict.fromkeys(_SLOT_MEASURES)  # in a dataset without the simulator's segmentation
     tables = [(task, seed, read_json(paths.slot_table(task, seed))) for task in tasks for seed in seeds]
+    selection = max(table["labels"] for *_, table in tables)
+    returns = [row for task in tasks for row in _returns(task, seeds, selection)]
+    largest = max(row["budget"] for row in returns)
     return Results(
         scale, list(tasks), list(seeds), max(row["episodes"] for row in returns),
-        probes=[_probe(task, seed, variant) for task in tasks for seed in seeds for variant in LATENT],
+        probes=[_probe(task, seed, variant, selection, largest)
+                for task in tasks for seed in seeds for variant in LATENT],
         dimensions=[row for task in tasks for seed in seeds for variant in LATENT
                     for row in _dimensions(task, seed, variant)],
         returns=returns,
@@ -75,10 +81,11 @@ def metrics(results: Results) -> dict:
     """The nested dict for `dvc metrics`: means over seeds, rounded, the same keys in every run.
 
     probe: ridge mean squared error; return: with all labels; normalised: 100 x return / return of bc with all labels,
-    at the largest budget; slots: of the chosen ones together, against the simulator's segmentation.
+    at the largest budget; recovery: of probe errors and of returns at the largest budget;
+    slots: of the chosen ones together, against the simulator's segmentation.
     """
     largest = max(row["budget"] for row in results.returns)
-    tree = {"probe": {}, "normalised": {}, "return": {}, "slots": {}}
+    tree = {"probe": {}, "normalised": {}, "return": {}, "recovery": {}, "slots": {}}
     for task in results.tasks:
         tree["probe"][task] = {variant: _mean(select(results.probes, task=task, variant=variant), "ridge_mse")
                                for variant in LATENT}
@@ -87,6 +94,10 @@ def metrics(results: Results) -> dict:
         full = select(results.returns, task=task, budget=0)
         tree["return"][task] = {"expert": _round(results.experts[task]),
                                 **{row["variant"]: _round(row["mean"]) for row in full}}
+        found = {row["variant"]: row["mean"] for row in select(results.returns, task=task, budget=largest)}
+        tree["recovery"][task] = {name: {variant: _round(recovery(values[variant], values["lapo"], values[CLEAN]))
+                                         for variant in RECOVERING}
+                                  for name, values in (("probe", tree["probe"][task]), ("return", found))}
         tree["slots"][task] = {key: _mean(select(results.selections, task=task), key)
                                for key in (*_SLOT_MEASURES, "fg_ari")}
     return tree
@@ -97,10 +108,28 @@ def select(rows: list[dict], **wanted) -> list[dict]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def _probe(task, seed, variant):
+def labels_used(variant: str, budget: int, selection: int, largest: int) -> int | None:
+    """How many labelled trajectories stand behind a policy; None for all of them.
+
+    All are the first of one order (`Dataset.labelled`), so the larger number contains the smaller. A budget of 0 is all
+    labels for what clones them all.
+
+    Args:
+        budget: trajectories that fine-tuned the policy.
+        selection: those that chose restarts and slots.
+        largest: of the budgets, from which `laom-labels` learns its latent actions.
+    """
+    row = VARIANTS[variant]
+    if row.labels == "all":
+        return None
+    return max(budget, selection if variant in _ON_SLOTS else 0, largest if row.supervised else 0)
+
+
+def _probe(task, seed, variant, selection, largest):
     table = read_json(paths.probe(task, seed, variant))
     scalars = {key: value for key, value in table.items() if not isinstance(value, list)}
-    return {"task": task, "seed": seed, "variant": variant, "state_variance_kept": None, **scalars}
+    labels = labels_used(variant, 0, selection, largest)
+    return {"task": task, "seed": seed, "variant": variant, "labels": labels, "state_variance_kept": None, **scalars}
 
 
 def _dimensions(task, seed, variant):
@@ -116,21 +145,23 @@ def _best_of_steve(task, seed):
         yield {"task": task, "seed": seed, "slot": about["best"], **about["slots"][about["best"]]}
 
 
-def _returns(task, seeds):
+def _returns(task, seeds, selection):
     episodes = {}  # (variant, budget) -> seed -> returns
     for variant in VARIANTS:
         for seed in seeds:
             for row in read_csv(paths.evaluation(task, seed, variant)):
                 episodes.setdefault((variant, row["budget"]), {}).setdefault(seed, []).append(row["return"])
     table = {key: np.array([by_seed[seed] for seed in seeds]) for key, by_seed in episodes.items()}
-    rows = []
+    rows, largest = [], max(budget for _, budget in table)
     for (variant, budget), returns in table.items():
         full = table[normaliser(variant), 0].mean()
         statistics = {key: value if math.isfinite(value) else None for key, value in summary(returns).items()}
         shares = {"normalised" if key == "mean" else f"normalised_{key}":
                   None if value is None or full <= 0 else 100 * value / full for key, value in statistics.items()}
-        rows.append({"task": task, "variant": variant, "budget": budget, "seeds": returns.shape[0],
-                     "episodes": returns.shape[1], **statistics, **shares})
+        rows.append({"task": task, "variant": variant, "budget": budget,
+                     "labels": labels_used(variant, budget, selection, largest), "seeds": returns.shape[0],
+                     "episodes": returns.shape[1], **statistics, **shares,
+                     "improvement": improvement(returns, table["lapo", budget]) if ("lapo", budget) in table else None})
     return rows
 
 

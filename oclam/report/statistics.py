@@ -5,12 +5,32 @@ import math
 import numpy as np
 from scipy import stats
 
-__all__ = ["interquartile_mean", "summary"]
+__all__ = ["improvement", "interquartile_mean", "recovery", "summary"]
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """The mean of the middle half along `axis`: a quarter of the values, rounded down, is left out at either end."""
     return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def improvement(returns: np.ndarray, others: np.ndarray) -> float:
+    """The probability that a return is higher than one of the others, ties counted half (arXiv 2108.13264).
+
+    returns and others: of any shape; every pair counts once, so 0.5 says that neither is better.
+    """
+    difference = np.subtract.outer(np.ravel(returns), np.ravel(others))
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def recovery(value: float | None, lapo: float | None, clean: float | None) -> float | None:
+    """How much of what distractors cost lapo a variant wins back: 0 at lapo's value, 1 at that without distractors.
+
+    The measure of arXiv 2502.09680v3, for probe errors and returns alike. None where a value is missing or distractors
+    cost nothing.
+    """
+    if None in (value, lapo, clean) or lapo == clean:
+        return None
+    return (value - lapo) / (clean - lapo)
 
 
 def summary(returns: np.ndarray) -> dict[str, float]:

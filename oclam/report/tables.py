@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oclam.report.results import Results, select
+from oclam.report.results import CLEAN, RECOVERING, Results, select
+from oclam.report.statistics import recovery
 from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, PAPER_OCP, VARIANTS, normaliser
 
 __all__ = ["Cell", "Table", "number", "tables", "warnings"]
@@ -42,8 +43,8 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """Every table of the report, in order."""
-    return [_probes(results), *_dimensions(results), _returns(results), _statistics(results), _full(results),
-            *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
+    return [_probes(results), *_dimensions(results), _returns(results), _recovery(results), _statistics(results),
+            _full(results), *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
 
 
 def warnings(results: Results) -> list[str]:
@@ -102,14 +103,15 @@ def _probes(results):
         for key, heading in (("shuffled_mse", "shuffled latents, error"),
                              ("frame_difference_mse", "frame differences, error")):
             rows.append((heading, [Cell(number(np.mean([row[key] for row in table]))) for table in of_task.values()]))
+        rows.append(("labels used", [Cell(_labels(table[0]["labels"])) for table in of_task.values()]))
     variance = number(np.mean([row["action_variance"] for row in results.probes]))
     note = ("How well a linear map predicts true actions from latent actions: mean squared error (lower is better, × "
             "says how many times lower than lapo's) and R², the share of the actions' variance that is explained. The "
             "online probe is the paper's: trained beside the model, measured on training batches of IDM(t, t+k). The "
             "ridge probe is stricter: fitted afterwards, measured on IDM(t, t+1) of held-out trajectories. The mean "
             f"action has the error {variance}. The paper's actions are unbounded with variances up to 44.5, so only R² "
-            "compares with it. The last rows are ridge probes of shuffled latents and of differences of the view's "
-            "frames. Bold is the best variant that sees distractors.")
+            "compares with it. Below are ridge probes of shuffled latents and of differences of the view's frames, and "
+            "how many labelled trajectories chose restarts and slots. Bold is the best variant that sees distractors.")
     return Table("probes", "Table 1. Action probes", note, LATENT, rows)
 
 
@@ -126,8 +128,9 @@ def _dimensions(results):
         for variant in LATENT:
             means = [np.mean([row["ridge_r2"] for row in select(of_task, variant=variant, dimension=dimension)])
                      for dimension in dimensions]
-            rows.append((variant, [Cell(number(mean)) for mean in means]))
-        columns = tuple(f"action {dimension + 1}" for dimension in dimensions)
+            labels = select(results.probes, task=task, variant=variant)[0]["labels"]
+            rows.append((variant, [Cell(_labels(labels)), *(Cell(number(mean)) for mean in means)]))
+        columns = ("labels used", *(f"action {dimension + 1}" for dimension in dimensions))
         yield Table("probes", f"R² by action dimension, {task}", note, columns, rows)
 
 
@@ -143,12 +146,16 @@ def _returns(results):
             spreads = {variant: found[variant]["normalised_stderr"] for variant in variants}
             paper = {variant: VARIANTS[variant].paper.normalised[task] for variant in variants
                      if budget == budgets[-1] and task in VARIANTS[variant].paper.normalised}
-            rows.append((f"{budget} labelled", _beside(values, spreads, paper, lower=False)))
+            rows.append((f"{budget} labelled",
+                         [Cell(_used(found, budget)), *_beside(values, spreads, paper, lower=False)]))
     note = ("100 × return / return of bc with all labels in the same view; higher is better, × is the ratio to "
             "lapo, ± the standard error, bold the best variant that sees distractors. The paper fine-tunes on 32 to "
             "128 trajectories and prints one number, shown here beside the largest budget. scratch is the control: the "
-            "same labels without latent pretraining. " + _divisors(results))
-    return Table("returns", "Table 2. Normalised return after fine-tuning", note, variants, rows)
+            "same labels without latent pretraining. The trajectories that fine-tune and those that choose restarts "
+            "and slots are the first of one order, so labels used is the larger of the two numbers. "
+            f"{_divisors(results)}")
+    columns = ("labels used", *variants)
+    return Table("returns", "Table 2. Normalised return after fine-tuning", note, columns, rows)
 
 
 def _divisors(results):
@@ -161,6 +168,36 @@ def _divisors(results):
     return f"The divisors: {', '.join(shares)}."
 
 
+def _recovery(results):
+    rows = []
+    for task in results.tasks:
+        rows.append((task, []))
+        probes = {name: float(np.mean([row["ridge_mse"] for row in select(results.probes, task=task, variant=name)]))
+                  for name in LATENT}
+        used = _used({row["variant"]: row for row in select(results.probes, task=task)}, 0)
+        rows.append(("ridge probe, error", _recovered(probes, used)))
+        for budget in sorted({row["budget"] for row in results.returns} - {0}):
+            found = {row["variant"]: row for row in select(results.returns, task=task, budget=budget)}
+            means = {name: found[name]["mean"] for name in LATENT}
+            rows.append((f"return, {budget} labelled", _recovered(means, _used(found, budget))))
+    note = ("(variant - lapo) / (lapo-no-distractors - lapo), the measure of the paper's later version "
+            "(arXiv 2502.09680v3): 0% is lapo, 100% is no distractors. It says little where those two are close.")
+    return Table("returns", "Recovery: what a variant wins back of what distractors cost lapo", note,
+                 ("labels used", *RECOVERING), rows)
+
+
+def _recovered(values, used):
+    shares = [recovery(values[name], values["lapo"], values[CLEAN]) for name in RECOVERING]
+    return [Cell(used), *(Cell("–" if share is None else f"{share:.0%}") for share in shares)]
+
+
+def _used(found, budget):
+    """The labels that one row of a table stands for, and the variants that used more, by name."""
+    more = {"on slots": found["lapo-slots"], **{name: found[name] for name in LATENT if VARIANTS[name].supervised}}
+    used = [f"{name} {row['labels']}" for name, row in more.items() if row["labels"] > budget]
+    return ", ".join([str(budget), *used])
+
+
 def _statistics(results):
     rows = []
     for task in results.tasks:
@@ -168,12 +205,13 @@ def _statistics(results):
         for row in select(results.returns, task=task):
             labels = f"{row['budget']} labelled" if row["budget"] else "all labels"
             rows.append((f"{row['variant']}, {labels}", [
-                Cell(number(row["mean"], row["stderr"])), Cell(number(row["iqm"])),
+                Cell(_labels(row["labels"])), Cell(number(row["mean"], row["stderr"])), Cell(number(row["iqm"])),
                 Cell(f"{number(row['low'])} to {number(row['high'])}"), Cell(number(row["normalised"])),
-                Cell(f"{row['seeds']} × {row['episodes']}")]))
+                Cell(number(row["improvement"])), Cell(f"{row['seeds']} × {row['episodes']}")]))
     note = ("Undiscounted return of an episode: mean and standard error, interquartile mean with its 95% bootstrap "
-            "interval (arXiv 2108.13264).")
-    columns = ("mean", "IQM", "95% interval", "normalised", "seeds × episodes")
+            "interval (arXiv 2108.13264). P(> lapo) is the probability that an episode returns more than one of "
+            "lapo's at the same budget; at 0.5 neither is better.")
+    columns = ("labels used", "mean", "IQM", "95% interval", "normalised", "P(> lapo)", "seeds × episodes")
     return Table("returns", "Returns of every policy", note, columns, rows)
 
 
@@ -181,14 +219,15 @@ def _full(results):
     names, rows = ("bc-no-distractors", "bc"), []
     for task in results.tasks:
         expert = results.experts[task]
-        cells = [Cell(number(float(expert)), paper=_paper(PAPER_EXPERT.get(task)))]
+        cells = [Cell(_labels(None)), Cell(number(float(expert)), paper=_paper(PAPER_EXPERT.get(task)))]
         for name in names:
             row = select(results.returns, task=task, variant=name, budget=0)[0]
             cells.append(Cell(number(row["mean"], row["stderr"]), f"{row['mean'] / expert:.0%} of expert",
                               _paper(VARIANTS[name].paper.returns.get(task))))
         rows.append((task, cells))
     note = "Return of an episode: the divisors of Table 2. The expert acts in the dataset."
-    return Table("returns", "Table 3. Behaviour cloning on all true actions", note, ("expert", *names), rows)
+    columns = ("labels used", "expert", *names)
+    return Table("returns", "Table 3. Behaviour cloning on all true actions", note, columns, rows)
 
 
 def _slots(results):
@@ -208,7 +247,7 @@ def _slots(results):
         rows += [(f"STEVE, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
         note = (f"{choice['why']} Model: {choice['model']}, restart {choice['restart']}. Probes predict the true "
-                "actions of a few labelled episodes. ")
+                f"actions of labelled trajectories; {choice['labels']} chose restart and slots. ")
         if choice["fg_ari"] is None:
             note += "This dataset has no segmentation to judge the choice by."
         else:
@@ -278,6 +317,10 @@ def _paper(value, spread=None, ratio=""):
     if value is None:
         return ""
     return f"paper {value:g}" + ("" if spread is None else f" ± {spread:g}") + f" {ratio}".rstrip()
+
+
+def _labels(count):
+    return "all" if count is None else number(count)
 
 
 def _time(seconds):

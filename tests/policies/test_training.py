@@ -10,7 +10,7 @@ from oclam.errors import UserError
 from oclam.params import Compute, Finetune
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
-from oclam.policies.training import draw_labelled, fine_tune, predict, regress
+from oclam.policies.training import fine_tune, predict, regress
 from oclam.seeding import seed_of
 
 COMPUTE = Compute(precision="float32", compile=False, devices=1)
@@ -60,17 +60,9 @@ def tune(dataset, frozen, **changed):
     return result
 
 
-def test_larger_budgets_contain_smaller_ones():
-    largest = draw_labelled(100, [2, 8, 64], "cheetah-run 0")
-    assert len(set(largest)) == 64 and set(largest) <= set(range(100))
-    for budget in (2, 8):
-        assert draw_labelled(100, [budget], "cheetah-run 0") == largest[:budget]
-    assert draw_labelled(100, [64], "cheetah-run 1") != largest
-
-
-def test_a_budget_above_the_dataset_is_one_line():
-    with pytest.raises(UserError, match="finetune.budgets: 9 given, the dataset has 8"):
-        draw_labelled(8, [2, 9], "cheetah-run 0")
+def test_a_budget_above_the_dataset_is_one_line(dataset):
+    with pytest.raises(UserError, match="finetune.budgets: 9 given, .*clean.zarr has 4"):
+        tune(dataset, frozen=True, budgets=[2, 9])
 
 
 def test_fit_finds_the_least_squares_solution():
@@ -123,7 +115,7 @@ def test_predictions_stand_in_the_order_of_frames(dataset):
 
 def test_frozen_equals_running_the_actor_at_every_step(dataset):
     fast = tune(dataset, frozen=True)
-    labelled = draw_labelled(4, [3], "cheetah-run 0")
+    labelled = dataset.labelled(3, CARD.seed, "a.b")
     for (policy, card, _), budget in zip(fast, (1, 3), strict=True):
         assert card.budget == budget
         # The same decoder trained through the actor on frames of those trajectories alone.

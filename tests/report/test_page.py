@@ -61,6 +61,30 @@ def test_return_table_quotes_the_paper_at_the_largest_budget_only(results):
     assert row(entry, "8 labelled")["lapo-no-distractors"].value.startswith("28.8")
 
 
+def test_every_table_of_results_says_the_labels_used(results):
+    entry = table(results, "Table 2")
+    assert [row(entry, f"{budget} labelled")["labels used"].value for budget in tree.BUDGETS] == [
+        "2, on slots 4, laom-labels 8", "8"]
+    assert [cell.value for cell in row(table(results, "Table 1"), "labels used").values()] == [
+        "0", "4", "4", "4", "0", "8", "4", "0"]
+    every = table(results, "Returns of every policy")
+    for heading, used in (("lapo, 2 labelled", "2"), ("lapo-slots, 2 labelled", "4"), ("bc, all labels", "all")):
+        assert row(every, heading)["labels used"].value == used
+    chances = {name: row(every, f"{name}, 8 labelled")["P(> lapo)"].value for name in ("lapo", "lapo-slots")}
+    assert chances == {"lapo": "0.500", "lapo-slots": "1.00"} and row(every, "bc, all labels")["P(> lapo)"].value == "–"
+    assert row(table(results, "R² by action"), "lapo-slots")["labels used"].value == "4"
+    assert row(table(results, "Table 3"), tree.TASK)["labels used"].value == "all"
+    assert "4 chose restart and slots" in table(results, "Choice of slots").note
+
+
+def test_recovery_table_is_the_share_of_the_way_from_lapo_to_no_distractors(results):
+    entry = table(results, "Recovery")
+    assert [cell.value for cell in row(entry, "ridge probe, error").values()] == [
+        "0, on slots 4, laom-labels 8", "57%", "86%", "43%", "29%", "71%", "64%"]
+    assert [cell.value for cell in row(entry, "return, 2 labelled").values()] == [
+        "2, on slots 4, laom-labels 8", "14%", "29%", "43%", "57%", "71%", "86%"]
+
+
 def test_cloning_table_says_the_share_of_the_expert(results):
     cells = row(table(results, "Table 3"), tree.TASK)
     assert (cells["expert"].value, cells["bc"].ratio) == ("500", "40% of expert")

@@ -46,6 +46,19 @@ def test_normalised_return_is_a_share_of_cloning_in_the_same_view(results):
         assert (row["mean"], row["normalised"]) == pytest.approx((mean, 100))
 
 
+def test_labels_used_are_the_budget_or_those_that_chose_the_slots_where_they_are_more(results):
+    used = {(row["variant"], row["budget"]): row["labels"] for row in results.returns}
+    for variant in ("lapo-masks", "lapo-slots", "lapo-focus", "laom-masks"):  # 4 chose their slots
+        assert (used[variant, 2], used[variant, 8]) == (4, 8)
+    assert (used["laom-labels", 2], used["laom-labels", 8]) == (8, 8)  # its latent actions know the largest budget
+    for variant in ("lapo", "laom", "lapo-no-distractors", "scratch"):
+        assert (used[variant, 2], used[variant, 8]) == (2, 8)
+    assert used["bc", 0] is used["bc-no-distractors", 0] is None  # all
+    assert {row["variant"]: row["labels"] for row in results.probes} == {
+        "lapo": 0, "lapo-masks": 4, "lapo-slots": 4, "lapo-focus": 4, "laom": 0, "laom-masks": 4, "laom-labels": 8,
+        "lapo-no-distractors": 0}
+
+
 def test_a_policy_that_earns_nothing_normalises_nothing(written, monkeypatch):
     monkeypatch.setitem(tree.FULL_RETURN, "bc", 0.0)
     tree.write()
@@ -67,7 +80,12 @@ def test_metrics_are_means_over_seeds(results):
     assert table["slots"][tree.TASK]["agent_iou"] == pytest.approx(0.5)
     assert table["return"][tree.TASK] == {"expert": 500, **tree.FULL_RETURN}
     assert table["normalised"][tree.TASK]["lapo"] == pytest.approx(100 * tree.mean_return("lapo", 8) / 200, rel=1e-3)
-    assert len(json.dumps(table, indent=2).splitlines()) < 50  # one screenful
+    assert table["recovery"][tree.TASK] == {
+        "probe": {"lapo-masks": 0.5714, "lapo-slots": 0.8571, "lapo-focus": 0.4286, "laom": 0.2857,
+                  "laom-labels": 0.7143, "laom-masks": 0.6429},
+        "return": {"lapo-masks": 0.1429, "lapo-slots": 0.2857, "lapo-focus": 0.4286, "laom": 0.5714,
+                   "laom-labels": 0.7143, "laom-masks": 0.8571}}
+    assert len(json.dumps(table, indent=2).splitlines()) < 70  # a screenful
 
 
 def test_measures_against_no_segmentation_are_none(written):

@@ -3,12 +3,23 @@ import math
 import numpy as np
 import pytest
 
-from oclam.report.statistics import interquartile_mean, summary
+from oclam.report.statistics import improvement, interquartile_mean, recovery, summary
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
     assert interquartile_mean([1000, 3, 1, 2, 4, -1000, 5, 6]) == pytest.approx((2 + 3 + 4 + 5) / 4)
     assert interquartile_mean([[0, 1, 2, 99], [0, 4, 6, 99]]).tolist() == [1.5, 5.0]
+
+
+def test_probability_of_improvement_is_the_share_of_pairs_won():
+    assert improvement([[2, 3], [4, 5]], [0, 1]) == 1 and improvement([0, 1], [[2, 3], [4, 5]]) == 0
+    assert improvement([1, 3], [2]) == 0.5 and improvement([2, 3], [2, 2]) == 0.75  # a tie is half a win
+
+
+def test_recovery_is_0_at_lapo_and_1_without_distractors_whether_more_or_less_is_better():
+    assert recovery(10, 10, 30) == 0 and recovery(30, 10, 30) == 1 and recovery(5, 10, 30) == -0.25
+    assert recovery(0.2, 0.3, 0.1) == pytest.approx(0.5)  # errors fall
+    assert recovery(1.0, 2.0, 2.0) is None and recovery(None, 1.0, 2.0) is None
 
 
 def test_one_seed_counts_episodes():

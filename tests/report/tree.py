@@ -11,6 +11,7 @@ from oclam.variants import ALL_LABELS, LATENT, VARIANTS
 TASK, SEEDS, BUDGETS, EPISODES = "cheetah-run", [0, 1], [2, 8], 5
 SLOTS, GRID, SIZE = 4, 8, 32
 CHOSEN = 2
+LABELS = 4  # chose restart and slots
 PROBES = dict(zip(LATENT, (0.8, 0.4, 0.2, 0.5, 0.6, 0.3, 0.35, 0.1), strict=True))
 FULL_RETURN = {"bc": 200.0, "bc-no-distractors": 400.0}
 PARAMETERS = {"ocp (total)": 3000, "ocp (trainable)": 1000, **{variant: 500 + len(variant) for variant in LATENT},
@@ -79,7 +80,7 @@ def _slots(seed):
              "agent_recall": 0.9 if slot == CHOSEN else 0.03} for slot in range(SLOTS)]
     write_json(paths.slot_table(TASK, seed), {
         "chosen": [CHOSEN], "method": "auto", "combine": "concatenate", "model": "videosaur",
-        "restart": RESTART, "restart_errors": [0.4, 0.3],
+        "restart": RESTART, "restart_errors": [0.4, 0.3], "labels": LABELS,
         "why": f"Slot {CHOSEN} has the lowest error.", "better_than_whole_frame": seed == 0, "stability": 0.95,
         "whole_frame": {"probe_mse": 0.4, "probe_r2": 0.4},
         "chosen_probe": {"probe_mse": 0.2, "probe_r2": 0.7, "vector_mse": 0.5},

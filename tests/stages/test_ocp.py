@@ -15,6 +15,7 @@ import zarr
 from oclam import paths
 from oclam.agent.refinement import refine
 from oclam.artifacts import load_tensors, open_zarr, read_csv, read_json
+from oclam.datasets import open_dataset
 from oclam.encoders.files import save_encoder
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.slots.registration import mask_moments, poses, register
@@ -90,6 +91,7 @@ def test_selected_are_the_agents_slot_and_pixels(project, monkeypatch):
     run(project, "slot_select")
     selection, table = open_zarr(paths.selection("cheetah-run", 0)), read_json(paths.slot_table("cheetah-run", 0))
     assert table["chosen"] == [2] and table["segmentation_choice"] == 2 and table["better_than_whole_frame"]
+    assert table["labels"] == 3
     np.testing.assert_array_equal(selection["slots"][:], vectors[:, :, 2])
     np.testing.assert_array_equal(selection["mask"][:], 255 * agent)
     measured = torch.stack([mask_moments(torch.from_numpy(episode)) for episode in agent])
@@ -168,6 +170,10 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     expected = content(paths.selection("cheetah-run", 0)), table["why"], preview["masks"][0]
     group = zarr.open_group(paths.dataset("cheetah-run", "distracted"), mode="r+")
     del group["segmentation"], group.attrs["segmented_episodes"]
+    unlabelled, = set(range(4)) - set(open_dataset(paths.dataset("cheetah-run", "distracted")).labelled(3, 0, "a.b"))
+    group["actions"][unlabelled] = -group["actions"][unlabelled]  # nothing but labelled actions may choose
+    run(project, "slots")
+    assert content(paths.slots("cheetah-run", 0)) == first[-1]
     run(project, "slot_select")
     table = read_json(paths.slot_table("cheetah-run", 0))
     preview, about = load_tensors(paths.slot_preview("cheetah-run", 0))
