@@ -43,6 +43,7 @@ class Compute(Section):
 
     precision: Literal["float32", "bfloat16"]
     compile: bool
+    threads: Annotated[int, Field(ge=1, le=1024)]  # of one stage: results depend on it, so no machine may choose it
 
 
 class Env(Section):

@@ -150,7 +150,7 @@ def learn_from_images(task: str, seed: int, variant: str, params: SimpleNamespac
 
     params: the sections compute and lapo; background_weight: the loss's weight outside the mask, for lapo-focus.
     """
-    dataset, device = open_dataset(paths.dataset(task, view_of(variant)), task), best_device()
+    dataset, device = open_dataset(paths.dataset(task, view_of(variant)), task), best_device(params.compute.threads)
     episodes, inputs = range(dataset.episodes + dataset.test_episodes), [dataset.path]
     observes = VARIANTS[variant].observes
     pixels, masks = dataset.pixels, None
