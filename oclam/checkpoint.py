@@ -31,7 +31,7 @@ class Checkpoint:
     """
 
     def __init__(self, name: str, params, inputs: Sequence[Path] = (), interval: float = 60.0):
-        key = hashlib.sha256(repr((params, torch.get_num_threads())).encode())
+        key = hashlib.sha256(repr(params).encode())
         for source in _loaded_code():
             key.update(source.read_bytes())
         for path in inputs:

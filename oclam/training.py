@@ -19,8 +19,10 @@ __all__ = ["autocast", "average", "best_device", "count_parameters", "exponentia
            "train", "update"]
 
 
-def best_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+def best_device(threads: int | None = None) -> torch.device:
+    """The GPU where there is one, else the CPU; torch uses `threads` of the CPU from here on (None: as before)."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

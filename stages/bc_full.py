@@ -19,7 +19,7 @@ from oclam.variants import view_of
 def main():
     task, seed, variant = arguments("task", "seed", "variant")
     params = load("compute", "bc")
-    bc, device, view = params.bc, best_device(), view_of(variant)
+    bc, device, view = params.bc, best_device(params.compute.threads), view_of(variant)
     inputs = [paths.dataset(task, view)]
     dataset = open_dataset(inputs[0], task)
     episodes, steps = range(dataset.episodes), dataset.steps

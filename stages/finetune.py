@@ -35,7 +35,7 @@ def main():
         if frozen:
             save_actor(folder / "actor.safetensors", actor, actor_card)
         for policy, its_card, rows in fine_tune(start, card, dataset, settings, params.compute, checkpoints, frozen,
-                                                best_device()):
+                                                best_device(params.compute.threads)):
             save_policy(folder, policy, its_card, frozen)
             losses += [{"budget": its_card.budget, **row} for row in rows]
         write_csv(folder / "losses.csv", losses)

@@ -19,7 +19,7 @@ from oclam.variants import view_of
 def main():
     task, seed, variant = arguments("task", "seed", "variant")
     params = load("compute", "lapo.latent_dim", "lapo.future_offset", "lapo_slots")
-    dataset, device = open_dataset(paths.dataset(task, view_of(variant)), task), best_device()
+    dataset, device = open_dataset(paths.dataset(task, view_of(variant)), task), best_device(params.compute.threads)
     slots = open_zarr(paths.selection(task, seed))["slots"]  # (E, T, D)
     observe = SlotObservations.load(slots, dataset.episodes, device)
     torch.manual_seed(seed_of("lapo", task, seed))

@@ -20,7 +20,7 @@ from oclam.training import autocast, best_device, count_parameters
 def main():
     task, seed, restart = arguments("task", "seed", "restart")
     params = load("compute", "ocp", "steve.feature_hidden", "steve.decoder_hidden", "steve.decoder_layers")
-    ocp, device = params.ocp, best_device()
+    ocp, device = params.ocp, best_device(params.compute.threads)
     inputs = [paths.dataset(task, "distracted"), paths.encoder]
     dataset = open_dataset(inputs[0], task)
     observer = make_observer(ocp, paths.encoder, device)

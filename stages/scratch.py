@@ -37,7 +37,7 @@ def main():
     losses = []
     with atomic(paths.policies(task, seed, "scratch")) as folder:
         for policy, its_card, rows in fine_tune(start, card, dataset, settings, params.compute, checkpoints, False,
-                                                best_device()):
+                                                best_device(params.compute.threads)):
             save_policy(folder, policy, its_card)
             losses += [{"budget": its_card.budget, **row} for row in rows]
         write_csv(folder / "losses.csv", losses)

@@ -20,7 +20,7 @@ def main():
     task, seed = arguments("task", "seed")
     params = load("compute", "restarts", "ocp", "steve.feature_hidden", "steve.decoder_hidden", "steve.decoder_layers",
                   "slots", "slot_select.labelled_episodes")
-    ocp, device = params.ocp, best_device()
+    ocp, device = params.ocp, best_device(params.compute.threads)
     weights = [paths.ocp(task, seed, restart) for restart in params.restarts]
     inputs = [paths.dataset(task, "distracted"), paths.encoder, *weights]
     checkpoint, dataset = Checkpoint(f"slots-{task}-{seed}", params, inputs), open_dataset(inputs[0], task)

@@ -25,7 +25,8 @@ def main():
     task, seed = arguments("task", "seed")
     params = load("compute", "steve", "ocp.slots", "ocp.slot_dim", "ocp.clip_length", "ocp.warmup_steps",
                   "ocp.decay_steps", "ocp.clip_norm", "ocp.window")
-    ocp, steve, source, device = params.ocp, params.steve, paths.dataset(task, "distracted"), best_device()
+    ocp, steve, source = params.ocp, params.steve, paths.dataset(task, "distracted")
+    device = best_device(params.compute.threads)
     checkpoint, dataset = Checkpoint(f"steve-{task}-{seed}", params, [source]), open_dataset(source, task)
     forward = partial(autocast, device, params.compute.precision)
     torch.manual_seed(seed_of("steve", seed))

@@ -22,7 +22,7 @@ from oclam.slots.videosaur import VideoSaur
 from oclam.training import autocast
 
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")
-GPU, COMPUTE = torch.device("cuda"), Compute(precision="bfloat16", compile=False, devices=1)
+GPU, COMPUTE = torch.device("cuda"), Compute(precision="bfloat16", compile=False, devices=1, threads=1)
 T, SIZE, B = 12, 16, 4
 EPOCHS = SimpleNamespace(epochs=1, warmup_epochs=0, learning_rate=1e-3)
 UNSAVED = SimpleNamespace(save=lambda *_, **__: None)

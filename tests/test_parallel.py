@@ -35,7 +35,7 @@ from oclam.slots.videosaur import VideoSaur
 from oclam.training import train, update
 from tests import ROOT
 
-COMPUTE = Compute(precision="float32", compile=False, devices=2)
+COMPUTE = Compute(precision="float32", compile=False, devices=2, threads=1)
 E, T, SIZE, BATCH = 3, 12, 16, 8
 
 

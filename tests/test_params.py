@@ -143,6 +143,7 @@ WRONG = {  # key to change: what is given, what the line must say
     "tasks": ("cheetah-run", "'cheetah-run' given, should be a valid list"),
     "seeds": ([], "[] given, list should have at least 1 item"),
     "compute.compile": ("yes", "'yes' given, should be a valid boolean"),
+    "compute.threads": (0, "0 given, should be greater than or equal to 1"),
     "bc.batch_size": (10**9, "1000000000 given, should be less than or equal to 65536"),
     "lapo.learning_rate": (1e300, "1e+300 given, should be less than or equal to 10"),
     "encoder.image_size": (10**6, "1000000 given, should be less than or equal to 2048"),

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +10,8 @@ from oclam import checkpoint as checkpoint_module
 from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
 from oclam.seeding import torch_rng
-from oclam.training import exponential_decay, linear_decay, train
+from oclam.training import best_device, exponential_decay, linear_decay, train
+from tests import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +139,23 @@ def test_exponential_decay_halves_at_its_half_life():
     assert exponential_decay(9, 100, 10) == pytest.approx(10 / 11)
     assert exponential_decay(100, 100, 10) == pytest.approx(0.5)
     assert exponential_decay(190, 100, 10) == pytest.approx(0.25)
+
+
+def test_the_parameter_and_not_the_machine_decides_on_threads():
+    script = "import stages, torch; from oclam.training import best_device; print(torch.get_num_threads()); "
+    script += "best_device(3); print(torch.get_num_threads()); best_device(); print(torch.get_num_threads())"
+    for threads in ("2", "7"):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                              env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads})
+        assert done.stdout.split() == ["1", "3", "3"]
+
+
+def test_a_checkpoint_is_found_again_with_other_threads():
+    with pytest.raises(Killed):
+        run(30, kill_at=17)
+    before = torch.get_num_threads()
+    best_device(before + 1)
+    try:
+        run(30, break_at=14)  # resumed after it
+    finally:
+        torch.set_num_threads(before)

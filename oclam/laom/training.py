@@ -105,7 +105,7 @@ def learn_laom(task: str, seed: int, variant: str, params: SimpleNamespace, labe
     params: the sections compute and laom; of lapo latent_dim, frame_stack, future_offset, encoder_scale and
     residual_blocks.
     """
-    lapo, device = params.lapo, best_device()
+    lapo, device = params.lapo, best_device(params.compute.threads)
     dataset, observe, inputs = open_frames(task, seed, variant, lapo.frame_stack, device)
     torch.manual_seed(seed_of("laom", task, seed))
     with device:

@@ -178,7 +178,7 @@ def learn_from_images(task: str, seed: int, variant: str, params: SimpleNamespac
 
     params: the sections compute and lapo; background_weight: the loss's weight outside the mask, for lapo-focus.
     """
-    device = best_device()
+    device = best_device(params.compute.threads)
     dataset, observe, inputs = open_frames(task, seed, variant, params.lapo.frame_stack, device, background_weight)
     torch.manual_seed(seed_of("lapo", task, seed))
     with device:

@@ -21,7 +21,7 @@ E, HELD_OUT, T, SIZE = 3, 2, 12, 16
 LAOM = Laom(hidden_dim=8, expansion=2, batch_size=8, epochs=3.0, warmup_epochs=0.5, learning_rate=1e-3,
             target_rate=0.1, augmentation=0.5, centred=True)
 PARAMS = SimpleNamespace(
-    compute=Compute(devices=1, precision="float32", compile=False), laom=LAOM,
+    compute=Compute(precision="float32", compile=False, devices=1, threads=1), laom=LAOM,
     lapo=SimpleNamespace(latent_dim=4, frame_stack=2, future_offset=3, encoder_scale=1, residual_blocks=1))
 LABELS = Labels([2, 0], batch_size=12, coefficient=1.0)  # more than the 8 of the other triples
 

@@ -20,7 +20,7 @@ from oclam.variants import view_of
 E, HELD_OUT, T, SIZE = 3, 2, 12, 16
 VARIANTS = {"lapo": None, "lapo-masks": None, "lapo-no-distractors": None, "lapo-focus": 0.1}
 PARAMS = SimpleNamespace(
-    compute=Compute(precision="float32", compile=False, devices=1),
+    compute=Compute(precision="float32", compile=False, devices=1, threads=1),
     lapo=LapoImage(latent_dim=4, frame_stack=2, future_offset=3, encoder_scale=1, residual_blocks=1, batch_size=8,
                    epochs=3.0, warmup_epochs=0.5, learning_rate=1e-3))
 

@@ -13,7 +13,7 @@ from oclam.policies.networks import Policy
 from oclam.policies.training import fine_tune, predict, regress
 from oclam.seeding import seed_of
 
-COMPUTE = Compute(precision="float32", compile=False, devices=1)
+COMPUTE = Compute(precision="float32", compile=False, devices=1, threads=1)
 CARD = Card("cheetah-run", "clean", "lapo", 0, image_size=16, frame_stack=2, encoder_scale=1, residual_blocks=0,
             latent_dim=6, hidden_dim=5, action_dim=2)
 
