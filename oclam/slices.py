@@ -197,7 +197,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.slices", description=__doc__.splitlines()[0],
                                      epilog="Status: 0, all is done; 75, call again; 1, a stage failed.")
     parser.add_argument("--minutes", type=float, required=True, help="a little less than the queue's limit")
-    parser.add_argument("--until", metavar="STAGE", help="the last stage, or instance such as lapo@cheetah-run-0")
+    parser.add_argument("--until", metavar="STAGE", help="the last stage, or instance such as slots@cheetah-run-0")
     parser.add_argument("--jobs", type=int, default=1, help="stages side by side, among which the cores are shared")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))  # the queue's end is a slice's end too
