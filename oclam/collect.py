@@ -7,7 +7,6 @@ has a record with the SHA-256 of its files, from which a killed collection resum
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +22,7 @@ import zarr
 from oclam.artifacts import atomic, write_json
 from oclam.envs import make, rendering
 from oclam.errors import UserError
+from oclam.machine import cores
 from oclam.params import Collect, Env
 from oclam.progress import Progress
 from oclam.seeding import numpy_rng, seed_of
@@ -105,7 +105,7 @@ def collect(plan: Collection, folder: Path, path: Path, workers: int | None = No
     frames = plan.params.steps
     done = sum(len(plan.members(shard)) for shard in range(plan.shards) if shard not in todo)
     with Progress(plan.episodes * frames, f"collect {plan.task} {plan.view}", " frames", initial=done * frames) as bar:
-        workers = min(workers or len(os.sched_getaffinity(0)), len(todo))
+        workers = min(workers or len(cores()), len(todo))
         if workers:
             with _processes(workers, _start, (plan, store, records)) as pool:
                 for future in as_completed([pool.submit(_make_shard, shard) for shard in todo]):

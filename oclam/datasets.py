@@ -20,6 +20,7 @@ import zarr
 from oclam.artifacts import atomic, digest, open_zarr
 from oclam.checkpoint import FOLDER
 from oclam.errors import UserError
+from oclam.machine import available_memory
 from oclam.progress import Progress
 from oclam.seeding import torch_rng
 
@@ -129,7 +130,7 @@ class Frames:
         on_gpu = device.type == "cuda" and size <= (allowance_bytes or 0.8 * torch.cuda.mem_get_info(device)[0])
         message = f"{array.name[1:]}: {size / 1e9:.3g} GB"
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that load the same (oclam.parallel)
-        if not on_gpu and size > (allowance_bytes or 0.5 * _available_memory() / processes):
+        if not on_gpu and size > (allowance_bytes or 0.5 * available_memory() / processes):
             mapped = range(array.shape[0]) if isinstance(episodes, range) else episodes  # all ranges share one file
             path, start = _mapped_file(array, mapped), mapped.index(episodes[0])
             print(f"{message}, more than memory allows: mapped from {path}", file=sys.stderr)
@@ -157,18 +158,6 @@ class Frames:
             torch.index_select(self._rows, 0, index, out=out.view(len(index), -1).view(self._rows.dtype))
             rows = out
         return rows.to(self.device, non_blocking=True)
-
-
-def _available_memory():
-    """Bytes of memory that this process may still use, the container's limit included."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # counts reclaimable cache as available
-        available = int(meminfo.read_text().split("MemAvailable:")[1].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        available = min(available, int(limit) - int((group / "memory.current").read_text()))
-    return available
 
 
 def _read(array, episodes):

@@ -185,7 +185,7 @@ def test_mapped_rows_equal_those_in_memory_and_the_file_is_made_once(store, monk
 
 def test_processes_that_train_together_share_the_memory(store, monkeypatch, capsys):
     size = EPISODES * STEPS * 8 * 8 * 3
-    monkeypatch.setattr(datasets, "_available_memory", lambda: 3 * size)  # of which half may be used
+    monkeypatch.setattr(datasets, "available_memory", lambda: 3 * size)  # of which half may be used
     for processes, place in {"1": "host memory", "2": "mapped from"}.items():
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         load(store)

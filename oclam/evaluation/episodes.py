@@ -5,7 +5,6 @@ The batches depend on the policies and episodes alone, so that the number of wor
 """
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from oclam.errors import UserError
+from oclam.machine import cores
 from oclam.policies.files import Agent
 from oclam.policies.networks import Policy
 from oclam.progress import Progress
@@ -84,7 +84,7 @@ class Environments:
     """
 
     def __init__(self, make: Callable, groups: Sequence[np.ndarray], workers: int | None = None):
-        workers = min(workers or len(os.sched_getaffinity(0)), max(map(len, groups)))
+        workers = min(workers or len(cores()), max(map(len, groups)))
         before = np.cumsum([0, *map(len, groups)])  # shared out over all groups: no worker has two more than another
         self._shares = [[range((worker - first) % workers, len(group), workers) for worker in range(workers)]
                         for first, group in zip(before, groups, strict=False)]

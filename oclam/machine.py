@@ -1,0 +1,55 @@
+"""What this process may use of the machine: cores and memory, as its control groups (version 1 or 2) grant them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["available_memory", "cores"]
+
+GROUPS, MEMBERSHIP, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
+
+
+def cores() -> list[int]:
+    """The numbers of the cores that this process may use, as many as its quota of CPU time is worth, at least one."""
+    ours = sorted(os.sched_getaffinity(0))
+    return ours[:max(int(min([len(ours), *_quotas()])), 1)]
+
+
+def _quotas():
+    for group in _groups("cpu"):
+        quota, period = (_read(group / "cpu.max") or "max max").split()
+        if quota == "max":
+            quota, period = _read(group / "cpu.cfs_quota_us") or "-1", _read(group / "cpu.cfs_period_us")
+        if int(quota) > 0:
+            yield int(quota) / int(period)
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process may still use; what the system would free for it counts as available."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if MEMINFO.exists():
+        available = int(MEMINFO.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    for group in _groups("memory"):
+        limit = _read(group / "memory.max") or _read(group / "memory.limit_in_bytes") or "max"
+        if limit != "max":
+            used = int(_read(group / "memory.current") or _read(group / "memory.usage_in_bytes"))
+            statistics = (line.split() for line in (_read(group / "memory.stat") or "").splitlines())
+            cached = {key: int(value) for key, value in statistics}
+            free = int(limit) - used + cached.get("total_inactive_file", cached.get("inactive_file", 0))
+            available = min(available, free)
+    return max(available, 0)
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """The folders of the control groups of this process that can limit `controller`, each with those around it."""
+    lines = MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else []
+    for number, names, path in (line.split(":", 2) for line in lines):
+        mounts = [GROUPS, GROUPS / "unified"] if number == "0" else [GROUPS / controller]
+        if number == "0" or controller in names.split(","):
+            for mount in mounts:
+                own = mount / path.lstrip("/")
+                yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(mount))
+
+
+def _read(path):
+    return path.read_text().strip() if path.is_file() else None

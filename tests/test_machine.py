@@ -1,0 +1,66 @@
+"""Cores and memory that control groups grant, of both versions, nested ones too."""
+
+import os
+
+import pytest
+
+from oclam import machine
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """A function that lays out files of control groups, and says in which ones this process is."""
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1, 2, 0})
+    (tmp_path / "meminfo").write_text("MemTotal: 999 kB\nMemAvailable: 500 kB\n")
+
+    def lay_out(membership, files):
+        (tmp_path / "membership").write_text(membership)
+        for name, content in files.items():
+            path = tmp_path / "groups" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+
+    return lay_out
+
+
+@pytest.mark.parametrize(("membership", "files", "count"), [
+    ("", {}, 4),
+    ("0::/\n", {"cpu.max": "max 100000"}, 4),
+    ("0::/\n", {"cpu.max": "250000 100000"}, 2),
+    ("0::/job/step\n", {"job/cpu.max": "100000 100000", "job/step/cpu.max": "max 100000"}, 1),
+    ("0::/\n", {"cpu.max": "50000 100000"}, 1),
+    ("4:cpu,cpuacct:/job\n", {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+    ("4:cpuset:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+])
+def test_cores_are_the_least_that_affinity_and_quotas_allow(groups, membership, files, count):
+    groups(membership, files)
+    assert machine.cores() == list(range(count))
+
+
+KB = 1024
+
+
+@pytest.mark.parametrize(("membership", "files", "kilobytes"), [
+    ("", {}, 500),
+    ("0::/\n", {"memory.max": "max", "memory.current": "7"}, 500),
+    ("0::/\n", {"memory.max": str(300 * KB), "memory.current": str(100 * KB)}, 200),
+    ("0::/\n", {"memory.max": str(300 * KB), "memory.current": str(100 * KB),
+                "memory.stat": f"anon 5\ninactive_file {40 * KB}"}, 240),
+    ("0::/a/b\n", {"a/memory.max": str(90 * KB), "a/memory.current": str(20 * KB), "a/b/memory.max": "max"}, 70),
+    ("9:memory:/a\n", {"memory/a/memory.limit_in_bytes": str(80 * KB), "memory/a/memory.usage_in_bytes": str(50 * KB),
+                       "memory/a/memory.stat": f"inactive_file 1\ntotal_inactive_file {10 * KB}",
+                       "memory/memory.limit_in_bytes": str(2**63 - 4096), "memory/memory.usage_in_bytes": "0"}, 40),
+    ("0::/\n", {"memory.max": "1000", "memory.current": "2000"}, 0),
+])
+def test_memory_is_the_least_that_the_machine_and_its_groups_have_left(groups, membership, files, kilobytes):
+    groups(membership, files)
+    assert machine.available_memory() == kilobytes * KB
+
+
+def test_here_both_are_what_the_system_says_at_most():
+    assert set(machine.cores()) <= os.sched_getaffinity(0) and machine.cores()
+    assert 0 < machine.available_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
