@@ -13,7 +13,7 @@ ifdef SCALE
 	@test -f "params/$(SCALE).yaml" || { echo "error: SCALE=$(SCALE): there is no params/$(SCALE).yaml" >&2; exit 1; }
 	python -m oclam.params "params/$(SCALE).yaml"
 endif
-	dvc repro
+	python -m oclam.slices --dvc
 
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -q -n auto

@@ -1,13 +1,14 @@
-"""The pipeline in slices of limited time, for batch queues that end jobs early and for machines without DVC.
+"""The stages of dvc.yaml side by side, as cores and GPUs allow, for a limited time where a queue ends jobs early.
 
-`python -m oclam.slices --minutes 9` runs the stages of dvc.yaml in order, skips what is done and stops in time; called
-again, it resumes, also on another machine with a copy of the tree with its `data`, `reports` and `.resume`.
+`python -m oclam.slices` skips what is done and resumes what is not, also on another machine with a copy of the tree
+with its `data`, `reports` and `.resume`. Every stage writes its log to `.resume/logs`.
 """
 
 import argparse
 import ctypes
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -15,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass
 from functools import reduce
 from graphlib import TopologicalSorter
@@ -28,11 +28,14 @@ import yaml
 from oclam.artifacts import digest, read_json, write_json
 from oclam.cli import only_one
 from oclam.errors import UserError
+from oclam.machine import cores
 from oclam.params import read
 
-__all__ = ["Stage", "expand", "needed_for", "run_slice", "upstream"]
+__all__ = ["Stage", "adopt", "expand", "needed_for", "record", "run_slice", "upstream"]
 
-RECORDS = Path(".resume/slices")
+RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
+WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
+GLANCE = 30.0  # seconds between two views of what runs
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 PLACE = re.compile(r"\$\{([\w.]+)\}")
 
@@ -106,6 +109,7 @@ class _Job:
 
     def __init__(self, stage, params):
         self.stage, self.key, self.record = stage, stage.key(params), RECORDS / f"{stage.name}.json"
+        self.log = LOGS / f"{stage.name}.log"
         record = self._read()
         started = record["key"] == self.key
         self.done = started and record["done"] and all(Path(out).exists() for out in stage.outs)
@@ -118,15 +122,27 @@ class _Job:
             print(f"{error}: {self.stage.name} runs again", file=sys.stderr)
             return {"key": None}
 
-    def start(self, cores: list[int]) -> None:
-        """Run the stage on these cores only."""
+    def write(self, done: bool, seconds: float = 0.0) -> None:
+        """Record how far the stage is with these parameters and dependencies."""
+        write_json(self.record, {"key": self.key, "done": done, "seconds": round(seconds, 1)})
+
+    def devices(self, asked: int) -> int:
+        """How many GPUs the stage has for itself, where every training has `asked`."""
+        return asked if "compute" in self.stage.params else 0
+
+    def start(self, cores: list[int], gpus: list[str]) -> None:
+        """Run the stage on these cores only, and on these GPUs if there are any."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
                                     "OCLAM_SPENT": str(self.spent)}
-        self.cores, self.started, ours = cores, time.monotonic(), os.sched_getaffinity(0)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        self.cores, self.gpus, self.started, ours = cores, gpus, time.monotonic(), os.sched_getaffinity(0)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         os.sched_setaffinity(0, cores)  # inherited
         # A group of its own, so that its workers end with it, but the queue's session, so that no job outlives it.
-        self.process = subprocess.Popen([sys.executable, *shlex.split(self.stage.cmd)[1:]], env=environment,
-                                        process_group=0, preexec_fn=_end_with_parent)
+        with self.log.open("a" if self.spent else "w") as log:
+            self.process = subprocess.Popen([sys.executable, *shlex.split(self.stage.cmd)[1:]], env=environment,
+                                            stdout=log, stderr=log, process_group=0, preexec_fn=_end_with_parent)
         os.sched_setaffinity(0, ours)
 
     def end(self) -> int:
@@ -134,9 +150,13 @@ class _Job:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
         status = self.process.wait()
-        seconds = self.spent + time.monotonic() - self.started
-        write_json(self.record, {"key": self.key, "done": status == 0, "seconds": round(seconds, 1)})
+        self.write(status == 0, self.spent + time.monotonic() - self.started)
         return status
+
+    def said(self) -> str:
+        """The last line of the stage's log."""
+        lines = self.log.read_text(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _end_with_parent():
@@ -144,65 +164,121 @@ def _end_with_parent():
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def run_slice(minutes: float, until: str | None = None, jobs: int = 1) -> bool:
+def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | None = None) -> bool:
     """Run what is not done yet for at most `minutes`, and stop what still runs then; whether all is done.
 
     A stage is done when it succeeded with these parameters and dependencies, and its outputs exist.
 
     Args:
         until: as in `needed_for`.
-        jobs: how many stages run side by side, each on its share of the cores.
-    Raises UserError when a stage fails; those beside it are stopped and resume at the next call.
+        jobs: how many stages run side by side at most, each on its share of the cores; None: as many as cores.
+    Raises UserError that names the stages that failed, once all that does not need them is done.
     """
-    deadline, params, cores = time.monotonic() + 60 * minutes, read().model_dump(), sorted(os.sched_getaffinity(0))
-    if not 1 <= jobs <= len(cores):
-        raise UserError(f"--jobs: {jobs} given, 1 to {len(cores)} can share {len(cores)} cores")
-    shares = [cores[job::jobs] for job in range(jobs)]
+    deadline, params, free, gpus = time.monotonic() + 60 * minutes, read().model_dump(), cores(), _gpus()
+    jobs = len(free) if jobs is None else jobs
+    if not 1 <= jobs <= len(free):
+        raise UserError(f"--jobs: {jobs} given, 1 to {len(free)} can share {len(free)} cores")
+    share, devices = len(free) // jobs, min(params["compute"]["devices"], len(gpus))
     stages = needed_for(until, expand(yaml.safe_load(Path("dvc.yaml").read_text()), params))
     graph = TopologicalSorter({name: upstream(stage, stages) for name, stage in stages.items()})
     graph.prepare()
-    ready, running = deque(), []
+    order = {name: place for place, name in enumerate(stages)}  # what most others wait for stands first
+    done, waiting, running, failed, glance = 0, [], [], [], time.monotonic() + GLANCE
     try:
-        while graph.is_active():
-            ready.extend(graph.get_ready())
-            if ready and shares:
-                job = _Job(stages[ready.popleft()], params)
-                if job.done:
-                    graph.done(job.stage.name)
-                    continue
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                print(f"{job.stage.name}, {left / 60:.1f} minutes left", flush=True)
-                job.start(shares.pop())
-                running.append(job)
-            elif ended := [job for job in running if job.process.poll() is not None]:
-                for job in ended:
-                    running.remove(job)
-                    shares.append(job.cores)
-                    if status := job.end():
-                        raise UserError(f"{job.stage.name} ended with status {status}: {job.stage.cmd}")
-                    graph.done(job.stage.name)
-            elif time.monotonic() >= deadline:
+        while True:
+            while ready := graph.get_ready():
+                for job in [_Job(stages[name], params) for name in ready]:
+                    if job.done:
+                        graph.done(job.stage.name)
+                        done += 1
+                    else:
+                        waiting.append(job)
+            if not waiting and not running:
+                break
+            if time.monotonic() >= deadline:
                 return False
-            else:
-                time.sleep(0.05)
+            possible = [job for job in waiting if job.devices(devices) <= len(gpus)]
+            if possible and len(running) < jobs and len(free) >= share:
+                job = min(possible, key=lambda job: order[job.stage.name])
+                count = max(share, len(free) // len(waiting)) if job.stage.name.split("@")[0] in WORKERS else share
+                job.start([free.pop() for _ in range(count)], [gpus.pop() for _ in range(job.devices(devices))])
+                waiting.remove(job)
+                running.append(job)
+                print(f"{job.stage.name} starts; of {len(stages)} stages {done} are done", flush=True)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                free += job.cores
+                gpus += job.gpus
+                if status := job.end():
+                    failed.append(job.stage.name)
+                    print(f"{job.stage.name} ended with status {status}, see {job.log}: {job.said()}", flush=True)
+                else:
+                    graph.done(job.stage.name)
+                    done += 1
+            if time.monotonic() >= glance:
+                glance += GLANCE
+                print("\n".join(f"  {job.stage.name}: {job.said()}" for job in running), flush=True)
+            time.sleep(0.05)
     finally:
         for job in running:
             job.end()
+    if failed:
+        rest = len(stages) - done - len(failed)
+        raise UserError(f"{', '.join(failed)} failed, and {rest} of the stages need what it makes")
     return True
+
+
+def _gpus():
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return named.split(",")
+    if not Path("/proc/driver/nvidia").exists():
+        return []
+    import torch  # which takes seconds
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def adopt() -> None:
+    """Take what DVC has recorded, and what did not change since, for done."""
+    from dvc.repo import Repo  # machines that run slices alone need no DVC
+
+    with Repo() as repo:
+        changed = repo.status()
+    params = read().model_dump()
+    for name, stage in expand(yaml.safe_load(Path("dvc.yaml").read_text()), params).items():
+        if name not in changed:
+            _Job(stage, params).write(done=True)
+
+
+def record() -> None:
+    """Let DVC record every stage that is done, and nothing else, in dvc.lock."""
+    from dvc.repo import Repo
+
+    params = read().model_dump()
+    with Repo() as repo:
+        for name, stage in expand(yaml.safe_load(Path("dvc.yaml").read_text()), params).items():
+            if _Job(stage, params).done:
+                repo.commit(name, force=True)
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.slices", description=__doc__.splitlines()[0],
                                      epilog="Status: 0, all is done; 75, call again; 1, a stage failed.")
-    parser.add_argument("--minutes", type=float, required=True, help="a little less than the queue's limit")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="a little less than the queue's limit")
     parser.add_argument("--until", metavar="STAGE", help="the last stage, or instance such as slots@cheetah-run-0")
-    parser.add_argument("--jobs", type=int, default=1, help="stages side by side, among which the cores are shared")
+    parser.add_argument("--jobs", type=int, help="stages side by side, among which the cores are shared; one a core")
+    parser.add_argument("--dvc", action="store_true", help="begin from DVC's record, and end with it")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))  # the queue's end is a slice's end too
     with only_one("slices"):
-        done = run_slice(arguments.minutes, arguments.until, arguments.jobs)
+        if arguments.dvc:
+            adopt()
+        try:
+            done = run_slice(arguments.minutes, arguments.until, arguments.jobs)
+        finally:
+            if arguments.dvc:
+                record()
     if not done:
         print("The time is over; the same command resumes here", flush=True)
         sys.exit(os.EX_TEMPFAIL)
