@@ -154,12 +154,17 @@ class Ocp(Section):
 class Steve(Section):
     """STEVE, which the report shows beside the model of ocp (paper, appendix A); all else is as in ocp."""
 
-    feature_hidden: Size  # channels of the convolutions; these three too where ocp.model is steve
+    published: bool  # STEVE's published form; false: a small relative. This and the next four too if ocp.model is steve
+    feature_hidden: Size  # channels of the convolutions
     decoder_hidden: Size  # channels of the discrete VAE
     decoder_layers: Size  # of the transformer that predicts the tokens
+    vocabulary: Size  # tokens
+    slot_dim: Annotated[int, Field(ge=4, le=2**16, multiple_of=4)]
     batch_size: Size
     steps: Count
     learning_rate: Rate
+    warmup_steps: Natural
+    decay_steps: Count
 
 
 class Slots(Section):
@@ -343,6 +348,8 @@ class Params(Section):
                 self.ocp.similarity_weight, "it and ocp.reconstruction_weight cannot both be 0")
         require(self.ocp.model == "videosaur" or self.ocp.masks == "attention", "ocp.masks", self.ocp.masks,
                 "ocp.model steve needs attention")
+        require(self.ocp.model == "videosaur" or not self.steve.published or self.ocp.decoded_patches is None,
+                "ocp.decoded_patches", self.ocp.decoded_patches, "steve.published takes all, null")
         devices = self.compute.devices
         require(devices == 1 or self.ocp.model == "videosaur", "compute.devices", devices,
                 "ocp.model steve normalises over its batch and draws at random, so it trains on 1")

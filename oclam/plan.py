@@ -25,7 +25,7 @@ from oclam.laom.models import LaomModel
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.params import Params, read
 from oclam.policies.networks import ActionDecoder, Actor
-from oclam.slots.steve import Steve
+from oclam.slots.steve import make_steve
 from oclam.slots.videosaur import VideoSaur
 from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
 
@@ -145,8 +145,8 @@ class Plan:
                               published=ocp.published, **sizes)
             clip = 2 * [torch.empty(1, ocp.clip_length, patches, vit.embed_dim)]  # features and keys
         else:
-            frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip()
-        return frozen, *self.slot_model(model, clip, ocp.decoded_patches), clip, model.grid
+            frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip(ocp.slot_dim)
+        return frozen, *self.slot_model(model, clip, ocp.slot_dim, ocp.decoded_patches), clip, model.grid
 
     def ocp(self) -> Cost:
         ocp, (frozen, slots, _, clip, _) = self.params.ocp, self.object_centric_model
@@ -171,22 +171,22 @@ class Plan:
 
     def steve(self) -> Cost:
         steve, collect = self.params.steve, self.params.collect
-        slots, extraction = self.slot_model(*self.steve_and_clip())
+        slots, extraction = self.slot_model(*self.steve_and_clip(steve.slot_dim), steve.slot_dim)
         clips, segmented = steve.steps * steve.batch_size, collect.segmented_episodes * collect.steps
         return Cost("steve", self.runs, "frames", slots.size, slots.size, samples=clips * self.params.ocp.clip_length,
                     flops=clips * slots.both + segmented * extraction.forward,
                     memory=16 * slots.size + steve.batch_size * slots.activations,
                     data=self.training_frames * self.pixels)
 
-    def steve_and_clip(self) -> tuple:
+    def steve_and_clip(self, slot_dim: int) -> tuple:
         ocp, size = self.params.ocp, self.params.env.image_size
-        widths = self.params.steve.model_dump(include={"feature_hidden", "decoder_hidden", "decoder_layers"})
-        model = Steve(size, slots=ocp.slots, slot_dim=ocp.slot_dim, **widths)
-        return model, [torch.empty(1, ocp.clip_length, 3, size, size)]
+        clip = [torch.empty(1, ocp.clip_length, 3, size, size)]
+        return make_steve(self.params.steve, size, ocp.slots, slot_dim), clip
 
-    def slot_model(self, model: nn.Module, clip: list[torch.Tensor], decoded: int | None = None) -> tuple:
+    def slot_model(self, model: nn.Module, clip: list[torch.Tensor], slot_dim: int,
+                   decoded: int | None = None) -> tuple:
         """A model of slots as it trains on a clip, and as it extracts a frame's slots and masks, measured."""
-        noise = torch.empty(1, self.params.ocp.slots, self.params.ocp.slot_dim)
+        noise = torch.empty(1, self.params.ocp.slots, slot_dim)
         decoded = torch.arange(decoded or model.grid**2)
 
         def extract():

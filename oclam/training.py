@@ -59,20 +59,25 @@ def average(tensors: list[torch.Tensor]) -> None:
             tensor /= distributed.get_world_size()
 
 
-def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float,
-           clip_norm: float | None = None) -> None:
-    """One step of the optimizer at this learning rate; gradients of a larger norm than `clip_norm` are scaled to it.
+def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float | list[float],
+           clip_norm: float | None = None, norm: float = 2.0) -> None:
+    """One step of the optimizer; gradients of a larger norm than `clip_norm` are scaled to it.
 
-    loss: the mean over this process's share of the batch.
+    Args:
+        loss: the mean over this process's share of the batch.
+        learning_rate: of all parameters, or one for each of the optimizer's groups.
+        norm: 2 for the Euclidean one, infinity for the largest absolute value.
     """
     optimizer.zero_grad()
     loss.backward()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     average([weight.grad for weight in weights if weight.grad is not None])
     if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(weights, clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        torch.nn.utils.clip_grad_norm_(weights, clip_norm, norm)
+    groups = optimizer.param_groups
+    rates = learning_rate if isinstance(learning_rate, list) else [learning_rate] * len(groups)
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
     optimizer.step()
 
 

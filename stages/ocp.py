@@ -19,7 +19,8 @@ from oclam.training import autocast, best_device, count_parameters
 
 def main():
     task, seed, restart = arguments("task", "seed", "restart")
-    params = load("compute", "ocp", "steve.feature_hidden", "steve.decoder_hidden", "steve.decoder_layers")
+    params = load("compute", "ocp", "steve.published", "steve.feature_hidden", "steve.decoder_hidden",
+                  "steve.decoder_layers", "steve.vocabulary")
     ocp, device = params.ocp, best_device(params.compute.threads)
     inputs = [paths.dataset(task, "distracted"), paths.encoder]
     dataset = open_dataset(inputs[0], task)

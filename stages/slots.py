@@ -18,7 +18,8 @@ from oclam.training import autocast, best_device
 
 def main():
     task, seed = arguments("task", "seed")
-    params = load("compute", "restarts", "ocp", "steve.feature_hidden", "steve.decoder_hidden", "steve.decoder_layers",
+    params = load("compute", "restarts", "ocp", "steve.published", "steve.feature_hidden", "steve.decoder_hidden",
+                  "steve.decoder_layers", "steve.vocabulary",
                   "slots", "slot_select.labelled_episodes")
     ocp, device = params.ocp, best_device(params.compute.threads)
     weights = [paths.ocp(task, seed, restart) for restart in params.restarts]

@@ -105,7 +105,7 @@ def test_every_script_is_a_stage():
 
 
 MODELS = ("cnn", "encoders.frozen", "laom.models", "latent_actions.models", "policies.networks", "slots.attention",
-          "slots.steve", "slots.videosaur")
+          "slots.published_steve", "slots.steve", "slots.videosaur")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -84,7 +84,7 @@ def test_behaviour_cloning():
 @pytest.mark.parametrize("decoded", [None, 5])
 @pytest.mark.parametrize("make", [
     lambda sizes: (VideoSaur(48, 16, feature_hidden=8, **sizes), [torch.empty(B, 3, 16, 48)] * 2),
-    lambda sizes: (Steve(SIZE, feature_hidden=8, **sizes), [torch.empty(B, 3, 3, SIZE, SIZE)])])
+    lambda sizes: (Steve(SIZE, feature_hidden=8, vocabulary=16, **sizes), [torch.empty(B, 3, 3, SIZE, SIZE)])])
 def test_object_centric_models(make, decoded):
     with GPU:
         model, clips = make({"slots": 3, "slot_dim": 8, "decoder_hidden": 8, "decoder_layers": 1})
@@ -97,7 +97,8 @@ def test_object_centric_models(make, decoded):
 
 def test_clips_and_extraction():
     with GPU:
-        model = Steve(SIZE, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=8, decoder_layers=1)
+        model = Steve(SIZE, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=8, decoder_layers=1,
+                      vocabulary=16)
     clips = Clips(rows(SIZE, SIZE, 3), to_unit, episodes=3, steps=T, length=3, batch_size=B, kept=None, seed=0)
     assert [part.device.type for part in clips(0)] == ["cuda"]
     projected, = _project([model], to_unit, torch.empty(2, 5, SIZE, SIZE, 3, dtype=torch.uint8, device=GPU))

@@ -98,7 +98,8 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "ocp.similarity_weight": 0.1, "ocp.similarity_temperature": 0.075, "ocp.reconstruction_weight": 0,
     "ocp.published": True, "slots.vectors": "attention",
     "ocp.kept_clips": None, "ocp.masks": "decoder", "ocp.window": None,
-    "steve.batch_size": 128, "steve.steps": 100000, "steve.learning_rate": 3e-4,
+    "steve.published": True, "steve.batch_size": 24, "steve.steps": 200000, "steve.learning_rate": 3e-4,
+    "steve.warmup_steps": 30000, "steve.decay_steps": 250000,
     "lapo_slots.batch_size": 8192, "lapo_slots.hidden_dim": 1024, "lapo_slots.epochs": 30, "lapo_slots.expansion": 4,
     "lapo_slots.learning_rate": 5e-5, "lapo_slots.warmup_epochs": 3, "lapo.future_offset": 10,
     "lapo.latent_dim": 8192, "lapo.batch_size": 512, "lapo.epochs": 10, "lapo.frame_stack": 3, "lapo.encoder_scale": 6,
@@ -176,6 +177,8 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "bc.batch_size": ({"compute.devices": 2, "bc.batch_size": 31}, "31 given, compute.devices = 2 must divide it"),
     "ocp.batch_size": ({"compute.devices": 5}, "24 given, compute.devices = 5 must divide it"),
     "compute.devices": ({"compute.devices": 2, "ocp.model": "steve"}, "2 given, ocp.model steve normalises over its "),
+    "ocp.decoded_patches": ({"ocp.model": "steve", "ocp.masks": "attention", "steve.published": True},
+                            "64 given, steve.published takes all, null"),
     "ocp.masks": ({"ocp.model": "steve", "ocp.masks": "decoder"}, "'decoder' given, ocp.model steve needs attention"),
 }
 

@@ -10,7 +10,7 @@ from oclam import checkpoint as checkpoint_module
 from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
 from oclam.seeding import torch_rng
-from oclam.training import best_device, exponential_decay, linear_decay, train
+from oclam.training import best_device, exponential_decay, linear_decay, train, update
 from tests import ROOT
 
 
@@ -159,3 +159,11 @@ def test_a_checkpoint_is_found_again_with_other_threads():
         run(30, break_at=14)  # resumed after it
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("norm", "scale"), [(2.0, 1 / 5), (float("inf"), 1 / 4)])
+def test_an_update_has_a_rate_for_each_group_and_clips_by_the_norm(norm, scale):
+    weights = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=0)
+    update(optimizer, (3 * weights[0] - 4 * weights[1]).sum(), [1.0, 10.0], 1.0, norm)
+    assert [weight.item() for weight in weights] == pytest.approx([-3 * scale, 40 * scale])

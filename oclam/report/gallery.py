@@ -13,7 +13,6 @@ from oclam.video import write_video
 __all__ = ["Picture", "draw"]
 
 OCP_MODELS = {"videosaur": "VideoSAUR", "steve": "ocp (STEVE)"}
-STEVE = "small STEVE"  # the model beside, a smaller relative of the published one
 LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "bc": "behaviour cloning"}
 
 
@@ -60,10 +59,12 @@ def _slots(results, task, folder):
                  "the chosen slots' vector holds (decoded), and every slot.",
                  wide=True)
     ocp = OCP_MODELS[results.selections[0]["model"]]
-    models = {ocp: arrays["masks"], STEVE: load_tensors(paths.steve(task, results.seeds[0]))[0]["masks"].numpy()}
+    steve, about = load_tensors(paths.steve(task, results.seeds[0]))
+    beside = "STEVE" if about["published"] else "small STEVE"
+    models = {ocp: arrays["masks"], beside: steve["masks"].numpy()}
     comparison = figures.model_comparison(arrays["frames"], models, results.stamp, arrays.get("segmentation"))
     yield _saved(comparison, folder / f"models-{task}.png", "slots",
-                 f"{task}, seed {results.seeds[0]}: {ocp} and {STEVE} on the same frames (the paper's Figure 4).",
+                 f"{task}, seed {results.seeds[0]}: {ocp} and {beside} on the same frames (the paper's Figure 4).",
                  wide=True)
     path = folder / f"slots-{task}.gif"
     moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "seen")]

@@ -35,7 +35,7 @@ class Results:
     losses: list  # task, seed, stage, variant, step, loss
     slots: list  # task, seed, slot; its measures
     selections: list  # task, seed; what was chosen and why
-    steve: list  # task, seed, slot; the measures of STEVE's best slot where the agent is segmented
+    steve: list  # task, seed, model, slot; the measures of STEVE's best slot where the agent is segmented
     durations: list  # stage, variant, runs; seconds and hardware, or None where a stage was not run here
     experts: dict  # task -> mean return of the demonstrations
     encoder: dict  # metadata of the frozen encoder
@@ -142,7 +142,8 @@ def _dimensions(task, seed, variant):
 def _best_of_steve(task, seed):
     about = load_tensors(paths.steve(task, seed))[1]
     if about["slots"]:
-        yield {"task": task, "seed": seed, "slot": about["best"], **about["slots"][about["best"]]}
+        model = "STEVE" if about["published"] else "small STEVE"
+        yield {"task": task, "seed": seed, "model": model, "slot": about["best"], **about["slots"][about["best"]]}
 
 
 def _returns(task, seeds, selection):

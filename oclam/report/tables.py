@@ -244,7 +244,7 @@ def _slots(results):
         rows.append(("their mask by pixels", [Cell(number(choice["mask"].get(key))) for key in columns]))
         rows.append(("whole frame", [Cell(number(choice["whole_frame"].get(key))) for key in columns]))
         best = select(results.steve, task=choice["task"], seed=choice["seed"])
-        rows += [(f"STEVE, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
+        rows += [(f"{row['model']}, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
         note = (f"{choice['why']} Model: {choice['model']}, restart {choice['restart']}. Probes predict the true "
                 f"actions of labelled trajectories; {choice['labels']} chose restart and slots. ")

@@ -10,7 +10,7 @@ from oclam.artifacts import load_tensors
 from oclam.encoders.files import load_encoder
 from oclam.errors import UserError
 from oclam.params import Ocp
-from oclam.slots.steve import Steve, to_unit
+from oclam.slots.steve import make_steve, to_unit
 from oclam.slots.videosaur import VideoSaur
 
 __all__ = ["load_weights", "make_model", "make_observer"]
@@ -31,7 +31,7 @@ def make_model(params: SimpleNamespace, observer: Callable, image_size: int) -> 
     """
     ocp = params.ocp
     if ocp.model == "steve":
-        return Steve(image_size, slots=ocp.slots, slot_dim=ocp.slot_dim, **vars(params.steve))
+        return make_steve(params.steve, image_size, ocp.slots, ocp.slot_dim)
     return VideoSaur(observer.dim, observer.grid**2, **ocp.model_dump(include={
         "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "masks", "similarity_weight",
         "similarity_temperature", "reconstruction_weight", "published"}))

@@ -1,5 +1,6 @@
 """Training of object-centric models on clips."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -8,6 +9,7 @@ from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames
 from oclam.seeding import torch_rng
 from oclam.slots.clips import Clips
+from oclam.slots.published_steve import PublishedSteve
 from oclam.training import exponential_decay, share, train, update
 
 __all__ = ["clips_of", "train_slots"]
@@ -36,13 +38,14 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
     """Train a model on clips: rows of step, loss and the parts of the loss.
 
     Args:
-        model: a `VideoSaur` or `Steve`, trained in place.
+        model: a `VideoSaur`, `Steve` or `PublishedSteve`, trained in place.
         settings: with the section ocp's parameters of training.
         forward: gives the context manager of a forward pass (precision).
         compiled: whether to compile the model.
     """
     device = next(model.parameters()).device
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    published = isinstance(model, PublishedSteve)
+    optimizer = torch.optim.Adam(model.groups() if published else model.parameters(), lr=settings.learning_rate)
     losses_of = torch.compile(model) if compiled else model
 
     def step(i):
@@ -51,10 +54,13 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
                             generator=torch_rng("slot noise", seed, i))
         order = torch.randperm(model.grid**2, generator=torch_rng("decoded patches", seed, i))
         decoded = order[:settings.decoded_patches].sort().values  # all in order when null
+        if published:
+            rates = model.schedule(i, settings.learning_rate, settings.warmup_steps, settings.decay_steps)
+        else:
+            rates = settings.learning_rate * exponential_decay(i, settings.decay_steps, settings.warmup_steps)
         with forward():
             losses = losses_of(*clips_of_step, share(noise).to(device), decoded.to(device))
-        rate = settings.learning_rate * exponential_decay(i, settings.decay_steps, settings.warmup_steps)
-        update(optimizer, losses["loss"], rate, settings.clip_norm)
+        update(optimizer, losses["loss"], rates, settings.clip_norm, math.inf if published else 2.0)
         return losses
 
     parts = {"model": model, "optimizer": optimizer}

@@ -1,13 +1,16 @@
 import pytest
 import torch
 
-from oclam.slots.steve import VOCABULARY, DiscreteVae, Steve, to_unit
+from oclam.slots.steve import DiscreteVae, Steve, to_unit
+
+VOCABULARY = 512
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return Steve(16, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=16, decoder_layers=2)
+    return Steve(16, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=16, decoder_layers=2,
+                 vocabulary=VOCABULARY)
 
 
 def test_a_token_is_predicted_from_those_before_it_and_the_slots(model):
@@ -53,7 +56,7 @@ def test_small_steps_against_the_gradient_lower_the_loss(model):
 
 def test_no_few_tokens_take_all():
     torch.manual_seed(0)
-    vae, colours = DiscreteVae(16), torch.rand(4, 3, 8, 8)
+    vae, colours = DiscreteVae(16, VOCABULARY), torch.rand(4, 3, 8, 8)
     images = colours.repeat_interleave(4, 2).repeat_interleave(4, 3)  # 256 patches, each of one colour
     optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)
     for _ in range(60):

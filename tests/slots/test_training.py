@@ -6,7 +6,7 @@ import torch
 import zarr
 
 from oclam.checkpoint import Checkpoint
-from oclam.slots.steve import Steve, to_unit
+from oclam.slots.steve import make_steve, to_unit
 from oclam.slots.training import clips_of, train_slots
 
 SETTINGS = SimpleNamespace(slots=3, slot_dim=8, clip_length=2, batch_size=2, kept_clips=None, decoded_patches=None,
@@ -25,7 +25,7 @@ def dataset(tmp_path, monkeypatch):
     return SimpleNamespace(pixels=group.create_array("pixels", data=pixels.numpy()), episodes=2, steps=6)
 
 
-def attempt(dataset, name, kill_at=None, **changes):
+def attempt(dataset, name, kill_at=None, published=False, **changes):
     """Weights and rows of a whole training, and how many clips were looked at."""
     calls = []
 
@@ -36,7 +36,8 @@ def attempt(dataset, name, kill_at=None, **changes):
         return to_unit(images)
 
     torch.manual_seed(0)
-    model = Steve(16, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=8, decoder_layers=1)
+    steve = SimpleNamespace(published=published, feature_hidden=8, decoder_hidden=8, decoder_layers=1, vocabulary=64)
+    model = make_steve(steve, 16, slots=3, slot_dim=8)
     settings = SimpleNamespace(**vars(SETTINGS) | changes)
     clips = clips_of(dataset, observer, settings, seed=0, device=torch.device("cpu"), forward=nullcontext)
     rows = train_slots(model, clips, settings, Checkpoint(name, SETTINGS, interval=0), seed=0, forward=nullcontext,
@@ -44,14 +45,15 @@ def attempt(dataset, name, kill_at=None, **changes):
     return torch.cat([parameter.flatten() for parameter in model.parameters()]).detach(), rows, len(calls)
 
 
-def test_resumed_equals_uninterrupted_to_the_bit(dataset):
-    weights, rows, calls = attempt(dataset, "whole")
+@pytest.mark.parametrize("published", [False, True])
+def test_resumed_equals_uninterrupted_to_the_bit(dataset, published):
+    weights, rows, calls = attempt(dataset, "whole", published=published)
     with pytest.raises(Killed):
-        attempt(dataset, "cut", kill_at=4)
-    resumed, resumed_rows, resumed_calls = attempt(dataset, "cut")
+        attempt(dataset, "cut", kill_at=4, published=published)
+    resumed, resumed_rows, resumed_calls = attempt(dataset, "cut", published=published)
     assert torch.equal(weights, resumed) and rows == resumed_rows
     assert resumed_calls < calls  # it did go on
-    again, _, calls = attempt(dataset, "cut")
+    again, _, calls = attempt(dataset, "cut", published=published)
     assert torch.equal(weights, again) and calls == 0  # training was over
 
 
