@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or temporary.name in str(error.filename):  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         _remove(temporary)
 
@@ -72,8 +77,7 @@ def load_tensors(path: Path | str) -> tuple[dict, dict]:
             raise ValueError("its checksum is another")
         return tensors, metadata
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors ({error}); get it again, or delete what "
-                        "a stage wrote and run `dvc repro`") from None
+        raise UserError(f"{path}: damaged or not safetensors ({error}); {_mend(path)}") from None
 
 
 def open_zarr(path: Path | str) -> zarr.Group:
@@ -83,11 +87,11 @@ def open_zarr(path: Path | str) -> zarr.Group:
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 state = "damaged" if name in found else "missing"
-                raise UserError(f"{path}/{name}: {state}; delete {path} and run `dvc repro`")
+                raise UserError(f"{path}/{name}: {state}; {_mend(path)}")
     try:
         return zarr.open_group(path, mode="r")
     except (ValueError, KeyError, FileNotFoundError) as error:
-        raise UserError(f"{path}: not a Zarr store ({error}); delete it and run `dvc repro`") from None
+        raise UserError(f"{path}: not a Zarr store ({error}); {_mend(path)}") from None
 
 
 def write_json(path: Path, value) -> None:
@@ -101,7 +105,7 @@ def read_json(path: Path):
     try:
         return json.loads(_existing(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: damaged JSON ({error}); delete it and run `dvc repro`") from None
+        raise UserError(f"{path}: damaged JSON ({error}); {_mend(path)}") from None
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -113,9 +117,16 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """The rows of a CSV file; numbers are converted."""
-    with _existing(path).open(newline="", encoding="utf-8") as file:
-        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    """The rows of a CSV file of `write_csv`; numbers are converted. Raises UserError when it is missing or damaged."""
+    try:
+        with _existing(path).open(newline="", encoding="utf-8") as file:
+            text = file.read()
+        header, *rows = csv.reader(text.splitlines(), strict=True)
+        if not text.endswith("\n") or not rows or any(len(row) != len(header) for row in rows):
+            raise ValueError("it ends within a row, or its rows differ in length")
+        return [dict(zip(header, map(_number, row), strict=True)) for row in rows]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}: damaged table ({error}); {_mend(path)}") from None
 
 
 def digest(path: Path | str) -> str:
@@ -131,6 +142,14 @@ def digest(path: Path | str) -> str:
             stream.seek(max(size - block, 0))
             content.update(stream.read(block))
     return content.hexdigest()
+
+
+def _mend(path):
+    """What brings a damaged file back, as words: Git for what it keeps, else the stage that wrote it."""
+    git = shutil.which("git")
+    if git and subprocess.run([git, "ls-files", "--error-unmatch", path], capture_output=True).returncode == 0:
+        return f"`git checkout {path}` restores it"
+    return f"delete {path} and run `dvc repro`"
 
 
 def _remove(path):

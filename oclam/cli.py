@@ -22,8 +22,9 @@ from oclam.params import read
 __all__ = ["arguments", "only_one", "run"]
 
 TYPES = {"seed": int, "restart": int}
-MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "make it writable",
-         errno.EACCES: "change its permissions", errno.EPERM: "change its permissions"}
+MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise `ulimit -f`",
+         errno.EROFS: "make it writable", errno.EACCES: "change its permissions",
+         errno.EPERM: "change its permissions"}
 
 
 def arguments(*names: str):
@@ -67,7 +68,8 @@ def _mended():
     except OSError as error:
         if error.errno not in MENDS:
             raise
-        raise UserError(f"{error.filename}: {error.strerror}; {MENDS[error.errno]}, then `dvc repro` resumes") from None
+        raise UserError(f"{error.filename or Path.cwd()}: {error.strerror}; {MENDS[error.errno]}, then `dvc repro` "
+                        "resumes") from None
 
 
 @contextmanager

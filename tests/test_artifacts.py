@@ -1,4 +1,7 @@
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +69,29 @@ def test_tables_come_back(tmp_path):
     rows = [{"step": 1, "loss": 0.1, "variant": "lapo"}, {"step": 2, "loss": 1e-9, "variant": "bc"}]
     write_csv(tmp_path / "rows.csv", rows)
     assert read_csv(tmp_path / "rows.csv") == rows
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n", "step,loss\n1,0.5\n2,0.2", "step,loss\n1,0.5\n2\n",
+                                  "step,loss\n1,0.5,3\n", b"step,loss\n1,\xb0.5\n", "step,loss\n1,\"0.5\n"])
+def test_a_table_that_was_cut_or_altered_is_named(tmp_path, text):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=f"{path}: damaged table .*; delete {path} and run `dvc repro`"):
+        read_csv(path)
+
+
+def test_what_git_keeps_is_restored_from_git(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tensors(Path("expert.safetensors"), {"x": torch.ones(9)})
+    for command in ("git init -q", "git add expert.safetensors",
+                    "git -c user.name=a -c user.email=a@b.c commit -qm expert"):
+        subprocess.run(command.split(), check=True)
+    shutil.copy("expert.safetensors", "other.safetensors")
+    for name, mend in (("expert", "`git checkout expert.safetensors` restores it"),
+                       ("other", "delete other.safetensors and run `dvc repro`")):
+        _flip(Path(f"{name}.safetensors"))
+        with pytest.raises(UserError, match=f"{name}.safetensors: damaged .*; {mend}"):
+            load_tensors(f"{name}.safetensors")
 
 
 def test_json_has_no_nan(tmp_path):

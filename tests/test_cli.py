@@ -37,6 +37,20 @@ def test_what_the_user_can_correct_is_one_line(error, line):
         run(main)
 
 
+def test_a_file_that_cannot_grow_is_named_and_the_old_one_stays(tmp_path):
+    script = ("import resource, sys\nfrom pathlib import Path\nfrom oclam.artifacts import write_json\n"
+              "from oclam.cli import run\nsys.argv = ['lapo.py']\n"
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (50, resource.RLIM_INFINITY))\n"
+              "run(lambda: write_json(Path('data/table.json'), list(range(1000))))")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/table.json").write_text("old")
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                           env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert ended.returncode == 1
+    assert ended.stderr == "error: data/table.json: File too large; raise `ulimit -f`, then `dvc repro` resumes\n"
+    assert [path.read_text() for path in (tmp_path / "data").iterdir()] == ["old"]
+
+
 RACE = """
 import signal, sys, time
 from pathlib import Path
