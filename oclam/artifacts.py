@@ -130,17 +130,19 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def digest(path: Path | str) -> str:
-    """A cheap hash of a file or folder: every file's name, size, first and last 64 KiB; not __pycache__."""
-    path, block, content = _existing(path), 1 << 16, hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if not file.is_file() or "__pycache__" in file.parts:
-            continue
-        size = file.stat().st_size
-        content.update(f"{file.relative_to(path)}:{size}:".encode())
-        with file.open("rb") as stream:
-            content.update(stream.read(block))
-            stream.seek(max(size - block, 0))
-            content.update(stream.read(block))
+    """The SHA-256 of a file or folder: every file's name, size and content; not __pycache__.
+
+    In a store with checksums, those stand for the content of its other files, which `open_zarr` compares with them.
+    """
+    path, content = _existing(path), hashlib.sha256()
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in found if file.is_file() and "__pycache__" not in file.parts]
+    stores = {file.parent for file in files if file.name == CHECKSUMS}
+    for file in files:
+        content.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
+        if file.name == CHECKSUMS or stores.isdisjoint(file.parents):
+            with file.open("rb") as stream:
+                content.update(hashlib.file_digest(stream, "sha256").digest())
     return content.hexdigest()
 
 

@@ -171,7 +171,7 @@ def _mapped_file(array, episodes):
     """The rows as one flat file, written once; the file of the array's earlier content is removed."""
     source = Path(array.store.root) / array.path
     place = hashlib.sha256(repr((os.fspath(source.absolute()), episodes)).encode()).hexdigest()[:16]
-    path = FOLDER / f"frames-{place}-{digest(source)[:16]}"
+    path = FOLDER / f"frames-{place}-{digest(array.store.root)[:16]}"
     if not path.exists():
         for old in FOLDER.glob(f"frames-{place}-*"):
             old.unlink()

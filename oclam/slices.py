@@ -53,6 +53,10 @@ class Stage:
         inputs = [self.cmd, values, {dep: digest(dep) for dep in self.deps}]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
+    def made(self) -> dict | None:
+        """{output: hash of its content}, None where one is missing."""
+        return {out: digest(out) for out in self.outs} if all(Path(out).exists() for out in self.outs) else None
+
 
 def expand(content: dict, params: dict) -> dict[str, Stage]:
     """The stages of a dvc.yaml by name, every matrix expanded and ${...} filled in."""
@@ -107,16 +111,16 @@ class _Job:
     def __init__(self, stage, params):
         self.stage, self.key, self.record = stage, stage.key(params), RECORDS / f"{stage.name}.json"
         record = self._read()
-        started = record["key"] == self.key
-        self.done = started and record["done"] and all(Path(out).exists() for out in stage.outs)
-        self.spent = record["seconds"] if started and not record["done"] else 0.0
+        started, made = record.get("key") == self.key, record.get("made")
+        self.done = started and made is not None and made == stage.made()
+        self.spent = record.get("seconds", 0.0) if started and made is None else 0.0
 
     def _read(self):
         try:
-            return read_json(self.record) if self.record.exists() else {"key": None}
+            return read_json(self.record) if self.record.exists() else {}
         except UserError as error:
             print(f"{error}: {self.stage.name} runs again", file=sys.stderr)
-            return {"key": None}
+            return {}
 
     def start(self, cores: list[int]) -> None:
         """Run the stage on these cores only."""
@@ -135,7 +139,8 @@ class _Job:
             os.killpg(self.process.pid, signal.SIGTERM)
         status = self.process.wait()
         seconds = self.spent + time.monotonic() - self.started
-        write_json(self.record, {"key": self.key, "done": status == 0, "seconds": round(seconds, 1)})
+        write_json(self.record, {"key": self.key, "seconds": round(seconds, 1),
+                                 "made": self.stage.made() if status == 0 else None})
         return status
 
 
@@ -147,7 +152,7 @@ def _end_with_parent():
 def run_slice(minutes: float, until: str | None = None, jobs: int = 1) -> bool:
     """Run what is not done yet for at most `minutes`, and stop what still runs then; whether all is done.
 
-    A stage is done when it succeeded with these parameters and dependencies, and its outputs exist.
+    A stage is done when it succeeded with these parameters and dependencies, and its outputs are as it left them.
 
     Args:
         until: as in `needed_for`.

@@ -167,3 +167,20 @@ def test_digest_sees_content_names_and_sizes(tmp_path):
     assert folder("b", x=b"one", y=b"two") == base
     others = [folder("c", x=b"one", y=b"twO"), folder("d", x=b"one", z=b"two"), folder("e", x=b"onet", y=b"wo")]
     assert len({base, *others}) == 4
+    content = bytearray(1 << 20)
+    one = folder("f", x=content)
+    content[1 << 19] = 1
+    assert folder("f", x=content) != one
+
+
+def test_digest_of_a_store_reads_its_checksums_alone(tmp_path):
+    path = tmp_path / "store.zarr"
+    with atomic(path) as temporary:
+        zarr.open_group(temporary, mode="w").create_array("actions", data=np.arange(12.0))
+    base, chunk = digest(tmp_path), next(file for file in (path / "actions/c").rglob("*") if file.is_file())
+    _flip(chunk)
+    assert digest(tmp_path) == base  # open_zarr names it
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert digest(tmp_path) != base
+    _flip(path / "checksums.json")
+    assert digest(path) != digest(path / "actions")
