@@ -12,18 +12,21 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import zarr
 from safetensors import SafetensorError, safe_open
 
 from oclam.errors import UserError
 
-__all__ = ["atomic", "digest", "load_tensors", "open_zarr", "read_csv", "read_json", "save_tensors", "write_csv",
-           "write_json"]
+__all__ = ["atomic", "checksums", "digest", "load_tensors", "once", "open_zarr", "read_csv", "read_json",
+           "save_tensors", "write_csv", "write_json"]
 
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
 
@@ -44,7 +47,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         if (temporary / "zarr.json").exists():
-            (temporary / CHECKSUMS).write_text(json.dumps(_checksums(temporary), indent=0), encoding="utf-8")
+            (temporary / CHECKSUMS).write_text(json.dumps(checksums(temporary), indent=0), encoding="utf-8")
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -83,7 +86,7 @@ def load_tensors(path: Path | str) -> tuple[dict, dict]:
 def open_zarr(path: Path | str) -> zarr.Group:
     """A Zarr store, read-only. Raises UserError when it, or one of its files, is missing or damaged."""
     if (_existing(path) / CHECKSUMS).exists():
-        expected, found = read_json(Path(path) / CHECKSUMS), _checksums(Path(path))
+        expected, found = read_json(Path(path) / CHECKSUMS), checksums(Path(path))
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 state = "damaged" if name in found else "missing"
@@ -92,6 +95,33 @@ def open_zarr(path: Path | str) -> zarr.Group:
         return zarr.open_group(path, mode="r")
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{path}: not a Zarr store ({error}); {_mend(path)}") from None
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """The CRC-32 of every file in a Zarr store, by its path in the store."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    facts = [(file, file.stat()) for file in files]
+    return {file.relative_to(folder).as_posix(): _crc32(file, fact.st_size, fact.st_mtime_ns) for file, fact in facts}
+
+
+def once(path: Path, write: Callable[[BinaryIO], None]) -> Path:
+    """`path`, which `write` fills unless an earlier call has; its last 4 bytes are the CRC-32 of the others."""
+    if path.exists() and not _intact(path):
+        print(f"{path}: damaged, so it is made again", file=sys.stderr)
+        path.unlink()
+    if not path.exists():
+        with atomic(path) as temporary, temporary.open("w+b") as file:
+            write(file)
+            file.flush()
+            file.write(zlib.crc32(np.memmap(temporary, mode="r")).to_bytes(4, "big"))
+    return path
+
+
+def _intact(path):
+    if path.stat().st_size < 5:
+        return False
+    content = np.memmap(path, mode="r")
+    return zlib.crc32(content[:-4]) == int.from_bytes(content[-4:].tobytes(), "big")
 
 
 def write_json(path: Path, value) -> None:
@@ -147,11 +177,16 @@ def digest(path: Path | str) -> str:
 
 
 def _mend(path):
-    """What brings a damaged file back, as words: Git for what it keeps, else the stage that wrote it."""
+    """What brings a damaged file back, as words."""
+    return _kept(path) or f"delete {path} and run `dvc repro`"
+
+
+def _kept(path):
+    """The same for a file that Git keeps, else None."""
     git = shutil.which("git")
     if git and subprocess.run([git, "ls-files", "--error-unmatch", path], capture_output=True).returncode == 0:
         return f"`git checkout {path}` restores it"
-    return f"delete {path} and run `dvc repro`"
+    return None
 
 
 def _remove(path):
@@ -163,15 +198,9 @@ def _remove(path):
 def _existing(path):
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file; put it there, or run the stage that writes it (`dvc repro`)")
+        mend = _kept(path) or "put it there, or run the stage that writes it (`dvc repro`)"
+        raise UserError(f"{path}: no such file; {mend}")
     return path
-
-
-def _checksums(folder):
-    """The CRC-32 of every file in a Zarr store, by its path in the store."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
-    facts = [(file, file.stat()) for file in files]
-    return {file.relative_to(folder).as_posix(): _crc32(file, fact.st_size, fact.st_mtime_ns) for file, fact in facts}
 
 
 @functools.lru_cache(1 << 16)  # every environment of a process opens the same background videos

@@ -12,6 +12,7 @@ from oclam.artifacts import (
     atomic,
     digest,
     load_tensors,
+    once,
     open_zarr,
     read_csv,
     read_json,
@@ -92,6 +93,24 @@ def test_what_git_keeps_is_restored_from_git(tmp_path, monkeypatch):
         _flip(Path(f"{name}.safetensors"))
         with pytest.raises(UserError, match=f"{name}.safetensors: damaged .*; {mend}"):
             load_tensors(f"{name}.safetensors")
+
+
+def test_what_is_written_once_is_made_again_where_it_was_damaged(tmp_path, capsys):
+    path, made = tmp_path / "work/rows.npy", []
+
+    def write(file):
+        made.append(1)
+        np.save(file, np.arange(10))
+
+    def rows():
+        return np.load(once(path, write), mmap_mode="r").tolist()
+
+    assert rows() == rows() == list(range(10)) and len(made) == 1 and not capsys.readouterr().err
+    content = path.read_bytes()
+    for damaged in (b"", content[:-1], content[:-12] + b"\xff" + content[-11:]):
+        path.write_bytes(damaged)
+        assert rows() == list(range(10)) and capsys.readouterr().err == f"{path}: damaged, so it is made again\n"
+    assert path.read_bytes() == content and len(made) == 4
 
 
 def test_json_has_no_nan(tmp_path):
