@@ -11,18 +11,22 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import zarr
 from safetensors import SafetensorError, safe_open
 
 from oclam.errors import UserError
 
-__all__ = ["atomic", "digest", "load_tensors", "open_zarr", "read_csv", "read_json", "save_tensors", "write_csv",
-           "write_json"]
+__all__ = ["atomic", "checksums", "digest", "load_tensors", "once", "open_zarr", "read_csv", "read_json",
+           "save_tensors", "write_csv", "write_json"]
 
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
 
@@ -43,10 +47,14 @@ def atomic(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         if (temporary / "zarr.json").exists():
-            (temporary / CHECKSUMS).write_text(json.dumps(_checksums(temporary), indent=0), encoding="utf-8")
+            (temporary / CHECKSUMS).write_text(json.dumps(checksums(temporary), indent=0), encoding="utf-8")
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or temporary.name in str(error.filename):  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         _remove(temporary)
 
@@ -72,22 +80,48 @@ def load_tensors(path: Path | str) -> tuple[dict, dict]:
             raise ValueError("its checksum is another")
         return tensors, metadata
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors ({error}); get it again, or delete what "
-                        "a stage wrote and run `dvc repro`") from None
+        raise UserError(f"{path}: damaged or not safetensors ({error}); {_mend(path)}") from None
 
 
 def open_zarr(path: Path | str) -> zarr.Group:
     """A Zarr store, read-only. Raises UserError when it, or one of its files, is missing or damaged."""
     if (_existing(path) / CHECKSUMS).exists():
-        expected, found = read_json(Path(path) / CHECKSUMS), _checksums(Path(path))
+        expected, found = read_json(Path(path) / CHECKSUMS), checksums(Path(path))
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 state = "damaged" if name in found else "missing"
-                raise UserError(f"{path}/{name}: {state}; delete {path} and run `dvc repro`")
+                raise UserError(f"{path}/{name}: {state}; {_mend(path)}")
     try:
         return zarr.open_group(path, mode="r")
     except (ValueError, KeyError, FileNotFoundError) as error:
-        raise UserError(f"{path}: not a Zarr store ({error}); delete it and run `dvc repro`") from None
+        raise UserError(f"{path}: not a Zarr store ({error}); {_mend(path)}") from None
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """The CRC-32 of every file in a Zarr store, by its path in the store."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    facts = [(file, file.stat()) for file in files]
+    return {file.relative_to(folder).as_posix(): _crc32(file, fact.st_size, fact.st_mtime_ns) for file, fact in facts}
+
+
+def once(path: Path, write: Callable[[BinaryIO], None]) -> Path:
+    """`path`, which `write` fills unless an earlier call has; its last 4 bytes are the CRC-32 of the others."""
+    if path.exists() and not _intact(path):
+        print(f"{path}: damaged, so it is made again", file=sys.stderr)
+        path.unlink()
+    if not path.exists():
+        with atomic(path) as temporary, temporary.open("w+b") as file:
+            write(file)
+            file.flush()
+            file.write(zlib.crc32(np.memmap(temporary, mode="r")).to_bytes(4, "big"))
+    return path
+
+
+def _intact(path):
+    if path.stat().st_size < 5:
+        return False
+    content = np.memmap(path, mode="r")
+    return zlib.crc32(content[:-4]) == int.from_bytes(content[-4:].tobytes(), "big")
 
 
 def write_json(path: Path, value) -> None:
@@ -101,7 +135,7 @@ def read_json(path: Path):
     try:
         return json.loads(_existing(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: damaged JSON ({error}); delete it and run `dvc repro`") from None
+        raise UserError(f"{path}: damaged JSON ({error}); {_mend(path)}") from None
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -113,24 +147,46 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """The rows of a CSV file; numbers are converted."""
-    with _existing(path).open(newline="", encoding="utf-8") as file:
-        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    """The rows of a CSV file of `write_csv`; numbers are converted. Raises UserError when it is missing or damaged."""
+    try:
+        with _existing(path).open(newline="", encoding="utf-8") as file:
+            text = file.read()
+        header, *rows = csv.reader(text.splitlines(), strict=True)
+        if not text.endswith("\n") or not rows or any(len(row) != len(header) for row in rows):
+            raise ValueError("it ends within a row, or its rows differ in length")
+        return [dict(zip(header, map(_number, row), strict=True)) for row in rows]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}: damaged table ({error}); {_mend(path)}") from None
 
 
 def digest(path: Path | str) -> str:
-    """A cheap hash of a file or folder: every file's name, size, first and last 64 KiB; not __pycache__."""
-    path, block, content = _existing(path), 1 << 16, hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if not file.is_file() or "__pycache__" in file.parts:
-            continue
-        size = file.stat().st_size
-        content.update(f"{file.relative_to(path)}:{size}:".encode())
-        with file.open("rb") as stream:
-            content.update(stream.read(block))
-            stream.seek(max(size - block, 0))
-            content.update(stream.read(block))
+    """The SHA-256 of a file or folder: every file's name, size and content; not __pycache__.
+
+    In a store with checksums, those stand for the content of its other files, which `open_zarr` compares with them.
+    """
+    path, content = _existing(path), hashlib.sha256()
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in found if file.is_file() and "__pycache__" not in file.parts]
+    stores = {file.parent for file in files if file.name == CHECKSUMS}
+    for file in files:
+        content.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
+        if file.name == CHECKSUMS or stores.isdisjoint(file.parents):
+            with file.open("rb") as stream:
+                content.update(hashlib.file_digest(stream, "sha256").digest())
     return content.hexdigest()
+
+
+def _mend(path):
+    """What brings a damaged file back, as words."""
+    return _kept(path) or f"delete {path} and run `dvc repro`"
+
+
+def _kept(path):
+    """The same for a file that Git keeps, else None."""
+    git = shutil.which("git")
+    if git and subprocess.run([git, "ls-files", "--error-unmatch", path], capture_output=True).returncode == 0:
+        return f"`git checkout {path}` restores it"
+    return None
 
 
 def _remove(path):
@@ -142,15 +198,9 @@ def _remove(path):
 def _existing(path):
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file; put it there, or run the stage that writes it (`dvc repro`)")
+        mend = _kept(path) or "put it there, or run the stage that writes it (`dvc repro`)"
+        raise UserError(f"{path}: no such file; {mend}")
     return path
-
-
-def _checksums(folder):
-    """The CRC-32 of every file in a Zarr store, by its path in the store."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
-    facts = [(file, file.stat()) for file in files]
-    return {file.relative_to(folder).as_posix(): _crc32(file, fact.st_size, fact.st_mtime_ns) for file, fact in facts}
 
 
 @functools.lru_cache(1 << 16)  # every environment of a process opens the same background videos

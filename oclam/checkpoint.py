@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from oclam.artifacts import atomic, digest
+from oclam.artifacts import atomic, checksums, digest
 
 __all__ = ["Checkpoint", "Units"]
 
@@ -76,19 +76,32 @@ class Checkpoint:
 class Units:
     """How many equal units of a long piece of work are done, kept in a file beside the unfinished result.
 
-    Args: path, of the file; result, the unfinished result, without which nothing counts as done.
+    Args: path, of the file; result, the folder of the unfinished result, in which no file changes after its unit: where
+    it is not as the file says, nothing counts as done.
     Attributes: done, how many units; state, the tensor that the next unit begins with.
     """
 
     def __init__(self, path: Path, result: Path):
-        self.path, self.done, self.state = path, 0, None
-        if result.exists():
-            self.done, self.state = _read(path) or (0, None)
+        self.path, self.result, self.done, self.state = path, result, 0, None
+        if result.exists() and (record := _read(path)):
+            found = checksums(result)
+            damaged = [name for name, crc in record[2].items() if found.get(name) != crc]
+            if damaged:
+                print(f"{result}/{damaged[0]}: damaged, so this work starts again", file=sys.stderr)
+            else:
+                self.done, self.state, _ = record
 
     def finish(self, state: torch.Tensor | None = None) -> None:
         """Record one more unit as done, atomically."""
         self.done, self.state = self.done + 1, state
-        _write(self.path, (self.done, self.state))
+        self._write(checksums(self.result))
+
+    def release(self, part: str) -> None:
+        """Record that all units are done, and that files of the result whose names begin with `part` change now."""
+        self._write({name: crc for name, crc in checksums(self.result).items() if not name.startswith(part)})
+
+    def _write(self, found):
+        _write(self.path, (self.done, self.state, found))
 
 
 def _write(path, state):

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -15,15 +16,16 @@ from pathlib import Path
 from oclam import paths
 from oclam.artifacts import write_json
 from oclam.errors import UserError
-from oclam.memory import keep_freed_memory
+from oclam.memory import keep_freed_memory, limit_memory
 from oclam.parallel import is_worker, launch, work
 from oclam.params import read
 
 __all__ = ["arguments", "only_one", "run"]
 
 TYPES = {"seed": int, "restart": int}
-MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "make it writable",
-         errno.EACCES: "change its permissions", errno.EPERM: "change its permissions"}
+MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise `ulimit -f`",
+         errno.EROFS: "make it writable", errno.EACCES: "change its permissions",
+         errno.EPERM: "change its permissions"}
 
 
 def arguments(*names: str):
@@ -42,6 +44,7 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
     """
     started = time.time() - float(os.environ.get("OCLAM_SPENT", 0))  # seconds of earlier slices (oclam.slices)
     keep_freed_memory()
+    limit_memory()
     name = "-".join([Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
     if is_worker():
         return work(_mended()(main))
@@ -61,13 +64,19 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
 
 @contextmanager
 def _mended():
-    """Turn errors of the file system that the user can correct into UserError."""
+    """Turn errors of the file system and of memory that the user can correct into UserError."""
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory|bad_alloc", str(error)):
+            raise UserError("out of memory; lower batch sizes or widths in params.yaml: `python -m oclam.plan` counts "
+                            "what each stage needs") from None
+        raise
     except OSError as error:
         if error.errno not in MENDS:
             raise
-        raise UserError(f"{error.filename}: {error.strerror}; {MENDS[error.errno]}, then `dvc repro` resumes") from None
+        raise UserError(f"{error.filename or Path.cwd()}: {error.strerror}; {MENDS[error.errno]}, then `dvc repro` "
+                        "resumes") from None
 
 
 @contextmanager

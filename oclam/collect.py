@@ -92,12 +92,14 @@ def collect(plan: Collection, folder: Path, path: Path, workers: int | None = No
     """
     rendering.choose()  # once, for all workers
     store, records = Path(folder) / "store.zarr", Path(folder) / "shards"
-    if not ((records / "created").exists() and store.exists()):  # or it was killed after the store was renamed
+    if not _created(store, records / "created"):
+        if store.exists():
+            print(f"{path.name}: unfinished, but its metadata are damaged; all is collected again", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         with _processes(1) as pool:  # no OpenGL in this process
             pool.submit(_create, plan, store).result()
-        records.mkdir()
-        (records / "created").touch()
+        write_json(records / "created", {file.relative_to(store).as_posix(): _checksum(file)
+                                         for file in store.rglob("zarr.json")})
     for shard, reason in damaged(store, records).items():
         print(f"{path.name}: {reason}, shard {shard} is collected again", flush=True)
         (records / f"{shard}.json").unlink()
@@ -128,6 +130,15 @@ def _processes(workers, *start):
                             "`taskset -c 0 dvc repro` uses one worker") from None
         raise
     pool.shutdown()
+
+
+def _created(store, record):
+    """Whether there is a store with the metadata that it was created with; none after it was renamed."""
+    try:
+        expected = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return all((store / name).exists() and _checksum(store / name) == checksum for name, checksum in expected.items())
 
 
 def damaged(store: Path, records: Path) -> dict[int, str]:
@@ -239,6 +250,9 @@ def _finish(plan, store, records, path):
         if file.is_file() and file.name != "zarr.json" and file.relative_to(store).as_posix() not in known:
             file.unlink()  # half-written by a killed worker
     returns = [value for record in written for value in record["returns"]]
+    metadata = json.loads((records / "created").read_text())
+    metadata.pop("zarr.json", None)  # which changes now
+    write_json(records / "created", metadata)
     zarr.open_group(store, mode="r+").attrs.update(
         task=plan.task, view=plan.view, episodes=plan.params.episodes, test_episodes=plan.params.test_episodes,
         segmented_episodes=plan.params.segmented_episodes, seeds=[plan.seed(e) for e in range(plan.episodes)],

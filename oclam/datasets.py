@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import zarr
 
-from oclam.artifacts import atomic, digest, open_zarr
+from oclam.artifacts import digest, once, open_zarr
 from oclam.checkpoint import FOLDER
 from oclam.errors import UserError
 from oclam.machine import available_memory
@@ -171,14 +171,10 @@ def _mapped_file(array, episodes):
     """The rows as one flat file, written once; the file of the array's earlier content is removed."""
     source = Path(array.store.root) / array.path
     place = hashlib.sha256(repr((os.fspath(source.absolute()), episodes)).encode()).hexdigest()[:16]
-    path = FOLDER / f"frames-{place}-{digest(source)[:16]}"
-    if not path.exists():
-        for old in FOLDER.glob(f"frames-{place}-*"):
-            old.unlink()
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            for episode in _read(array, episodes):
-                file.write(np.ascontiguousarray(episode).data)
-    return path
+    path = FOLDER / f"frames-{place}-{digest(array.store.root)[:16]}"
+    for old in set(FOLDER.glob(f"frames-{place}-*")) - {path}:
+        old.unlink()
+    return once(path, lambda file: file.writelines(np.ascontiguousarray(rows).data for rows in _read(array, episodes)))
 
 
 def stack_index(t: torch.Tensor, stack: int, steps: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_memory", "cores"]
+__all__ = ["available_memory", "cores", "total_memory"]
 
 GROUPS, MEMBERSHIP, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
 
@@ -38,6 +38,14 @@ def available_memory() -> int:
             free = int(limit) - used + cached.get("total_inactive_file", cached.get("inactive_file", 0))
             available = min(available, free)
     return max(available, 0)
+
+
+def total_memory() -> int:
+    """Bytes of memory and swap that the processes of these control groups can hold together."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [_read(group / "memory.max") or _read(group / "memory.limit_in_bytes") for group in _groups("memory")]
+    swap = int(MEMINFO.read_text().split("SwapTotal:")[1].split()[0]) * 1024 if MEMINFO.exists() else 0
+    return min([total, *(int(limit) for limit in limits if limit not in (None, "max"))]) + swap
 
 
 def _groups(controller: str) -> Iterator[Path]:

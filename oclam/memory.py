@@ -1,9 +1,13 @@
-"""The C library's reuse of freed memory."""
+"""What a process does with its memory."""
 
 import ctypes
 import platform
+import resource
+from pathlib import Path
 
-__all__ = ["keep_freed_memory"]
+from oclam.machine import total_memory
+
+__all__ = ["keep_freed_memory", "limit_memory"]
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -18,3 +22,14 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(MMAP_MAX, 0) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
+
+
+def limit_memory() -> None:
+    """Let a process that asks for more memory than there is get an error, which can be told; Linux would kill it.
+
+    Not beside a GPU, whose driver reserves more than it uses.
+    """
+    if not Path("/proc/driver/nvidia").exists():
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = total_memory()
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

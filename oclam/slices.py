@@ -56,6 +56,10 @@ class Stage:
         inputs = [self.cmd, values, {dep: digest(dep) for dep in self.deps}]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
+    def made(self) -> dict | None:
+        """{output: hash of its content}, None where one is missing."""
+        return {out: digest(out) for out in self.outs} if all(Path(out).exists() for out in self.outs) else None
+
 
 def expand(content: dict, params: dict) -> dict[str, Stage]:
     """The stages of a dvc.yaml by name, every matrix expanded and ${...} filled in."""
@@ -111,20 +115,21 @@ class _Job:
         self.stage, self.key, self.record = stage, stage.key(params), RECORDS / f"{stage.name}.json"
         self.log = LOGS / f"{stage.name}.log"
         record = self._read()
-        started = record["key"] == self.key
-        self.done = started and record["done"] and all(Path(out).exists() for out in stage.outs)
-        self.spent = record["seconds"] if started and not record["done"] else 0.0
+        started, made = record.get("key") == self.key, record.get("made")
+        self.done = started and made is not None and made == stage.made()
+        self.spent = record.get("seconds", 0.0) if started and made is None else 0.0
 
     def _read(self):
         try:
-            return read_json(self.record) if self.record.exists() else {"key": None}
+            return read_json(self.record) if self.record.exists() else {}
         except UserError as error:
             print(f"{error}: {self.stage.name} runs again", file=sys.stderr)
-            return {"key": None}
+            return {}
 
     def write(self, done: bool, seconds: float = 0.0) -> None:
         """Record how far the stage is with these parameters and dependencies."""
-        write_json(self.record, {"key": self.key, "done": done, "seconds": round(seconds, 1)})
+        made = self.stage.made() if done else None
+        write_json(self.record, {"key": self.key, "seconds": round(seconds, 1), "made": made})
 
     def devices(self, asked: int) -> int:
         """How many GPUs the stage has for itself, where every training has `asked`."""
@@ -167,7 +172,7 @@ def _end_with_parent():
 def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | None = None) -> bool:
     """Run what is not done yet for at most `minutes`, and stop what still runs then; whether all is done.
 
-    A stage is done when it succeeded with these parameters and dependencies, and its outputs exist.
+    A stage is done when it succeeded with these parameters and dependencies, and its outputs are as it left them.
 
     Args:
         until: as in `needed_for`.

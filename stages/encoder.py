@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from oclam import paths
-from oclam.artifacts import atomic
+from oclam.artifacts import once
 from oclam.checkpoint import Checkpoint
 from oclam.cli import run
 from oclam.encoders.distill import EPISODE_FRAMES, TASKS, distill, new_student, render, teach
@@ -55,7 +55,7 @@ def distilled(params):
 
 def rendered(count, experts, path):
     """The frames to learn from, uint8 (N, H, W, 3), made once for an interrupted stage."""
-    if not path.exists():
+    def write(file):
         from oclam import envs  # late: only distillation needs a renderer
 
         policies = {task: load_expert(experts / f"{task}.safetensors", task) for task in TASKS
@@ -63,9 +63,9 @@ def rendered(count, experts, path):
         print(f"encoder: experts of {', '.join(policies) or 'no task'}, random actions elsewhere", file=sys.stderr)
         environments = [envs.make(task, "distracted", envs.PAPER, paths.backgrounds) for task in TASKS]
         episodes = [pixels for pixels, _ in islice(render(environments, policies), -(-count // EPISODE_FRAMES))]
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            np.save(file, np.concatenate(episodes)[:count])
-    return np.load(path)
+        np.save(file, np.concatenate(episodes)[:count])
+
+    return np.load(once(path, write))
 
 
 if __name__ == "__main__":

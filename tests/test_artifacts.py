@@ -1,4 +1,7 @@
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from oclam.artifacts import (
     atomic,
     digest,
     load_tensors,
+    once,
     open_zarr,
     read_csv,
     read_json,
@@ -66,6 +70,47 @@ def test_tables_come_back(tmp_path):
     rows = [{"step": 1, "loss": 0.1, "variant": "lapo"}, {"step": 2, "loss": 1e-9, "variant": "bc"}]
     write_csv(tmp_path / "rows.csv", rows)
     assert read_csv(tmp_path / "rows.csv") == rows
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n", "step,loss\n1,0.5\n2,0.2", "step,loss\n1,0.5\n2\n",
+                                  "step,loss\n1,0.5,3\n", b"step,loss\n1,\xb0.5\n", "step,loss\n1,\"0.5\n"])
+def test_a_table_that_was_cut_or_altered_is_named(tmp_path, text):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=f"{path}: damaged table .*; delete {path} and run `dvc repro`"):
+        read_csv(path)
+
+
+def test_what_git_keeps_is_restored_from_git(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tensors(Path("expert.safetensors"), {"x": torch.ones(9)})
+    for command in ("git init -q", "git add expert.safetensors",
+                    "git -c user.name=a -c user.email=a@b.c commit -qm expert"):
+        subprocess.run(command.split(), check=True)
+    shutil.copy("expert.safetensors", "other.safetensors")
+    for name, mend in (("expert", "`git checkout expert.safetensors` restores it"),
+                       ("other", "delete other.safetensors and run `dvc repro`")):
+        _flip(Path(f"{name}.safetensors"))
+        with pytest.raises(UserError, match=f"{name}.safetensors: damaged .*; {mend}"):
+            load_tensors(f"{name}.safetensors")
+
+
+def test_what_is_written_once_is_made_again_where_it_was_damaged(tmp_path, capsys):
+    path, made = tmp_path / "work/rows.npy", []
+
+    def write(file):
+        made.append(1)
+        np.save(file, np.arange(10))
+
+    def rows():
+        return np.load(once(path, write), mmap_mode="r").tolist()
+
+    assert rows() == rows() == list(range(10)) and len(made) == 1 and not capsys.readouterr().err
+    content = path.read_bytes()
+    for damaged in (b"", content[:-1], content[:-12] + b"\xff" + content[-11:]):
+        path.write_bytes(damaged)
+        assert rows() == list(range(10)) and capsys.readouterr().err == f"{path}: damaged, so it is made again\n"
+    assert path.read_bytes() == content and len(made) == 4
 
 
 def test_json_has_no_nan(tmp_path):
@@ -141,3 +186,20 @@ def test_digest_sees_content_names_and_sizes(tmp_path):
     assert folder("b", x=b"one", y=b"two") == base
     others = [folder("c", x=b"one", y=b"twO"), folder("d", x=b"one", z=b"two"), folder("e", x=b"onet", y=b"wo")]
     assert len({base, *others}) == 4
+    content = bytearray(1 << 20)
+    one = folder("f", x=content)
+    content[1 << 19] = 1
+    assert folder("f", x=content) != one
+
+
+def test_digest_of_a_store_reads_its_checksums_alone(tmp_path):
+    path = tmp_path / "store.zarr"
+    with atomic(path) as temporary:
+        zarr.open_group(temporary, mode="w").create_array("actions", data=np.arange(12.0))
+    base, chunk = digest(tmp_path), next(file for file in (path / "actions/c").rglob("*") if file.is_file())
+    _flip(chunk)
+    assert digest(tmp_path) == base  # open_zarr names it
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert digest(tmp_path) != base
+    _flip(path / "checksums.json")
+    assert digest(path) != digest(path / "actions")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,33 @@ def test_what_the_user_can_correct_is_one_line(error, line):
 
     with pytest.raises(SystemExit, match=line):
         run(main)
+
+
+def test_a_file_that_cannot_grow_is_named_and_the_old_one_stays(tmp_path):
+    script = ("import resource, sys\nfrom pathlib import Path\nfrom oclam.artifacts import write_json\n"
+              "from oclam.cli import run\nsys.argv = ['lapo.py']\n"
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (50, resource.RLIM_INFINITY))\n"
+              "run(lambda: write_json(Path('data/table.json'), list(range(1000))))")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/table.json").write_text("old")
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                           env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert ended.returncode == 1
+    assert ended.stderr == "error: data/table.json: File too large; raise `ulimit -f`, then `dvc repro` resumes\n"
+    assert [path.read_text() for path in (tmp_path / "data").iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("ask", ["numpy.ones(2**26)", "torch.ones(2**27)"])
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="memory is not limited beside a GPU")
+def test_more_memory_than_there_is_ends_in_one_line(tmp_path, ask):
+    script = ("import sys, numpy, torch\nfrom oclam import memory\nfrom oclam.cli import run\nsys.argv = ['lapo.py']\n"
+              f"memory.total_memory = lambda: {2**20} * int(sys.stdin.read())\nrun(lambda: {ask})")
+    out = ("error: out of memory; lower batch sizes or widths in params.yaml: `python -m oclam.plan` counts what each "
+           "stage needs\n")
+    for mebibytes, line in ((2000, ""), (500, out)):
+        ended = subprocess.run([sys.executable, "-c", script], input=str(mebibytes), capture_output=True, text=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert (ended.stderr, ended.returncode) == (line, int(line != ""))
 
 
 RACE = """

@@ -64,3 +64,12 @@ def test_memory_is_the_least_that_the_machine_and_its_groups_have_left(groups, m
 def test_here_both_are_what_the_system_says_at_most():
     assert set(machine.cores()) <= os.sched_getaffinity(0) and machine.cores()
     assert 0 < machine.available_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_all_memory_is_the_machine_s_or_the_group_s_with_swap(groups, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 4 * KB}.get)
+    machine.MEMINFO.write_text("MemTotal: 999 kB\nSwapTotal: 30 kB\n")
+    groups("0::/a\n", {"memory.max": "max"})
+    assert machine.total_memory() == 430 * KB
+    groups("0::/a\n", {"a/memory.max": str(90 * KB), "a/memory.current": str(80 * KB)})
+    assert machine.total_memory() == 120 * KB

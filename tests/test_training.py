@@ -121,6 +121,23 @@ def test_units_count_from_zero_where_their_record_or_result_is_gone_or_damaged(t
     assert checkpoint_module.Units(record, result).done == 0
 
 
+def test_units_count_from_zero_where_a_finished_one_was_damaged(tmp_path, capsys):
+    result, record = tmp_path / "result", tmp_path / "units"
+    result.mkdir()
+    units = checkpoint_module.Units(record, result)
+    for unit in range(3):
+        (result / f"{unit}").write_bytes(bytes([unit] * 9))
+        if unit < 2:
+            units.finish()
+    assert checkpoint_module.Units(record, result).done == 2  # the third was killed at work
+    (result / "1").write_bytes(b"other")
+    assert checkpoint_module.Units(record, result).done == 0
+    assert capsys.readouterr().err == f"{result}/1: damaged, so this work starts again\n"
+    units.release("1")
+    (result / "1").write_bytes(b"finished otherwise")
+    assert checkpoint_module.Units(record, result).done == 2
+
+
 def test_rows_are_means_over_their_window():
     values = torch.arange(6.0)
     rows = train(lambda i: {"loss": values[i]}, 6, {}, Checkpoint("mean", {}), samples=1, rows=3)

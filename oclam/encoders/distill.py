@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oclam.artifacts import atomic
+from oclam.artifacts import once
 from oclam.checkpoint import Checkpoint
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.progress import Progress
@@ -84,11 +84,12 @@ def teach(teacher: FrozenEncoder, frames: np.ndarray, folder: Path) -> list[np.n
     with Progress(len(frames), "teacher", " frames") as bar:
         for k in range(0, len(frames), CHUNK):
             path = Path(folder) / f"teacher{k // CHUNK}.npy"
-            if not path.exists():
-                outputs = teacher(torch.from_numpy(frames[k:k + CHUNK]).to(teacher.mean.device))
-                with atomic(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, torch.stack(outputs, 1).half().cpu().numpy())
-            chunks.append(np.load(path, mmap_mode="r"))
+
+            def write(file, part=frames[k:k + CHUNK]):
+                outputs = teacher(torch.from_numpy(part).to(teacher.mean.device))
+                np.save(file, torch.stack(outputs, 1).half().cpu().numpy())
+
+            chunks.append(np.load(once(path, write), mmap_mode="r"))
             bar.update(len(chunks[-1]))
     return chunks
 

@@ -146,7 +146,10 @@ def train_expert(task: str, training: Training, checkpoint: Checkpoint,
     interrupted resumes from the checkpoint.
     """
     learner, best = Learner(task, training), checkpoint.folder / "best.safetensors"
-    rows = (checkpoint.restore({"learner": learner}) or {"rows": []})["rows"]
+    if best.exists():
+        load_expert(best, task)  # where that is damaged, its message's mend, deleting it, lets the training start again
+    saved = checkpoint.restore({"learner": learner}) if best.exists() else None
+    rows = saved["rows"] if saved else []
     with Progress(training.steps, checkpoint.name, " steps", initial=learner.steps) as bar:
         while learner.steps < training.steps:
             learner.advance(lambda: bar.update(training.environments) or True)

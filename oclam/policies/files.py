@@ -18,6 +18,8 @@ from oclam.policies.networks import ActionDecoder, Actor, Policy
 
 __all__ = ["Agent", "Card", "load_actor", "load_policies", "save_actor", "save_policy"]
 
+SIZES = ("image_size", "frame_stack", "encoder_scale", "residual_blocks", "latent_dim", "hidden_dim", "action_dim")
+
 
 @dataclass(frozen=True)
 class Card:
@@ -158,6 +160,11 @@ def _read(path, expected):
         card = Card(**metadata)
     except TypeError:
         raise UserError(f"{path}: not a policy of this project; delete it and run `dvc repro`") from None
+    for key in SIZES:
+        size = getattr(card, key)
+        optional = key in ("latent_dim", "hidden_dim", "action_dim")
+        if not (size is None and optional) and (type(size) is not int or size < (key != "residual_blocks")):
+            raise UserError(f"{path}: a policy of {key} {size!r}; delete it and run `dvc repro`")
     for key, value in expected.items():
         if getattr(card, key) != value:
             raise UserError(f"{path}: a policy of {key} {getattr(card, key)!r}, {value!r} asked for; "

@@ -17,8 +17,17 @@ __all__ = ["load_weights", "make_model", "make_observer"]
 
 
 def make_observer(ocp: Ocp, encoder: Path, device: torch.device) -> Callable:
-    """What turns uint8 frames (N, H, W, 3) into the model's inputs (N, ...): the frozen encoder, or scaled pixels."""
-    return load_encoder(encoder).to(device) if ocp.model == "videosaur" else to_unit
+    """What turns uint8 frames (N, H, W, 3) into the model's inputs (N, ...): the frozen encoder, or scaled pixels.
+
+    Raises UserError where the encoder has fewer patches than `ocp.decoded_patches`.
+    """
+    if ocp.model == "steve":
+        return to_unit
+    frozen = load_encoder(encoder)
+    if (ocp.decoded_patches or 1) > frozen.grid**2:
+        raise UserError(f"ocp.decoded_patches: {ocp.decoded_patches} given, the encoder has {frozen.grid**2} patches "
+                        "at encoder.image_size; null takes all")
+    return frozen.to(device)
 
 
 def make_model(params: SimpleNamespace, observer: Callable, image_size: int) -> torch.nn.Module:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from oclam.artifacts import save_tensors
+from oclam.artifacts import load_tensors, save_tensors
 from oclam.datasets import stack_index, to_image
 from oclam.errors import UserError
 from oclam.policies.files import Agent, Card, load_actor, load_policies, save_actor, save_policy
@@ -109,6 +109,16 @@ def test_a_decoder_of_another_latent_width_is_one_line(folder):
     other = replace(FULL, latent_dim=7, budget=2)
     save_policy(folder, Policy(other.actor(), other.decoder()), other, frozen=True)
     with pytest.raises(UserError, match="a decoder for latent_dim 7, not 6 of the actor beside it"):
+        load_policies(folder)
+
+
+@pytest.mark.parametrize(("key", "size"), [("latent_dim", -1), ("hidden_dim", "x"), ("frame_stack", 0),
+                                           ("residual_blocks", -1), ("encoder_scale", None), ("action_dim", True)])
+def test_impossible_sizes_in_a_policy_s_file_are_one_line(folder, key, size):
+    path = folder / "2.safetensors"
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors, **metadata | {key: size})
+    with pytest.raises(UserError, match=f"{path}: a policy of {key} {size!r}; delete it and run `dvc repro`"):
         load_policies(folder)
 
 

@@ -5,9 +5,13 @@ import pytest
 import torch
 import zarr
 
+from oclam import paths
 from oclam.checkpoint import Checkpoint
+from oclam.errors import UserError
+from oclam.slots.models import make_observer
 from oclam.slots.steve import make_steve, to_unit
 from oclam.slots.training import clips_of, train_slots
+from tests import ROOT
 
 SETTINGS = SimpleNamespace(slots=3, slot_dim=8, clip_length=2, batch_size=2, kept_clips=None, decoded_patches=None,
                            steps=6, learning_rate=3e-3, warmup_steps=1, decay_steps=6, clip_norm=0.05)
@@ -70,3 +74,14 @@ def test_kept_clips_and_fewer_patches_are_what_the_settings_say(dataset):
     everything, some = (attempt(dataset, f"{count}", decoded_patches=count)[0] for count in (None, 4))
     assert torch.equal(everything, attempt(dataset, "16", decoded_patches=16)[0])  # which are all that there are
     assert not torch.equal(everything, some)
+
+
+def test_more_decoded_patches_than_there_are_is_one_line():
+    def observer(patches):
+        settings = SimpleNamespace(model="videosaur", decoded_patches=patches)
+        return make_observer(settings, ROOT / paths.embedded_encoder, torch.device("cpu"))
+
+    patches = observer(None).grid ** 2
+    observer(patches)
+    with pytest.raises(UserError, match=f"ocp.decoded_patches: {patches + 1} given, the encoder has {patches} patches"):
+        observer(patches + 1)
