@@ -63,6 +63,18 @@ class Dataset:
         return self.group["actions"][:]
 
     @cached_property
+    def action_scale(self) -> np.ndarray:
+        """What networks divide actions by where they predict them: float32 (A,).
+
+        1 for the actions that an environment takes; raw ones, an imported expert's unbounded means, have the standard
+        deviation of the training episodes.
+        """
+        if self.attrs.get("actions") != "raw":
+            return np.ones(self.actions.shape[2], np.float32)
+        deviation = self.actions[:self.episodes].std((0, 1), dtype=np.float64).astype(np.float32)
+        return np.where(deviation > 1e-6, deviation, 1)
+
+    @cached_property
     def states(self) -> np.ndarray:
         return self.group["states"][:]
 

@@ -3,6 +3,8 @@
 The actor is that of the latent variants; its linear head gives the action itself, so there is no decoder.
 """
 
+import torch
+
 from oclam import paths
 from oclam.artifacts import atomic, write_csv
 from oclam.checkpoint import Checkpoint
@@ -35,6 +37,7 @@ def main():
     rows = regress(policy, images, targets.gather, sampler, steps=max(round(bc.epochs * sampler.steps_per_epoch), 1),
                learning_rate=bc.learning_rate, warmup=bc.warmup_epochs * sampler.steps_per_epoch,
                checkpoint=checkpoint, compute=params.compute)
+    policy.rescale(torch.from_numpy(dataset.action_scale))
 
     with atomic(paths.policies(task, seed, variant)) as folder:
         save_policy(folder, policy, card)

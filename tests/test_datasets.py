@@ -109,6 +109,14 @@ def test_more_labels_contain_the_fewer_and_another_seed_has_others(store):
     assert many.labelled(64, 1, "a.b") != largest != list(range(64))
 
 
+def test_raw_actions_have_the_scale_of_the_training_episodes_and_others_one(store):
+    assert store.action_scale.tolist() == [1, 1]
+    raw = open_dataset(store.path)
+    raw.attrs["actions"], raw.actions[:, :, 0] = "raw", 3
+    expected = raw.actions[:EPISODES, :, 1].std()
+    np.testing.assert_allclose(raw.action_scale, [1, expected], rtol=1e-5)  # the first never varies
+
+
 def test_a_transition_and_its_frame_are_each_other_s_inverse():
     transitions = torch.arange(EPISODES * (STEPS - 1))
     frames = frame_of(transitions, STEPS)

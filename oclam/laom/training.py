@@ -45,7 +45,8 @@ def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
 
 
 def train_laom(model: LaomModel, observe: Callable, sampler: TripleSampler, actions: torch.Tensor, settings,
-               compute: Compute, checkpoint: Checkpoint, labels: Labels | None = None) -> list[dict]:
+               compute: Compute, checkpoint: Checkpoint, labels: Labels | None = None,
+               scale: torch.Tensor | None = None) -> list[dict]:
     """`oclam.latent_actions.training.train_model` for LAOM, which predicts the target encoder's embedding of t+1.
 
     With labels, a linear layer also predicts their true actions from the latent actions of augmented triples.
@@ -53,7 +54,7 @@ def train_laom(model: LaomModel, observe: Callable, sampler: TripleSampler, acti
     Returns: rows of step, loss, probe_mse, and state_variance, of the embeddings in a batch: 0 where they collapsed.
     """
     device = next(model.parameters()).device
-    actions = actions.to(device)
+    actions, scale = actions.to(device), torch.ones(1, device=device) if scale is None else scale.to(device)
     probe, head = (nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device) for _ in range(2))
     target = deepcopy(model.encoder).requires_grad_(False)
     optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters(), *head.parameters()], fused=True)
@@ -87,8 +88,8 @@ def train_laom(model: LaomModel, observe: Callable, sampler: TripleSampler, acti
             few_latents = model.idm(*labelled) if labels else None
         loss = F.mse_loss(prediction.float(), wanted.float())
         if labels:
-            loss = loss + labels.coefficient * F.mse_loss(head(few_latents.float()), true[0])
-        probe_mse = F.mse_loss(probe(latent.detach().float()), action)
+            loss = loss + labels.coefficient * F.mse_loss(head(few_latents.float()), true[0] / scale)
+        probe_mse = F.mse_loss(scale * probe(latent.detach().float()), action)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         follow(target, model.encoder, settings.target_rate)
         return {"loss": loss, "probe_mse": probe_mse, "state_variance": state.float().var(0, correction=0).mean()}

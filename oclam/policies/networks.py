@@ -48,3 +48,10 @@ class Policy(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.actor(images))
+
+    @torch.no_grad()
+    def rescale(self, scale: torch.Tensor) -> None:
+        """Multiply every action by scale (A,), in the weights of the last layer."""
+        last = self.actor.head if isinstance(self.decoder, nn.Identity) else self.decoder[-1]
+        last.weight *= scale[:, None].to(last.weight.device)
+        last.bias *= scale.to(last.bias.device)

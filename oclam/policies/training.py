@@ -20,8 +20,9 @@ __all__ = ["fine_tune", "predict", "regress", "seeded", "true_actions"]
 
 
 def true_actions(dataset: Dataset, episodes: Sequence[int], device: torch.device) -> Frames:
-    """The actions of these episodes, one after the other, as rows (frames, A) on the device."""
-    return Frames(torch.from_numpy(dataset.actions[list(episodes)]).flatten(0, 1).to(device), device)
+    """The actions of these episodes over `dataset.action_scale`, one after the other, (frames, A) on the device."""
+    actions = dataset.actions[list(episodes)] / dataset.action_scale
+    return Frames(torch.from_numpy(actions).flatten(0, 1).to(device), device)
 
 
 def seeded(make: Callable[[], nn.Module], *purpose) -> nn.Module:
@@ -102,4 +103,5 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
         sampler = FrameSampler(budget, steps, settings.batch_size, purpose)
         rows = regress(policy.decoder if frozen else policy, inputs, actions.gather, sampler, settings.updates,
                    settings.learning_rate, checkpoints[budget], compute)
+        policy.rescale(torch.from_numpy(dataset.action_scale))
         yield policy, replace(card, budget=budget), rows

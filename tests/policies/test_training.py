@@ -148,3 +148,14 @@ def test_same_seed_same_bytes_and_budgets_do_not_see_each_other(dataset):
     assert first[1][2] == again[0][2]
     for ours, theirs in zip(first[1][0].parameters(), again[0][0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_raw_actions_are_learned_as_if_of_unit_size_and_come_back_at_theirs(dataset, frozen):
+    small = tune(dataset, frozen)
+    scale = torch.tensor([8.0, 0.25])  # powers of two: nothing is rounded
+    dataset.actions[:] *= scale.numpy()
+    dataset.__dict__["action_scale"] = scale.numpy()
+    images = torch.rand(3, 6, 16, 16)
+    for (policy, *_), (large, *_) in zip(small, tune(dataset, frozen), strict=True):
+        torch.testing.assert_close(large(images), scale * policy(images))
