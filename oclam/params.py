@@ -51,7 +51,7 @@ class Env(Section):
     """The Distracting Control Suite (arXiv 2101.02722): rendering and the three distractors."""
 
     image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=8)]
-    renderer: Literal["fast", "reference"]
+    renderer: Literal["fast", "shadows", "reference"]  # see oclam/envs/rendering.py
     texture_size: Annotated[int, Field(ge=16, le=4096)]  # edge of the background video's texture; the suite uses 800
     background: bool
     background_dynamic: bool

@@ -138,7 +138,7 @@ WRONG = {  # key to change: what is given, what the line must say
     "ocp.slot_dim": (63, "63 given, should be a multiple of 4"),
     "env.image_size": (60, "60 given, should be a multiple of 8"),
     "env.color_scale": (1.5, "1.5 given, should be less than or equal to 1"),
-    "env.renderer": ("Fast", "'Fast' given, should be 'fast' or 'reference'"),
+    "env.renderer": ("Fast", "'Fast' given, should be 'fast', 'shadows' or 'reference'"),
     "expert.training.hopper-hop.algorithm": ("ppo", "'ppo' given, should be 'PPO'"),
     "expert.training.hopper-hop.hyperparameters.n_steps": ({}, "{} given, should be one of int | float |"),
     "tasks": ("cheetah-run", "'cheetah-run' given, should be a valid list"),

@@ -18,8 +18,8 @@ FULL_TEXTURE = 800  # edge of the suite's own sky texture
 
 
 def texture_edge(renderer: str, texture_size: int) -> int:
-    """Edge of a background frame: `texture_size` for the fast renderer, the suite's own for the reference."""
-    return texture_size if renderer == "fast" else FULL_TEXTURE
+    """Edge of a background frame: `texture_size` for the fast renderers, the suite's own for the reference."""
+    return FULL_TEXTURE if renderer == "reference" else texture_size
 
 
 class StoredVideos:

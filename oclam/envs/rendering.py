@@ -82,7 +82,8 @@ class Renderer:
         model: mujoco.MjModel.
         size: edge in pixels.
         camera: its index.
-        mode: "reference" for the suite's quality, "fast" without shadows, reflections and multisampling.
+        mode: "reference" for the suite's quality, "shadows" without reflections and multisampling and with coarser
+            shadows, "fast" without any.
     Raises UserError when no OpenGL works here.
     """
 
@@ -91,8 +92,8 @@ class Renderer:
     def __init__(self, model: mujoco.MjModel, size: int, camera: int, mode: str):
         self._model = model
         model.vis.global_.offwidth = model.vis.global_.offheight = size
-        if mode == "fast":
-            model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
+        if mode != "reference":
+            model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, 1024 if mode == "shadows" else 0
         gl = _context(size)
         gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
@@ -101,9 +102,8 @@ class Renderer:
         atexit.register(lambda: alive() and alive().close())
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
-        if mode == "fast":
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = mode != "fast"
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = mode == "reference"
         self._option, self._rectangle = mujoco.MjvOption(), mujoco.MjrRect(0, 0, size, size)
         self._option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = 0
         self._camera = mujoco.MjvCamera()

@@ -27,6 +27,6 @@ def test_a_missing_store_is_one_line(tmp_path):
         StoredVideos(tmp_path / "backgrounds.zarr", "train")
 
 
-@pytest.mark.parametrize("renderer, edge", [("fast", 96), ("reference", 800)])
+@pytest.mark.parametrize("renderer, edge", [("fast", 96), ("shadows", 96), ("reference", 800)])
 def test_only_the_fast_renderer_shrinks_the_texture(renderer, edge):
     assert texture_edge(renderer, 96) == edge

@@ -43,15 +43,16 @@ def test_reference_is_the_suites_own_picture(tmp_path):
     renderer.close()
 
 
-def test_fast_differs_from_reference_by_light_alone():
+def test_shadows_are_those_of_the_reference_and_fast_differs_from_it_by_light_alone():
     pictures = {}
-    for mode in ("fast", "reference"):
-        env = envs.make("cheetah-run", "clean", envs.PAPER.model_copy(update={"renderer": mode}))
+    for mode in ("fast", "shadows", "reference"):
+        env = envs.make("walker-run", "clean", envs.PAPER.model_copy(update={"renderer": mode}))
         pictures[mode] = env.reset(seed=0)[0].astype(int)
         env.close()
     difference = np.abs(pictures["fast"] - pictures["reference"])
     assert 0 < difference.mean() < 8
     assert np.median(difference) <= 1
+    assert np.abs(pictures["shadows"] - pictures["reference"]).mean() < 0.5 * difference.mean()
 
 
 def test_a_dropped_renderer_leaves_others_alone():
