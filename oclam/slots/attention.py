@@ -2,7 +2,8 @@
 
 `published` gives the arithmetic of VideoSAUR's published code, which differs from the standard in three ways: the GRU's
 state is the normalised slot, not the slot; attention logits are multiplied by head width^0.5 instead of divided by it
-(in the predictor and in the decoder's transformer); attention weights start Xavier-uniform, biases at zero.
+(in the predictor and in the decoder's transformer); attention weights start Xavier-uniform, their biases and those of
+the feature MLP and the decoder's MLP at zero.
 """
 
 from itertools import pairwise
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "TransformerBlock", "mlp", "xavier"]
+__all__ = ["RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "TransformerBlock", "mlp", "xavier",
+           "zero_biases"]
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -25,6 +27,13 @@ def xavier(*layers: nn.Linear) -> None:
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)
         if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def zero_biases(layers: nn.Sequential) -> None:
+    """Set the biases of the linear layers to 0."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
             nn.init.zeros_(layer.bias)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oclam.slots.attention import RecurrentSlots, Transformer, mlp, xavier
+from oclam.slots.attention import RecurrentSlots, Transformer, mlp, xavier, zero_biases
 
 __all__ = ["SlotMixer", "VideoSaur", "similarity_loss", "similarity_target"]
 
@@ -47,6 +47,7 @@ class SlotMixer(nn.Module):
         self.renderer = mlp(dim, *[hidden] * layers, outputs)
         if published:
             xavier(self.query, self.key, self.renderer[-1])
+            zero_biases(self.renderer)
 
     def masks(self, slots: torch.Tensor, patches: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """Attention of every patch over the slots (B, K, D): (B, P, K), summing to 1 over slots."""
@@ -93,6 +94,8 @@ class VideoSaur(nn.Module):
         self.weights = (similarity_weight, reconstruction_weight)
         self.temperature, self.masked_by = similarity_temperature, masks
         self.features = nn.Sequential(nn.LayerNorm(feature_dim), *mlp(feature_dim, feature_hidden, slot_dim))
+        if published:
+            zero_biases(self.features)
         self.slots = RecurrentSlots(slots, slot_dim, published)
         outputs = patches + (feature_dim if reconstruction_weight else 0)
         self.decoder = SlotMixer(slot_dim, patches, decoder_hidden, decoder_layers, outputs, published)

@@ -123,3 +123,13 @@ def test_a_patch_with_only_negative_similarities_has_a_uniform_target():
     torch.testing.assert_close(target[0], torch.tensor([0.5, 0.5]))
     cosine = torch.tensor([0.1 / 1.01**0.5, 0.2 / 1.04**0.5])
     torch.testing.assert_close(target[1], (cosine / 0.1).softmax(0))
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_biases_of_the_published_mlps_start_at_zero(published):
+    torch.manual_seed(0)
+    model = VideoSaur(16, 9, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=8, decoder_layers=2,
+                      published=published)
+    biases = [layer.bias for part in (model.features[1:], model.decoder.renderer) for layer in part
+              if isinstance(layer, torch.nn.Linear)]
+    assert len(biases) == 5 and all((bias == 0).all() == published for bias in biases)
