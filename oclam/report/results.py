@@ -10,7 +10,7 @@ import numpy as np
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv, read_json
-from oclam.report.statistics import improvement, recovery, summary
+from oclam.report.statistics import improvement, improvement_interval, recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
 __all__ = ["CLEAN", "RECOVERING", "Results", "gather", "labels_used", "metrics", "select"]
@@ -161,9 +161,18 @@ def _returns(task, seeds, selection):
                   None if value is None or full <= 0 else 100 * value / full for key, value in statistics.items()}
         rows.append({"task": task, "variant": variant, "budget": budget,
                      "labels": labels_used(variant, budget, selection, largest), "seeds": returns.shape[0],
-                     "episodes": returns.shape[1], **statistics, **shares,
-                     "improvement": improvement(returns, table["lapo", budget]) if ("lapo", budget) in table else None})
+                     "episodes": returns.shape[1], "by_seed": " ".join(f"{mean:.1f}" for mean in returns.mean(1)),
+                     **statistics, **shares, **_improvement(returns, table.get(("lapo", budget)), variant)})
     return rows
+
+
+def _improvement(returns, lapo, variant):
+    """The probability of improvement over lapo with its interval; None where there is no lapo, or it is the variant."""
+    if lapo is None or variant == "lapo":
+        return dict.fromkeys(("improvement", "improvement_low", "improvement_high"))
+    low, high = improvement_interval(returns, lapo)
+    chance = float(improvement(returns.ravel(), lapo.ravel()))
+    return {"improvement": chance, "improvement_low": low, "improvement_high": high}
 
 
 def _losses(task, seed, restart):

@@ -1,11 +1,12 @@
-"""Statistics of a few noisy runs, after arXiv 2108.13264: interquartile mean and bootstrap intervals."""
+"""Statistics of a few noisy runs, after arXiv 2108.13264: interquartile mean, and intervals by bootstrap over seeds
+and episodes."""
 
 import math
 
 import numpy as np
 from scipy import stats
 
-__all__ = ["improvement", "interquartile_mean", "recovery", "summary"]
+__all__ = ["improvement", "improvement_interval", "interquartile_mean", "recovery", "resamples", "summary"]
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -13,13 +14,13 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
-def improvement(returns: np.ndarray, others: np.ndarray) -> float:
+def improvement(returns: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The probability that a return is higher than one of the others, ties counted half (arXiv 2108.13264).
 
-    returns and others: of any shape; every pair counts once, so 0.5 says that neither is better.
+    returns (..., N) and others (..., M): every pair counts once, so 0.5 says that neither is better.
     """
-    difference = np.subtract.outer(np.ravel(returns), np.ravel(others))
-    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+    returns, others = np.asarray(returns)[..., :, None], np.asarray(others)[..., None, :]
+    return (returns > others).mean((-2, -1)) + (returns == others).mean((-2, -1)) / 2
 
 
 def recovery(value: float | None, lapo: float | None, clean: float | None) -> float | None:
@@ -36,25 +37,35 @@ def recovery(value: float | None, lapo: float | None, clean: float | None) -> fl
 def summary(returns: np.ndarray) -> dict[str, float]:
     """Statistics of returns (S, E) of S seeds with E episodes each.
 
-    mean and its standard error (stderr), interquartile mean of all episodes (iqm) and its 95% percentile bootstrap
-    interval (low, high). Standard error and bootstrap resample seeds where there are several, otherwise episodes, which
-    says nothing about other seeds. Those three are NaN for a single episode.
+    mean and its standard error (stderr), of seeds where there are several, otherwise of episodes, which says nothing
+    about other seeds; interquartile mean of all episodes (iqm) and the interval (low, high) in which 95% of the
+    resamples have theirs. Those three are NaN for a single episode.
     """
     returns = np.asarray(returns, np.float64)
-    units = returns if len(returns) > 1 else returns.T  # (units, values of each)
-    count, means = len(units), units.mean(1)
+    means = returns.mean(1) if len(returns) > 1 else returns[0]
     stderr = low = high = math.nan
-    if count > 1:
+    if len(means) > 1:
         stderr = stats.sem(means)
-        interval = stats.bootstrap((np.arange(count),), lambda drawn, axis: _iqm_of_units(units, drawn, axis),
-                                   vectorized=True, method="percentile", n_resamples=2000,
-                                   random_state=np.random.default_rng(0)).confidence_interval
-        low, high = interval
+        low, high = interval(interquartile_mean(resamples(returns)))
     values = {"mean": returns.mean(), "stderr": stderr, "iqm": interquartile_mean(returns.ravel()),
               "low": low, "high": high}
     return {key: float(value) for key, value in values.items()}
 
 
-def _iqm_of_units(units, drawn, axis):
-    values = units[np.moveaxis(drawn, axis, -1)]  # (..., drawn units, values of each)
-    return interquartile_mean(values.reshape(*values.shape[:-2], -1))
+def improvement_interval(returns: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """The interval in which 95% of the resamples of both have their `improvement`; both (S, E)."""
+    return interval(improvement(resamples(returns), resamples(others, seed=1)))
+
+
+def resamples(returns: np.ndarray, count: int = 2000, seed: int = 0) -> np.ndarray:
+    """Bootstrap samples of returns (S, E): seeds drawn with replacement, then episodes of each: (count, S E)."""
+    returns, rng = np.asarray(returns), np.random.default_rng(seed)
+    (seeds, episodes), shape = returns.shape, (count, *returns.shape)
+    drawn = rng.integers(seeds, size=shape[:2])[..., None], rng.integers(episodes, size=shape)
+    return returns[drawn].reshape(count, -1)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 2.5% and 97.5% quantiles."""
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)

@@ -95,6 +95,9 @@ def _probes(results):
         for key, heading in (("online_mse", "online probe"), ("ridge_mse", "ridge probe")):
             values = {variant: [row[key] for row in table] for variant, table in of_task.items()}
             rows.append((f"{heading}, error", _beside(values, {}, {}, lower=True)))
+            if len(results.seeds) > 1:
+                rows.append((f"{heading}, each seed", [Cell(", ".join(map(number, found)))
+                                                       for found in values.values()]))
             explained = {variant: np.mean([1 - row[key] / row["action_variance"] for row in table])
                          for variant, table in of_task.items()}
             rows.append((f"{heading}, R²", [
@@ -206,13 +209,23 @@ def _statistics(results):
             labels = f"{row['budget']} labelled" if row["budget"] else "all labels"
             rows.append((f"{row['variant']}, {labels}", [
                 Cell(_labels(row["labels"])), Cell(number(row["mean"], row["stderr"])), Cell(number(row["iqm"])),
-                Cell(f"{number(row['low'])} to {number(row['high'])}"), Cell(number(row["normalised"])),
-                Cell(number(row["improvement"])), Cell(f"{row['seeds']} × {row['episodes']}")]))
-    note = ("Undiscounted return of an episode: mean and standard error, interquartile mean with its 95% bootstrap "
-            "interval (arXiv 2108.13264). P(> lapo) is the probability that an episode returns more than one of "
-            "lapo's at the same budget; at 0.5 neither is better.")
-    columns = ("labels used", "mean", "IQM", "95% interval", "normalised", "P(> lapo)", "seeds × episodes")
+                Cell(f"{number(row['low'])} to {number(row['high'])}"), Cell(row["by_seed"].replace(" ", ", ")),
+                Cell(number(row["normalised"])), Cell(_better(row)), Cell(f"{row['seeds']} × {row['episodes']}")]))
+    note = ("Undiscounted return of an episode: mean and standard error, interquartile mean with its 95% interval "
+            "(arXiv 2108.13264), mean of each seed. P(> lapo) is the probability that an episode returns more than one "
+            "of lapo's at the same budget; there is no difference where its 95% interval contains 0.5. Intervals are "
+            "by bootstrap over seeds and episodes.")
+    columns = ("labels used", "mean", "IQM", "95% interval", "each seed", "normalised", "P(> lapo)",
+               "seeds × episodes")
     return Table("returns", "Returns of every policy", note, columns, rows)
+
+
+def _better(row):
+    """The probability of improvement over lapo, its interval, and whether that says anything."""
+    if row["improvement"] is None:
+        return number(None)
+    low, high = row["improvement_low"], row["improvement_high"]
+    return f"{row['improvement']:.2f} ({low:.2f} to {high:.2f})" + (", no difference" if low <= 0.5 <= high else "")
 
 
 def _full(results):

@@ -71,7 +71,8 @@ def test_every_table_of_results_says_the_labels_used(results):
     for heading, used in (("lapo, 2 labelled", "2"), ("lapo-slots, 2 labelled", "4"), ("bc, all labels", "all")):
         assert row(every, heading)["labels used"].value == used
     chances = {name: row(every, f"{name}, 8 labelled")["P(> lapo)"].value for name in ("lapo", "lapo-slots")}
-    assert chances == {"lapo": "0.500", "lapo-slots": "1.00"} and row(every, "bc, all labels")["P(> lapo)"].value == "–"
+    assert chances == {"lapo": "–", "lapo-slots": "1.00 (1.00 to 1.00)"}
+    assert row(every, "bc, all labels")["P(> lapo)"].value == "–"
     assert row(table(results, "R² by action"), "lapo-slots")["labels used"].value == "4"
     assert row(table(results, "Table 3"), tree.TASK)["labels used"].value == "all"
     assert "4 chose restart and slots" in table(results, "Choice of slots").note

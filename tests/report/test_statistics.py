@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from oclam.report.statistics import improvement, interquartile_mean, recovery, summary
+from oclam.report.statistics import (
+    improvement,
+    improvement_interval,
+    interquartile_mean,
+    recovery,
+    resamples,
+    summary,
+)
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
@@ -12,8 +19,27 @@ def test_interquartile_mean_is_the_mean_of_the_middle_half():
 
 
 def test_probability_of_improvement_is_the_share_of_pairs_won():
-    assert improvement([[2, 3], [4, 5]], [0, 1]) == 1 and improvement([0, 1], [[2, 3], [4, 5]]) == 0
+    assert improvement([[2, 3], [4, 1]], [0, 2]).tolist() == [0.875, 0.75]
     assert improvement([1, 3], [2]) == 0.5 and improvement([2, 3], [2, 2]) == 0.75  # a tie is half a win
+
+
+def test_resamples_draw_seeds_and_then_their_episodes():
+    returns = np.array([[0.0, 1.0, 2.0], [10.0, 11.0, 12.0]])
+    drawn = resamples(returns, 4000).reshape(4000, 2, 3)
+    assert (np.ptp(drawn // 10, axis=2) == 0).all()  # all episodes of one drawn seed
+    # Variance of the mean: of seeds 25 / 2, and of episodes 2 / 3 / 6.
+    assert drawn.mean((1, 2)).var() == pytest.approx(25 / 2 + 2 / 3 / 6, rel=0.1)
+
+
+def test_interval_of_the_probability_of_improvement_contains_a_half_where_nothing_differs():
+    random = np.random.default_rng(0)
+    returns, others = random.normal(size=(2, 20)), random.normal(size=(2, 20))
+    low, high = improvement_interval(returns, others)
+    assert low < improvement(returns.ravel(), others.ravel()) < high and low < 0.5 < high
+    assert improvement_interval(returns + 9, others) == (1, 1)
+    # With one seed and few pairs in doubt, the interval is that of two means of ranks (Mann-Whitney).
+    wide, narrow = (np.diff(improvement_interval(*random.normal(size=(2, 1, n))))[0] for n in (25, 400))
+    assert wide / narrow == pytest.approx(4, rel=0.25)
 
 
 def test_recovery_is_0_at_lapo_and_1_without_distractors_whether_more_or_less_is_better():
