@@ -269,8 +269,8 @@ class Plan:
                        data=labelled * (self.pixels + frozen * 4 * latent_dim))
 
     def evaluation(self) -> Cost:
-        """eval; policies of all budgets in one run (bc and bc-no-distractors have one)."""
-        frames = len(self.params.finetune.budgets) * self.params.eval.episodes * self.params.collect.steps
+        """eval; policies of all budgets in one run, the last one twice (bc and bc-no-distractors have but one)."""
+        frames = (len(self.params.finetune.budgets) + 1) * self.params.eval.episodes * self.params.collect.steps
         actor = self.latent_actor
         return Cost("eval", self.runs * len(VARIANTS), "frames", total=actor.size, samples=frames,
                     flops=frames * actor.forward, memory=4 * actor.size, rendered=frames)

@@ -1,5 +1,8 @@
 """Returns in the environment, in the view that the policies were trained for: reads a folder of policies, writes every
-episode's return and a video of the first episode at the largest budget."""
+episode's return and a video of the first episode at the largest budget.
+
+The policy of the largest budget is also evaluated on the other background videos: what it loses, or wins, on those that
+no training saw is its generalisation."""
 
 from functools import partial
 
@@ -12,6 +15,7 @@ from oclam.policies.files import load_policies
 from oclam.variants import view_of
 from oclam.video import write_video
 
+OTHER = {"train": "test", "test": "train"}
 RECORDED, EVERY, FPS = 300, 3, 15  # the video shows every third of the first 300 frames
 
 
@@ -21,13 +25,17 @@ def main():
     seeds = episode_seeds(params.eval.seed, params.eval.episodes)
     policies, cards = load_policies(paths.policies(task, seed, variant), task=task, view=view_of(variant), seed=seed,
                                     variant=variant, image_size=params.env.image_size)
-    make = partial(envs.make, task, view_of(variant), params.env, paths.backgrounds, params.eval.backgrounds)
-    returns, frames, _ = evaluate(policies, cards[0].frame_stack, make, seeds, params.collect.steps,
+    make = partial(envs.make, task, view_of(variant), params.env, paths.backgrounds)
+    asked = [(policy, card.budget, params.eval.backgrounds) for policy, card in zip(policies, cards, strict=True)]
+    if view_of(variant) == "distracted":
+        asked.insert(0, (policies[-1], cards[-1].budget, OTHER[params.eval.backgrounds]))
+    returns, frames, _ = evaluate([policy for policy, *_ in asked], cards[0].frame_stack,
+                                  [partial(make, videos) for *_, videos in asked], seeds, params.collect.steps,
                                   f"eval-{task}-{seed}-{variant}", recorded=RECORDED)
 
     write_csv(paths.evaluation(task, seed, variant),
-              [{"budget": card.budget, "episode": episode, "return": value}
-               for card, row in zip(cards, returns, strict=True) for episode, value in enumerate(row)])
+              [{"backgrounds": videos, "budget": budget, "episode": episode, "return": value}
+               for (_, budget, videos), row in zip(asked, returns, strict=True) for episode, value in enumerate(row)])
     write_video(paths.episode_video(task, seed, variant), frames[::EVERY], FPS)
 
 

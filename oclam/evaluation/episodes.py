@@ -30,15 +30,15 @@ def episode_seeds(seed: int, episodes: int) -> list[int]:
     return [seed_of("evaluation", seed, episode) for episode in range(episodes)]
 
 
-def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable, seeds: Sequence[int], steps: int,
-             name: str = "evaluation", workers: int | None = None,
+def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequence[Callable], seeds: Sequence[int],
+             steps: int, name: str = "evaluation", workers: int | None = None,
              recorded: int = 0) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Act in one episode for every policy and seed.
 
     Args:
         policies: P of them.
         frame_stack: how many frames they see.
-        make: gives a Gymnasium environment with pixels (H, W, 3) uint8.
+        make: gives a Gymnasium environment with pixels (H, W, 3) uint8; or one such function for each policy.
         seeds: of the E episodes.
         steps: the most of an episode.
         workers: processes, by default one a core.
@@ -52,7 +52,9 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable, seeds
     numbers = [(np.arange(len(policies))[:, None] * len(seeds) + half).ravel() for half in halves]
     rewards = np.zeros((steps, len(policies) * len(seeds)))
     kept = []
-    with (Environments(make, numbers, workers) as environments, _one_thread(),  # forks, so before any use of a GPU
+    makes = make if isinstance(make, Sequence) else [make] * len(policies)
+    groups = [[makes[number // len(seeds)] for number in of] for of in numbers]
+    with (Environments(groups, workers) as environments, _one_thread(),  # forks, so before any use of a GPU
           Progress(rewards.size, name, " frames") as bar):
         device = best_device()
         agents = [Agent(policies, frame_stack, device) for _ in halves]
@@ -78,12 +80,11 @@ class Environments:
     The workers step other groups while one group's answers are used.
 
     Args:
-        make: gives an environment.
-        groups: arrays of environment numbers.
+        groups: of functions that give an environment each.
         workers: processes, by default one a core.
     """
 
-    def __init__(self, make: Callable, groups: Sequence[np.ndarray], workers: int | None = None):
+    def __init__(self, groups: Sequence[Sequence[Callable]], workers: int | None = None):
         workers = min(workers or len(cores()), max(map(len, groups)))
         before = np.cumsum([0, *map(len, groups)])  # shared out over all groups: no worker has two more than another
         self._shares = [[range((worker - first) % workers, len(group), workers) for worker in range(workers)]
@@ -92,8 +93,8 @@ class Environments:
         self._pipes, self._processes = [], []
         for worker in range(workers):
             pipe, far = context.Pipe()
-            counts = [len(shares[worker]) for shares in self._shares]
-            process = context.Process(target=_work, args=(far, make, counts), daemon=True)
+            own = [[group[i] for i in shares[worker]] for group, shares in zip(groups, self._shares, strict=True)]
+            process = context.Process(target=_work, args=(far, own), daemon=True)
             process.start()
             far.close()
             self._pipes.append(pipe)
@@ -155,11 +156,11 @@ def _one_thread():
         torch.set_num_threads(threads)
 
 
-def _work(pipe, make, counts):
+def _work(pipe, makes):
     """A worker: make the environments, then answer requests until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the workers
     try:
-        groups = [[_Episode(make()) for _ in range(count)] for count in counts]
+        groups = [[_Episode(make()) for make in group] for group in makes]
         pipe.send(None)
         while True:
             group, requests = pipe.recv()

@@ -32,6 +32,7 @@ class Results:
     probes: list  # task, seed, variant; errors of the action probes
     dimensions: list  # task, seed, variant, dimension of the action; the ridge probe's error there
     returns: list  # task, variant, budget, labels used; statistics over seeds and episodes, also as shares
+    generalisation: list  # task, variant, budget, labels used; statistics on training and on unseen backgrounds
     losses: list  # task, seed, stage, variant, step, loss
     slots: list  # task, seed, slot; its measures
     selections: list  # task, seed; what was chosen and why
@@ -64,6 +65,7 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int]) 
         dimensions=[row for task in tasks for seed in seeds for variant in LATENT
                     for row in _dimensions(task, seed, variant)],
         returns=returns,
+        generalisation=[row for task in tasks for row in _generalisation(task, seeds, selection, largest)],
         losses=[row for task, seed, table in tables for row in _losses(task, seed, table["restart"])],
         slots=[{"task": task, "seed": seed, **unmeasured, **row, "chosen": row["slot"] in table["chosen"]}
                for task, seed, table in tables for row in table["slots"]],
@@ -147,12 +149,12 @@ def _best_of_steve(task, seed):
 
 
 def _returns(task, seeds, selection):
-    episodes = {}  # (variant, budget) -> seed -> returns
+    table = {}  # (variant, budget) -> returns (seeds, episodes)
     for variant in VARIANTS:
-        for seed in seeds:
-            for row in read_csv(paths.evaluation(task, seed, variant)):
-                episodes.setdefault((variant, row["budget"]), {}).setdefault(seed, []).append(row["return"])
-    table = {key: np.array([by_seed[seed] for seed in seeds]) for key, by_seed in episodes.items()}
+        evaluated = _evaluated(task, seeds, variant)
+        asked, _ = list(evaluated)[-1]  # the other backgrounds stand first
+        table |= {(variant, budget): returns for (backgrounds, budget), returns in evaluated.items()
+                  if backgrounds == asked}
     rows, largest = [], max(budget for _, budget in table)
     for (variant, budget), returns in table.items():
         full = table[normaliser(variant), 0].mean()
@@ -164,6 +166,26 @@ def _returns(task, seeds, selection):
                      "episodes": returns.shape[1], "by_seed": " ".join(f"{mean:.1f}" for mean in returns.mean(1)),
                      **statistics, **shares, **_improvement(returns, table.get(("lapo", budget)), variant)})
     return rows
+
+
+def _evaluated(task, seeds, variant):
+    """{(backgrounds, budget): returns (seeds, episodes)}, in the order of the file."""
+    tables = [read_csv(paths.evaluation(task, seed, variant)) for seed in seeds]
+    keys = dict.fromkeys((row["backgrounds"], row["budget"]) for row in tables[0])
+    return {(backgrounds, budget): np.array([[row["return"] for row in select(rows, backgrounds=backgrounds,
+                                                                               budget=budget)] for rows in tables])
+            for backgrounds, budget in keys}
+
+
+def _generalisation(task, seeds, selection, largest):
+    for variant, row in VARIANTS.items():
+        if row.view == "distracted":
+            evaluated = _evaluated(task, seeds, variant)
+            budget = max(budget for _, budget in evaluated)
+            yield {"task": task, "variant": variant, "budget": budget,
+                   "labels": labels_used(variant, budget, selection, largest),
+                   **{f"{backgrounds}_{key}": value for backgrounds in ("train", "test")
+                      for key, value in summary(evaluated[backgrounds, budget]).items() if key in ("mean", "stderr")}}
 
 
 def _improvement(returns, lapo, variant):

@@ -44,6 +44,7 @@ class Table:
 def tables(results: Results) -> list[Table]:
     """Every table of the report, in order."""
     return [_probes(results), *_dimensions(results), _returns(results), _recovery(results), _statistics(results),
+            _generalisation(results),
             _full(results), *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
 
 
@@ -218,6 +219,21 @@ def _statistics(results):
     columns = ("labels used", "mean", "IQM", "95% interval", "each seed", "normalised", "P(> lapo)",
                "seeds × episodes")
     return Table("returns", "Returns of every policy", note, columns, rows)
+
+
+def _generalisation(results):
+    rows = []
+    for task in results.tasks:
+        rows.append((task, []))
+        for row in select(results.generalisation, task=task):
+            seen, unseen = row["train_mean"], row["test_mean"]
+            rows.append((row["variant"], [
+                Cell(_labels(row["labels"])), Cell(number(seen, row["train_stderr"])),
+                Cell(number(unseen, row["test_stderr"]), f"{unseen / seen:.0%}" if seen > 0 else "")]))
+    note = ("Return of the policy of the largest label budget on the background videos of its training data, as in the "
+            "paper, and on videos that no training saw, with what share of the return is left.")
+    return Table("returns", "Seen and unseen backgrounds", note, ("labels used", "training videos", "unseen videos"),
+                 rows)
 
 
 def _better(row):

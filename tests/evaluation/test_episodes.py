@@ -116,7 +116,7 @@ def test_a_dead_worker_is_one_line():
 
 def test_environments_live_in_as_many_processes_as_asked():
     groups = [np.arange(4), np.arange(4, 6)]
-    with Environments(Noise, groups, workers=2) as environments:
+    with Environments([[Noise] * len(group) for group in groups], workers=2) as environments:
         assert len(environments._processes) == 2
         for group, members in enumerate(groups):
             environments.send(group, [10 + int(number) for number in members])

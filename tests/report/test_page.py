@@ -78,6 +78,12 @@ def test_every_table_of_results_says_the_labels_used(results):
     assert "4 chose restart and slots" in table(results, "Choice of slots").note
 
 
+def test_generalisation_says_what_is_left_on_unseen_backgrounds(results):
+    cells = row(table(results, "Seen and unseen"), "bc")
+    assert (cells["training videos"].value, cells["unseen videos"].value) == ("400 ± 1", "200 ± 0")
+    assert cells["unseen videos"].ratio == "50%" and cells["labels used"].value == "all"
+
+
 def test_recovery_table_is_the_share_of_the_way_from_lapo_to_no_distractors(results):
     entry = table(results, "Recovery")
     assert [cell.value for cell in row(entry, "ridge probe, error").values()] == [

@@ -59,6 +59,15 @@ def test_labels_used_are_the_budget_or_those_that_chose_the_slots_where_they_are
         "lapo-no-distractors": 0}
 
 
+def test_generalisation_is_the_largest_budget_on_both_backgrounds(results):
+    assert [row["variant"] for row in results.generalisation] == [
+        name for name, row in VARIANTS.items() if row.view == "distracted"]
+    for row in results.generalisation:
+        assert row["budget"] == (0 if row["variant"] == "bc" else 8)
+        mean = tree.mean_return(row["variant"], row["budget"])
+        assert (row["train_mean"], row["test_mean"]) == pytest.approx((2 * mean, mean))
+
+
 def test_a_policy_that_earns_nothing_normalises_nothing(written, monkeypatch):
     monkeypatch.setitem(tree.FULL_RETURN, "bc", 0.0)
     tree.write()

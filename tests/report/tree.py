@@ -115,9 +115,14 @@ def _latents(seed, variant):
 
 def _returns(seed, variant, shift):
     spread = np.linspace(-2, 2, EPISODES)
+    budgets = [0] if variant in ALL_LABELS else BUDGETS
+    asked = [("test", budget, 1) for budget in budgets]
+    if VARIANTS[variant].view == "distracted":
+        asked.insert(0, ("train", budgets[-1], 2))  # returns twice as much
     write_csv(paths.evaluation(TASK, seed, variant), [
-        {"budget": budget, "episode": episode, "return": mean_return(variant, budget) + spread[episode] + shift}
-        for budget in ([0] if variant in ALL_LABELS else BUDGETS) for episode in range(EPISODES)])
+        {"backgrounds": backgrounds, "budget": budget, "episode": episode,
+         "return": factor * (mean_return(variant, budget) + spread[episode] + shift)}
+        for backgrounds, budget, factor in asked for episode in range(EPISODES)])
     path = paths.episode_video(TASK, seed, variant)
     frames = [Image.fromarray(frame) for frame in scene(6, seed)[0]]
     frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=70)
