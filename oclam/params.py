@@ -20,7 +20,7 @@ from ruamel.yaml import YAML, YAMLError
 from oclam.artifacts import atomic
 from oclam.errors import UserError
 
-__all__ = ["PAPER_ENV", "Params", "load", "read", "replace"]
+__all__ = ["PAPER_ENV", "Params", "load", "one_line", "read", "replace"]
 
 # Upper limits catch slips of the keyboard before memory or a day is lost; nothing published comes near them.
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -422,11 +422,12 @@ def _checked(content, path):
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {_one_line(error.errors()[0])}") from None
+        raise UserError(f"{path}: {one_line(error.errors()[0])}") from None
 
 
-def _one_line(error):
-    kind, given, place = Params, error["input"], []
+def one_line(error: dict, kind: type[Section] = Params) -> str:
+    """What an error of pydantic, found in a section of `kind`, says: the key, what was given, and what is allowed."""
+    given, place = error["input"], []
     for part in error["loc"]:  # up to the parameter's own name; after it pydantic distinguishes a union's members
         if isinstance(kind, type) and issubclass(kind, Section):
             fields = kind.model_fields

@@ -9,7 +9,7 @@ import numpy as np
 
 from oclam.errors import UserError
 
-__all__ = ["TASKS", "flatten", "load_task", "mujoco", "sizes"]
+__all__ = ["TASKS", "dm_render", "flatten", "gl_context", "load_task", "mujoco", "sizes"]
 
 
 @contextmanager
@@ -27,7 +27,9 @@ def _without_opengl():
 
 with _without_opengl():
     import mujoco
+    from dm_control import _render as dm_render
     from dm_control import suite
+    from mujoco.rendering.classic import gl_context
 
 # The suite's own models use what MuJoCo calls deprecated; users cannot change that and every process would repeat it.
 logging.getLogger("absl").addFilter(lambda record: "is deprecated" not in record.getMessage())

@@ -11,14 +11,16 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from gymnasium.error import ClosedEnvironmentError
 
 from oclam.errors import UserError
-from oclam.suite import mujoco
+from oclam.suite import dm_render, gl_context, mujoco
 
 __all__ = ["Renderer", "choose"]
 
@@ -66,17 +68,47 @@ def _probe(backend):
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
-def _context(size):
+def _backend(package):
+    """The module in which `package` has the chosen backend's contexts; the first call of a process loads OpenGL."""
     backend = choose()
     triton = importlib.util.find_spec("triton")
     if triton and "OpenGL" not in sys.modules:  # its own LLVM crashes when loaded after Mesa's, as timm would do
         for library in Path(triton.origin).parent.glob("_C/libtriton*.so"):
             ctypes.CDLL(library)
-    return importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+    return importlib.import_module(package.format(backend))
+
+
+def _mujoco_context(width, height):
+    return _backend("mujoco.{}").GLContext(width, height)
+
+
+def _suite_context(max_width, max_height):
+    module = _backend("dm_control._render.pyopengl.{}_renderer")
+    if choose() == "osmesa":
+        return module.OSMesaContext(max_width, max_height)
+    atexit.unregister(module.EGL.eglTerminate)  # it would end the display under renderers that are still open
+
+    class Context(module.EGLContext):
+        """The suite's, which takes the context that it made current last for the current one: here others draw too."""
+
+        def make_current(self):
+            last = dm_render.base._CURRENT_CONTEXT_FOR_THREAD.pop(self.thread, None)
+            dm_render.base._CURRENT_THREAD_FOR_CONTEXT.pop(last, None)
+            return super().make_current()
+
+    return Context(max_width, max_height)
+
+
+# oclam.suite imports both packages without OpenGL: others' renderers in this process, and the suite's own that
+# quadruped-escape asks for, find it at their first picture.
+if not hasattr(gl_context, "GLContext"):
+    mujoco.GLContext = gl_context.GLContext = _mujoco_context
+if dm_render.BACKEND in dm_render.constants.NO_RENDERER:
+    dm_render.Renderer = _suite_context
 
 
 class Renderer:
-    """Square pictures of one camera of a MuJoCo model.
+    """Square pictures of one camera of a MuJoCo model, drawn in the thread that made it.
 
     Args:
         model: mujoco.MjModel.
@@ -84,7 +116,7 @@ class Renderer:
         camera: its index.
         mode: "reference" for the suite's quality, "shadows" without reflections and multisampling and with coarser
             shadows, "fast" without any.
-    Raises UserError when no OpenGL works here.
+    Raises UserError when no OpenGL works here, and in another thread.
     """
 
     _gl = None
@@ -94,7 +126,7 @@ class Renderer:
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         if mode != "reference":
             model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, 1024 if mode == "shadows" else 0
-        gl = _context(size)
+        self._thread, gl = threading.get_ident(), _mujoco_context(size, size)
         gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._gl = gl  # from here on there is something to free
@@ -110,14 +142,27 @@ class Renderer:
         self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
         self._buffer = np.empty((size, size, 3), np.uint8)
 
+    def _make_current(self):
+        if not self._gl:
+            raise ClosedEnvironmentError("the environment is closed; make another one")
+        if threading.get_ident() != self._thread:  # where EGL refuses with a trace of its own
+            raise UserError("an environment draws in the thread that made it only; make one in each thread")
+        self._gl.make_current()
+
     def upload(self, texture: int) -> None:
         """Send a changed texture of the model, by its number, to the renderer."""
-        self._gl.make_current()
+        self._make_current()
         mujoco.mjr_uploadTexture(self._model, self._context, texture)
+
+    def upload_terrain(self) -> None:
+        """Send the model's height fields, which a task may draw anew in each episode, to the renderer."""
+        for field in range(self._model.nhfield):
+            self._make_current()
+            mujoco.mjr_uploadHField(self._model, self._context, field)
 
     def pixels(self, data: mujoco.MjData) -> np.ndarray:
         """The camera's picture: uint8 (size, size, 3)."""
-        self._gl.make_current()
+        self._make_current()
         mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL,
                                self._scene)
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
@@ -142,9 +187,11 @@ class Renderer:
     def close(self) -> None:
         """Free this renderer's OpenGL context, whichever context is current."""
         if self._gl:
-            self._gl.make_current()
+            self._make_current()
             self._context.free()
             self._gl.free()
             self._gl = None
 
-    __del__ = close
+    def __del__(self):
+        if self._gl and threading.get_ident() == self._thread:  # in another thread it cannot be freed
+            self.close()

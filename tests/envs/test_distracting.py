@@ -129,6 +129,50 @@ def test_gymnasium_accepts_the_environment(store):
     env.close()
 
 
+def test_every_key_of_the_section_env_is_an_argument_of_make(store, make):
+    changes = {"image_size": 32, "background": False, "color_scale": 0.3}
+    env = gymnasium.make("oclam/cheetah-run-v0", params=SMALL, backgrounds=store, render_mode="rgb_array", **changes)
+    pixels, _ = env.reset(seed=3)
+    assert env.observation_space.shape == (32, 32, 3)
+    np.testing.assert_array_equal(pixels, make(**changes).reset(seed=3)[0])
+    np.testing.assert_array_equal(pixels, env.render())
+    env.close()
+    assert make().render() is None  # without a render_mode
+
+
+@pytest.mark.parametrize("options", [{"vectorization_mode": "sync"}, {"vectorization_mode": "async"},
+                                     {"vectorization_mode": "async", "vector_kwargs": {"context": "spawn"}}])
+def test_a_vector_of_environments_sees_what_single_ones_see(store, make, options):
+    vector = gymnasium.make_vec("oclam/cheetah-run-v0", num_envs=2, params=SMALL, backgrounds=store, **options)
+    actions = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 6)
+    seen = [vector.reset(seed=[5, 6])[0], vector.step(actions)[0]]
+    single = make()
+    for k in range(2):
+        expected = [single.reset(seed=5 + k)[0], single.step(actions[k])[0]]
+        np.testing.assert_array_equal([frames[k] for frames in seen], expected)
+    vector.close()
+
+
+def test_an_action_out_of_range_is_clipped_and_one_that_is_none_refused(make):
+    env = make("humanoid-walk", "clean", image_size=16)  # whose reward counts what the motors are asked for
+    ends = []
+    for action in (7 * np.ones(21), np.ones(21), np.full(21, np.inf)):
+        env.reset(seed=4)
+        _, reward, _, _, info = env.step(action)
+        ends.append([reward, *info["state"]])
+    np.testing.assert_array_equal(ends[0], ends[1])
+    np.testing.assert_array_equal(ends[2], ends[1])
+    for action in (np.full(21, np.nan), np.zeros(20), None):
+        with pytest.raises(gymnasium.error.InvalidAction, match=r"numbers of shape \(21,\) are needed"):
+            env.step(action)
+
+
+def test_a_seed_of_numpy_is_the_number(make):
+    env = make("cheetah-run", "clean", image_size=16)
+    states = [env.reset(seed=seed)[1]["state"] for seed in (4, np.int64(4), np.uint8(4), 5)]
+    assert [(states[0] == state).all() for state in states] == [True, True, True, False]
+
+
 def test_every_task_of_the_suite_is_registered_and_the_default_needs_no_store():
     assert {f"oclam/{task}-v0" for task in envs.TASKS} <= set(gymnasium.registry)
     env = gymnasium.make("oclam/dog-fetch-v0", params=SMALL.model_copy(update={"background": False}))
@@ -157,15 +201,15 @@ def test_masks_are_the_agents_pixels(make):
     assert "segmentation" not in env.reset(seed=0)[1]
 
 
-@pytest.mark.parametrize("task", ["dog-run", "quadruped-run"])
+@pytest.mark.parametrize("task", ["dog-run", "dog-fetch", "quadruped-run"])
 def test_masks_cover_agents_of_many_parts_and_skins(make, task):
     env = make(task, "clean")
     mask = env.reset(seed=0, options={"segmentation": True})[1]["segmentation"]
     assert 150 < mask.sum() < 1500
 
 
-def test_an_environment_that_was_not_reset_says_so_and_none_is_copied(make):
-    env = make("cheetah-run", "clean", image_size=16)
+def test_an_environment_that_was_not_reset_says_so_and_none_is_copied():
+    env = envs.DistractingEnv(view="clean", image_size=16, render_mode="rgb_array")
     for act in (lambda: env.step(np.zeros(6)), env.render):
         with pytest.raises(gymnasium.error.ResetNeeded, match="call reset"):
             act()
@@ -177,6 +221,7 @@ def test_an_environment_that_was_not_reset_says_so_and_none_is_copied(make):
     for duplicate in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             duplicate(env)
+    env.close()
 
 
 def test_masks_do_not_disturb_the_pixels(make):
@@ -184,7 +229,10 @@ def test_masks_do_not_disturb_the_pixels(make):
     np.testing.assert_array_equal(episode(env, 1, segmentation=True)[0], episode(env, 1)[0])
 
 
-@pytest.mark.parametrize("changes", [{"task": "cheetah-fly"}, {"view": "dirty"}])
-def test_unknown_names_are_one_line(changes):
-    with pytest.raises(UserError, match="given"):
+@pytest.mark.parametrize("changes, line", [
+    ({"task": "cheetah-fly"}, "^tasks: 'cheetah-fly' given"), ({"view": "dirty"}, "^view: 'dirty' given"),
+    ({"render_mode": "human"}, "^render_mode: 'human' given"), ({"camera_scale": 2}, "^camera_scale: 2 given"),
+    ({"zoom": 2}, "^zoom: unknown parameter; allowed here are image_size, renderer")])
+def test_unknown_names_are_one_line(changes, line):
+    with pytest.raises(UserError, match=line):
         envs.DistractingEnv(**changes)

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from gymnasium.error import ClosedEnvironmentError
 
 from oclam import envs, suite
 from oclam.envs import rendering
@@ -20,27 +22,66 @@ def unchosen():
     rendering.choose.cache_clear()
 
 
-SUITES_OWN = """
+OTHERS = """
 import sys
 import numpy as np
+import oclam.envs
+import mujoco
 from dm_control import suite
 env = suite.load("walker", "run", task_kwargs={"random": 0})
 env.reset()
-view = lambda: env.physics.render(64, 64, camera_id=0)
-np.save(sys.argv[1], np.stack([env.step(np.full(6, a)) and view() for a in (1, -1, 1)]))
+renderer = mujoco.Renderer(suite.load("walker", "run").physics.model.ptr, 64, 64)
+option = mujoco.MjvOption()
+option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = 0
+ours = oclam.envs.make("cheetah-run", "clean", oclam.envs.PAPER)  # left open, as dm_control's
+views = []
+for action in (1, -1, 1):
+    ours.reset(seed=0)
+    env.step(np.full(6, action))
+    renderer.update_scene(env.physics.data.ptr, camera=0, scene_option=option)
+    views.append([env.physics.render(64, 64, camera_id=0), renderer.render()])
+np.save(sys.argv[1], views)
+renderer.close()
 """
 
 
-def test_reference_is_the_suites_own_picture(tmp_path):
-    renderer_of = dict(os.environ, MUJOCO_GL=os.environ["MUJOCO_GL"])
-    subprocess.run([sys.executable, "-c", SUITES_OWN, tmp_path / "frames.npy"], check=True, env=renderer_of,
-                   capture_output=True)
+def test_reference_is_the_suites_own_picture_and_mujocos_drawn_beside_ours(tmp_path):
+    """Neither of them could draw in a process that had imported oclam.envs."""
+    answer = subprocess.run([sys.executable, "-c", OTHERS, tmp_path / "frames.npy"], check=True, capture_output=True,
+                            text=True)
+    assert answer.stderr.count("\n") == 1  # the renderer's name
     env = suite.load_task("walker-run")
     renderer = rendering.Renderer(env.physics.model.ptr, 64, 0, "reference")
     env.reset()
     ours = np.stack([env.step(np.full(6, a)) and renderer.pixels(env.physics.data.ptr) for a in (1, -1, 1)])
-    np.testing.assert_array_equal(ours, np.load(tmp_path / "frames.npy"))
+    for others in np.moveaxis(np.load(tmp_path / "frames.npy"), 1, 0):
+        np.testing.assert_array_equal(ours, others)
     renderer.close()
+
+
+def test_a_terrain_of_this_episode_is_drawn():
+    env = envs.make("quadruped-escape", "clean", envs.PAPER)
+    first, second = (env.reset(seed=seed)[0] for seed in (0, 1))
+    env._physics.model.hfield_data[:] = 0
+    env._renderer.upload_terrain()
+    flat = env._renderer.pixels(env._physics.data.ptr)
+    assert (first != second).mean() > 0.1 and (second != flat).mean() > 0.1
+    env.close()
+
+
+def test_another_thread_and_a_closed_environment_are_refused_in_one_line():
+    env = envs.make("cheetah-run", "clean", envs.PAPER)
+    before = env.reset(seed=0)[0]
+    with ThreadPoolExecutor(1) as thread:
+        for call in (env.reset, env.close):
+            with pytest.raises(UserError, match="make one in each thread"):
+                thread.submit(call).result()
+        there = thread.submit(lambda: envs.make("cheetah-run", "clean", envs.PAPER).reset(seed=0)[0]).result()
+    np.testing.assert_array_equal(there, before)
+    np.testing.assert_array_equal(env.reset(seed=0)[0], before)
+    env.close()
+    with pytest.raises(ClosedEnvironmentError, match="make another one"):
+        env.reset()
 
 
 def test_shadows_are_those_of_the_reference_and_fast_differs_from_it_by_light_alone():
@@ -99,6 +140,13 @@ def test_keeps_the_users_choice(unchosen, monkeypatch, given):
     monkeypatch.setattr(rendering, "_probe", {"osmesa": "llvmpipe", "egl": "llvmpipe"}.get)
     monkeypatch.setenv("MUJOCO_GL", given)
     assert rendering.choose() == "egl"
+
+
+def test_a_child_process_takes_its_parents_choice_without_another_search(unchosen, monkeypatch):
+    monkeypatch.setattr(rendering, "_probe", lambda backend: pytest.fail("searched again"))
+    monkeypatch.setattr(rendering.multiprocessing, "parent_process", object)
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    assert rendering.choose() == "osmesa"
 
 
 def test_an_egl_device_that_cannot_render_is_named(unchosen, monkeypatch):
