@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,8 +191,11 @@ def _kept(path):
 
 
 def _remove(path):
-    if path.is_dir():
-        shutil.rmtree(path)
+    for _ in range(100):  # after a signal, Zarr's threads may still write into it
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.is_dir():
+            break
+        time.sleep(0.01)
     path.unlink(missing_ok=True)
 
 

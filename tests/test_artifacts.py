@@ -46,6 +46,21 @@ def test_failed_write_leaves_the_old_artifact_and_no_litter(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_failed_write_is_cleared_although_a_thread_still_writes(tmp_path, monkeypatch):
+    remove, late = os.rmdir, []
+
+    def rmdir(*arguments, **options):
+        if not late:
+            late.append((temporary / "late").touch())
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with pytest.raises(ZeroDivisionError), atomic(tmp_path / "store") as temporary:
+        (temporary / "pixels").mkdir(parents=True)
+        raise ZeroDivisionError
+    assert late and list(tmp_path.iterdir()) == []
+
+
 def test_atomic_replaces_a_folder_whole(tmp_path):
     path = tmp_path / "store"
     for content in ("first", "second"):
