@@ -134,7 +134,8 @@ def write_json(path: Path, value) -> None:
 def read_json(path: Path):
     """The content of a JSON file. Raises UserError when it is missing or damaged."""
     try:
-        return json.loads(_existing(path).read_text(encoding="utf-8"))
+        text = _existing(path).read_text(encoding="utf-8")
+        return json.loads(text, object_hook=lambda entries: _Entries(path, entries))
     except ValueError as error:
         raise UserError(f"{path}: damaged JSON ({error}); {_mend(path)}") from None
 
@@ -155,7 +156,10 @@ def read_csv(path: Path) -> list[dict]:
         header, *rows = csv.reader(text.splitlines(), strict=True)
         if not text.endswith("\n") or not rows or any(len(row) != len(header) for row in rows):
             raise ValueError("it ends within a row, or its rows differ in length")
-        return [dict(zip(header, map(_number, row), strict=True)) for row in rows]
+        columns = [[_number(text) for text in column] for column in zip(*rows, strict=True)]
+        if any(len({isinstance(value, str) for value in column}) > 1 for column in columns):
+            raise ValueError("a column has numbers and words")
+        return [_Entries(path, zip(header, row, strict=True)) for row in zip(*columns, strict=True)]
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: damaged table ({error}); {_mend(path)}") from None
 
@@ -175,6 +179,17 @@ def digest(path: Path | str) -> str:
             with file.open("rb") as stream:
                 content.update(hashlib.file_digest(stream, "sha256").digest())
     return content.hexdigest()
+
+
+class _Entries(dict):
+    """Entries of a file, of which a missing one is told with the file's name."""
+
+    def __init__(self, path, entries):
+        super().__init__(entries)
+        self.path = path
+
+    def __missing__(self, key):
+        raise UserError(f"{self.path}: no entry {key!r}; {_mend(self.path)}")
 
 
 def _mend(path):

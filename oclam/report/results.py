@@ -10,6 +10,7 @@ import numpy as np
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv, read_json
+from oclam.errors import UserError
 from oclam.report.statistics import improvement, recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
@@ -149,8 +150,14 @@ def _best_of_steve(task, seed):
 def _returns(task, seeds, selection):
     episodes = {}  # (variant, budget) -> seed -> returns
     for variant in VARIANTS:
-        for seed in seeds:
-            for row in read_csv(paths.evaluation(task, seed, variant)):
+        tables = {seed: read_csv(paths.evaluation(task, seed, variant)) for seed in seeds}
+        budgets, numbers = ({row[key] for table in tables.values() for row in table} for key in ("budget", "episode"))
+        for seed, rows in tables.items():
+            if len(rows) != len(budgets) * len(numbers):
+                path = paths.evaluation(task, seed, variant)
+                raise UserError(f"{path}: {len(rows)} rows of {len(budgets)} budgets x {len(numbers)} episodes; delete "
+                                f"{path} and run `dvc repro`")
+            for row in rows:
                 episodes.setdefault((variant, row["budget"]), {}).setdefault(seed, []).append(row["return"])
     table = {key: np.array([by_seed[seed] for seed in seeds]) for key, by_seed in episodes.items()}
     rows, largest = [], max(budget for _, budget in table)
