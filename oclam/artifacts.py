@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,7 +134,8 @@ def write_json(path: Path, value) -> None:
 def read_json(path: Path):
     """The content of a JSON file. Raises UserError when it is missing or damaged."""
     try:
-        return json.loads(_existing(path).read_text(encoding="utf-8"))
+        text = _existing(path).read_text(encoding="utf-8")
+        return json.loads(text, object_hook=lambda entries: _Entries(path, entries))
     except ValueError as error:
         raise UserError(f"{path}: damaged JSON ({error}); {_mend(path)}") from None
 
@@ -154,7 +156,10 @@ def read_csv(path: Path) -> list[dict]:
         header, *rows = csv.reader(text.splitlines(), strict=True)
         if not text.endswith("\n") or not rows or any(len(row) != len(header) for row in rows):
             raise ValueError("it ends within a row, or its rows differ in length")
-        return [dict(zip(header, map(_number, row), strict=True)) for row in rows]
+        columns = [[_number(text) for text in column] for column in zip(*rows, strict=True)]
+        if any(len({isinstance(value, str) for value in column}) > 1 for column in columns):
+            raise ValueError("a column has numbers and words")
+        return [_Entries(path, zip(header, row, strict=True)) for row in zip(*columns, strict=True)]
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: damaged table ({error}); {_mend(path)}") from None
 
@@ -176,6 +181,17 @@ def digest(path: Path | str) -> str:
     return content.hexdigest()
 
 
+class _Entries(dict):
+    """Entries of a file, of which a missing one is told with the file's name."""
+
+    def __init__(self, path, entries):
+        super().__init__(entries)
+        self.path = path
+
+    def __missing__(self, key):
+        raise UserError(f"{self.path}: no entry {key!r}; {_mend(self.path)}")
+
+
 def _mend(path):
     """What brings a damaged file back, as words."""
     return _kept(path) or f"delete {path} and run `dvc repro`"
@@ -190,8 +206,11 @@ def _kept(path):
 
 
 def _remove(path):
-    if path.is_dir():
-        shutil.rmtree(path)
+    for _ in range(100):  # after a signal, Zarr's threads may still write into it
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.is_dir():
+            break
+        time.sleep(0.01)
     path.unlink(missing_ok=True)
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from oclam.artifacts import atomic
 from oclam.errors import UserError
 
-__all__ = ["caption", "check_name", "write_video"]
+__all__ = ["caption", "check_gif", "check_name", "write_video"]
 
 GIF_COLOURS = 128
 
@@ -18,6 +18,13 @@ def check_name(path: Path) -> None:
     """Raise UserError unless the name ends in .mp4 or .gif."""
     if path.suffix not in (".mp4", ".gif"):
         raise UserError(f"{path}: a video is .mp4 or .gif")
+
+
+def check_gif(path: Path) -> None:
+    """Raise UserError unless the file is a GIF with all its frames; of a frame's content nothing is checked."""
+    content = path.read_bytes() if path.exists() else b""
+    if not (content.startswith(b"GIF8") and content.endswith(b"\0;")):
+        raise UserError(f"{path}: no GIF, or not all of it; delete {path} and run `dvc repro`")
 
 
 def caption(frames: np.ndarray, rewards: np.ndarray, title: str, scale: int = 4) -> np.ndarray:

@@ -46,6 +46,21 @@ def test_failed_write_leaves_the_old_artifact_and_no_litter(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_failed_write_is_cleared_although_a_thread_still_writes(tmp_path, monkeypatch):
+    remove, late = os.rmdir, []
+
+    def rmdir(*arguments, **options):
+        if not late:
+            late.append((temporary / "late").touch())
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with pytest.raises(ZeroDivisionError), atomic(tmp_path / "store") as temporary:
+        (temporary / "pixels").mkdir(parents=True)
+        raise ZeroDivisionError
+    assert late and list(tmp_path.iterdir()) == []
+
+
 def test_atomic_replaces_a_folder_whole(tmp_path):
     path = tmp_path / "store"
     for content in ("first", "second"):
@@ -73,12 +88,23 @@ def test_tables_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "step,loss\n", "step,loss\n1,0.5\n2,0.2", "step,loss\n1,0.5\n2\n",
-                                  "step,loss\n1,0.5,3\n", b"step,loss\n1,\xb0.5\n", "step,loss\n1,\"0.5\n"])
+                                  "step,loss\n1,0.5,3\n", "step,loss\n1,0.5\n2,0.u\n",
+                                  b"step,loss\n1,\xb0.5\n", "step,loss\n1,\"0.5\n"])
 def test_a_table_that_was_cut_or_altered_is_named(tmp_path, text):
     path = tmp_path / "rows.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=f"{path}: damaged table .*; delete {path} and run `dvc repro`"):
         read_csv(path)
+
+
+def test_a_missing_entry_is_told_with_its_file(tmp_path):
+    write_json(tmp_path / "probe.json", {"slots": [{"areb": 1}]})
+    write_csv(tmp_path / "rows.csv", [{"stfp": 1}])
+    for name, get in (("probe.json", lambda path: read_json(path)["slots"][0]["area"]),
+                      ("rows.csv", lambda path: read_csv(path)[0]["step"])):
+        path = tmp_path / name
+        with pytest.raises(UserError, match=f"{path}: no entry '(area|step)'; delete {path} and run `dvc repro`"):
+            get(path)
 
 
 def test_what_git_keeps_is_restored_from_git(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from oclam.errors import UserError
-from oclam.video import caption, write_video
+from oclam.video import caption, check_gif, write_video
 
 FRAMES = np.zeros((12, 16, 16, 3), np.uint8)
 FRAMES[..., 0] = 20 * np.arange(12)[:, None, None]
@@ -41,3 +41,14 @@ def test_caption_enlarges_and_writes_the_return_so_far():
 def test_other_formats_are_one_line(tmp_path):
     with pytest.raises(UserError, match="a video is .mp4 or .gif"):
         write_video(tmp_path / "episode.avi", FRAMES, fps=10)
+
+
+def test_a_gif_that_was_cut_is_named(tmp_path):
+    path = tmp_path / "episode.gif"
+    write_video(path, np.zeros((3, 16, 16, 3), np.uint8), 15)
+    check_gif(path)
+    content = path.read_bytes()
+    for damaged in (b"", content[:-1], b"\0" + content[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{path}: no GIF, or not all of it; delete {path}"):
+            check_gif(path)

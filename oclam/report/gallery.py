@@ -8,7 +8,7 @@ from oclam.artifacts import load_tensors, read_csv
 from oclam.report import figures
 from oclam.report.results import Results, select
 from oclam.variants import LATENT, VARIANTS
-from oclam.video import write_video
+from oclam.video import check_gif, write_video
 
 __all__ = ["Picture", "draw"]
 
@@ -92,6 +92,7 @@ def _latents(results, task, folder):
 def _policies(results, task):
     for variant in VARIANTS:
         video = paths.episode_video(task, results.seeds[0], variant)
+        check_gif(video)
         rows = read_csv(paths.evaluation(task, results.seeds[0], variant))
         shown = select(rows, budget=max(row["budget"] for row in rows), episode=0)[-1]["return"]
         yield Picture("policies", f"{task}, {variant}: the episode returned {shown:.0f}.", video, pixels=True)

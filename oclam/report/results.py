@@ -10,6 +10,7 @@ import numpy as np
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_csv, read_json
+from oclam.errors import UserError
 from oclam.report.statistics import improvement, improvement_interval, recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
@@ -170,11 +171,16 @@ def _returns(task, seeds, selection):
 
 def _evaluated(task, seeds, variant):
     """{(backgrounds, budget): returns (seeds, episodes)}, in the order of the file."""
-    tables = [read_csv(paths.evaluation(task, seed, variant)) for seed in seeds]
-    keys = dict.fromkeys((row["backgrounds"], row["budget"]) for row in tables[0])
-    return {(backgrounds, budget): np.array([[row["return"] for row in select(rows, backgrounds=backgrounds,
-                                                                               budget=budget)] for rows in tables])
-            for backgrounds, budget in keys}
+    files = [paths.evaluation(task, seed, variant) for seed in seeds]
+    tables = {path: read_csv(path) for path in files}
+    asked = dict.fromkeys((row["backgrounds"], row["budget"]) for rows in tables.values() for row in rows)
+    episodes = {row["episode"] for rows in tables.values() for row in rows}
+    for path, rows in tables.items():
+        if len(rows) != len(asked) * len(episodes):
+            raise UserError(f"{path}: {len(rows)} rows of {len(asked)} evaluations x {len(episodes)} episodes; delete "
+                            f"{path} and run `dvc repro`")
+    return {key: np.array([[row["return"] for row in rows if (row["backgrounds"], row["budget"]) == key]
+                           for rows in tables.values()]) for key in asked}
 
 
 def _generalisation(task, seeds, selection, largest):

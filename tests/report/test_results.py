@@ -113,6 +113,14 @@ def test_stray_files_are_not_read(written, results):
     assert read() == results
 
 
+def test_a_table_of_returns_that_was_cut_at_a_line_s_end_is_named(written):
+    path = paths.evaluation(tree.TASK, 1, "lapo")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=f"{path}: {len(lines) - 2} rows of .*; delete {path} and run `dvc repro`"):
+        read()
+
+
 def test_missing_durations_are_none_and_missing_results_an_error(written, results):
     ocp, = select(results.durations, stage="ocp")
     assert (ocp["seconds"], ocp["mean"], ocp["runs"], ocp["of"]) == (61.0, 61.0, 1, 4)
