@@ -261,6 +261,7 @@ class Finetune(Section):
     updates: Count
     learning_rate: Rate
     unfreeze: bool
+    decoder_init: Literal["orthogonal", "default"]  # initial weights of the action decoder; default: PyTorch's
 
 
 class Scratch(Section):

@@ -19,7 +19,7 @@ from oclam.variants import view_of
 def main():
     task, seed = arguments("task", "seed")
     params = load("compute", "bc", "scratch", "finetune.budgets", "finetune.hidden_dim", "finetune.batch_size",
-                  "finetune.learning_rate")
+                  "finetune.learning_rate", "finetune.decoder_init")
     bc, view = params.bc, view_of("scratch")
     settings = SimpleNamespace(**vars(params.finetune), updates=params.scratch.updates)
     inputs = [paths.dataset(task, view)]

@@ -108,6 +108,7 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "bc.learning_rate": 1e-4, "bc.warmup_epochs": 0,
     "finetune.budgets": [2, 4, 8, 16, 32, 64, 128], "finetune.batch_size": 512, "finetune.hidden_dim": 256,
     "finetune.learning_rate": 3e-4, "finetune.updates": 2500, "finetune.unfreeze": False,
+    "finetune.decoder_init": "default",
     "scratch.updates": 2500,
     "env.humanoid_camera": "front", "eval.episodes": 25, "eval.backgrounds": "train", "eval.seed": 0,
 }

@@ -40,7 +40,7 @@ def dataset(tmp_path):
 
 def settings(**changed):
     return Finetune(**{"budgets": [1, 3], "hidden_dim": 5, "batch_size": 8, "updates": 12, "learning_rate": 0.01,
-                       "unfreeze": False, **changed})
+                       "unfreeze": False, "decoder_init": "orthogonal", **changed})
 
 
 def start(card=CARD):
@@ -159,3 +159,11 @@ def test_raw_actions_are_learned_as_if_of_unit_size_and_come_back_at_theirs(data
     images = torch.rand(3, 6, 16, 16)
     for (policy, *_), (large, *_) in zip(small, tune(dataset, frozen), strict=True):
         torch.testing.assert_close(large(images), scale * policy(images))
+
+
+def test_the_decoder_starts_orthogonal_or_by_default(dataset):
+    for kind, orthogonal in (("orthogonal", True), ("default", False)):
+        policy, *_ = tune(dataset, frozen=True, budgets=[1], updates=1, learning_rate=1e-30, decoder_init=kind)[0]
+        weight = policy.decoder[2].weight
+        assert torch.allclose(weight @ weight.T, torch.eye(5), atol=1e-5) == orthogonal
+        assert (policy.decoder[0].bias == 0).all() == orthogonal
