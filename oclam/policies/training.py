@@ -101,7 +101,7 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
         purpose = f"finetune {card.task} {card.seed} {budget}"
         policy = seeded(start, purpose).to(device)
         if settings.decoder_init == "default":
-            for layer in policy.decoder[::2]:
+            for layer in list(policy.decoder)[::2]:
                 layer.reset_parameters()
         sampler = FrameSampler(budget, steps, settings.batch_size, purpose)
         rows = regress(policy.decoder if frozen else policy, inputs, actions.gather, sampler, settings.updates,
