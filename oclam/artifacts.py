@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 
 from oclam.errors import UserError
 
-__all__ = ["atomic", "checksums", "digest", "load_tensors", "once", "open_zarr", "read_csv", "read_json",
-           "save_tensors", "write_csv", "write_json"]
+__all__ = ["atomic", "checksums", "digest", "load_tensors", "mend", "once", "open_zarr", "read_csv",
+           "read_json", "save_tensors", "write_csv", "write_json"]
 
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
 
@@ -81,7 +81,7 @@ def load_tensors(path: Path | str) -> tuple[dict, dict]:
             raise ValueError("its checksum is another")
         return tensors, metadata
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors ({error}); {_mend(path)}") from None
+        raise UserError(f"{path}: damaged or not safetensors ({error}); {mend(path)}") from None
 
 
 def open_zarr(path: Path | str) -> zarr.Group:
@@ -91,11 +91,11 @@ def open_zarr(path: Path | str) -> zarr.Group:
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 state = "damaged" if name in found else "missing"
-                raise UserError(f"{path}/{name}: {state}; {_mend(path)}")
+                raise UserError(f"{path}/{name}: {state}; {mend(path)}")
     try:
         return zarr.open_group(path, mode="r")
     except (ValueError, KeyError, FileNotFoundError) as error:
-        raise UserError(f"{path}: not a Zarr store ({error}); {_mend(path)}") from None
+        raise UserError(f"{path}: not a Zarr store ({error}); {mend(path)}") from None
 
 
 def checksums(folder: Path) -> dict[str, int]:
@@ -137,7 +137,7 @@ def read_json(path: Path):
         text = _existing(path).read_text(encoding="utf-8")
         return json.loads(text, object_hook=lambda entries: _Entries(path, entries))
     except ValueError as error:
-        raise UserError(f"{path}: damaged JSON ({error}); {_mend(path)}") from None
+        raise UserError(f"{path}: damaged JSON ({error}); {mend(path)}") from None
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -161,7 +161,7 @@ def read_csv(path: Path) -> list[dict]:
             raise ValueError("a column has numbers and words")
         return [_Entries(path, zip(header, row, strict=True)) for row in zip(*columns, strict=True)]
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path}: damaged table ({error}); {_mend(path)}") from None
+        raise UserError(f"{path}: damaged table ({error}); {mend(path)}") from None
 
 
 def digest(path: Path | str) -> str:
@@ -189,10 +189,10 @@ class _Entries(dict):
         self.path = path
 
     def __missing__(self, key):
-        raise UserError(f"{self.path}: no entry {key!r}; {_mend(self.path)}")
+        raise UserError(f"{self.path}: no entry {key!r}; {mend(self.path)}")
 
 
-def _mend(path):
+def mend(path: Path | str) -> str:
     """What brings a damaged file back, as words."""
     return _kept(path) or f"delete {path} and run `dvc repro`"
 
@@ -217,8 +217,8 @@ def _remove(path):
 def _existing(path):
     path = Path(path)
     if not path.exists():
-        mend = _kept(path) or "put it there, or run the stage that writes it (`dvc repro`)"
-        raise UserError(f"{path}: no such file; {mend}")
+        otherwise = "put it there, or run the stage that writes it (`dvc repro`)"
+        raise UserError(f"{path}: no such file; {_kept(path) or otherwise}")
     return path
 
 

@@ -83,6 +83,8 @@ class Units:
 
     def __init__(self, path: Path, result: Path):
         self.path, self.result, self.done, self.state = path, result, 0, None
+        for file in result.rglob("*.partial"):  # Zarr's, of a write that was killed
+            file.unlink()
         if result.exists() and (record := _read(path)):
             found = checksums(result)
             damaged = [name for name, crc in record[2].items() if found.get(name) != crc]

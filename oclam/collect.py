@@ -92,14 +92,13 @@ def collect(plan: Collection, folder: Path, path: Path, workers: int | None = No
     """
     rendering.choose()  # once, for all workers
     store, records = Path(folder) / "store.zarr", Path(folder) / "shards"
-    if not _created(store, records / "created"):
+    if not _restored(store, records / "created"):
         if store.exists():
-            print(f"{path.name}: unfinished, but its metadata are damaged; all is collected again", flush=True)
+            print(f"{path.name}: damaged before it was finished; all is collected again", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         with _processes(1) as pool:  # no OpenGL in this process
             pool.submit(_create, plan, store).result()
-        write_json(records / "created", {file.relative_to(store).as_posix(): _checksum(file)
-                                         for file in store.rglob("zarr.json")})
+        _record(store, records / "created")
     for shard, reason in damaged(store, records).items():
         print(f"{path.name}: {reason}, shard {shard} is collected again", flush=True)
         (records / f"{shard}.json").unlink()
@@ -132,13 +131,26 @@ def _processes(workers, *start):
     pool.shutdown()
 
 
-def _created(store, record):
-    """Whether there is a store with the metadata that it was created with; none after it was renamed."""
+def _record(store, record):
+    """Keep the metadata of a new store, with their checksum."""
+    files = {file.relative_to(store).as_posix(): file.read_text() for file in store.rglob("zarr.json")}
+    write_json(record, {"files": files, "sha256": _digest(files)})
+
+
+def _restored(store, record):
+    """Whether there is a store whose metadata are kept; they are written as they were. None after it was renamed."""
     try:
-        expected = json.loads(record.read_text())
-    except (FileNotFoundError, ValueError):
+        kept = json.loads(record.read_text())
+        intact = store.exists() and kept["sha256"] == _digest(kept["files"])
+    except (FileNotFoundError, KeyError, ValueError):
         return False
-    return all((store / name).exists() and _checksum(store / name) == checksum for name, checksum in expected.items())
+    for name, text in kept["files"].items() if intact else ():
+        (store / name).write_text(text)
+    return intact
+
+
+def _digest(files):
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def damaged(store: Path, records: Path) -> dict[int, str]:
@@ -250,9 +262,6 @@ def _finish(plan, store, records, path):
         if file.is_file() and file.name != "zarr.json" and file.relative_to(store).as_posix() not in known:
             file.unlink()  # half-written by a killed worker
     returns = [value for record in written for value in record["returns"]]
-    metadata = json.loads((records / "created").read_text())
-    metadata.pop("zarr.json", None)  # which changes now
-    write_json(records / "created", metadata)
     zarr.open_group(store, mode="r+").attrs.update(
         task=plan.task, view=plan.view, episodes=plan.params.episodes, test_episodes=plan.params.test_episodes,
         segmented_episodes=plan.params.segmented_episodes, seeds=[plan.seed(e) for e in range(plan.episodes)],

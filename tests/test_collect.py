@@ -168,16 +168,17 @@ def test_damage_to_a_shard_is_found_and_named(tmp_path, damage, word):
 
 
 @pytest.mark.parametrize(("name", "line"), [
-    ("pixels/c/1/0/0/0/0", "pixels/c/1/0/0/0/0 is truncated or altered, shard 1 is collected again"),
-    ("states/zarr.json", "mended.zarr: unfinished, but its metadata are damaged; all is collected again")])
+    ("store.zarr/pixels/c/1/0/0/0/0", "pixels/c/1/0/0/0/0 is truncated or altered, shard 1 is collected again"),
+    ("store.zarr/states/zarr.json", ""), ("store.zarr/zarr.json", ""),
+    ("shards/created", "mended.zarr: damaged before it was finished; all is collected again")])
 def test_a_damaged_shard_is_remade(backgrounds, undisturbed, tmp_path, monkeypatch, capsys, name, line):
     """Stop just before the end, damage a shard or the metadata, go on."""
     plan = plan_of(backgrounds)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(collect, "_finish", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         collect.collect(plan, tmp_path / "work", tmp_path / "mended.zarr", workers=1)
-    file = tmp_path / "work" / "store.zarr" / name
-    file.write_bytes(file.read_bytes()[:200])
+    file = tmp_path / "work" / name
+    file.write_bytes(file.read_bytes()[:40])
     collect.collect(plan, tmp_path / "work", tmp_path / "mended.zarr", workers=1)
     assert line in capsys.readouterr().out
     assert contents(tmp_path / "mended.zarr") == contents(undisturbed)

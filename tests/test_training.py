@@ -129,7 +129,9 @@ def test_units_count_from_zero_where_a_finished_one_was_damaged(tmp_path, capsys
         (result / f"{unit}").write_bytes(bytes([unit] * 9))
         if unit < 2:
             units.finish()
+    (result / "2.0123.partial").touch()
     assert checkpoint_module.Units(record, result).done == 2  # the third was killed at work
+    assert sorted(file.name for file in result.iterdir()) == ["0", "1", "2"]
     (result / "1").write_bytes(b"other")
     assert checkpoint_module.Units(record, result).done == 0
     assert capsys.readouterr().err == f"{result}/1: damaged, so this work starts again\n"

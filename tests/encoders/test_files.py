@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from oclam import envs, paths
 from oclam.agent.measures import agent_patches
-from oclam.artifacts import load_tensors
+from oclam.artifacts import load_tensors, save_tensors
 from oclam.encoders.distill import new_student
 from oclam.encoders.files import load_encoder, make_encoder, save_encoder
 from oclam.errors import UserError
@@ -29,6 +29,18 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     for left, right in zip(again(frames()), encoder(frames()), strict=True):
         assert torch.equal(left, right)
     assert load_tensors(tmp_path / "encoder.safetensors")[1]["patch_size"] == 8
+
+
+@pytest.mark.parametrize("changes", [{"name": "vit_small"}, {"nbme": 1}, {"mean": "x"}, {"kwargs": {"num_heads": 7}},
+                                     {"kwargs": {"depth": 1}}, {"kwargs": {"depht": 2}}])
+def test_a_description_that_does_not_fit_is_one_line(tmp_path, changes):
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(path, small())
+    tensors, about = load_tensors(path)
+    save_tensors(path, tensors, **{key: value | changes[key] if isinstance(value, dict) and key in changes
+                                   else changes.get(key, value) for key, value in (about | changes).items()})
+    with pytest.raises(UserError, match=f"{path}: its description does not .*; delete {path} and run `dvc repro`"):
+        load_encoder(path)
 
 
 def test_a_file_with_timm_s_names_and_the_encoder_s_own(tmp_path):
@@ -61,7 +73,7 @@ def test_what_cannot_be_had_is_one_line(tmp_path):
     with pytest.raises(UserError, match=f"^encoder.source: .*shallow.safetensors does not fit .* {NAME}") as error:
         make_encoder(tmp_path / "shallow.safetensors", NAME)
     one_line(error)
-    with pytest.raises(UserError, match="encoder.source"):
+    with pytest.raises(UserError, match="shallow.safetensors: does not say which encoder it has; delete"):
         load_encoder(tmp_path / "shallow.safetensors")
 
 
