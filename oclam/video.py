@@ -1,15 +1,15 @@
-"""An episode as a video file: mp4, or a GIF that any page can show."""
+"""An episode as a video file: mp4, or a GIF."""
 
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageSequence
 
 from oclam.artifacts import atomic
 from oclam.errors import UserError
 
-__all__ = ["caption", "check_gif", "check_name", "write_video"]
+__all__ = ["caption", "check_gif", "check_name", "read_gif", "write_video"]
 
 GIF_COLOURS = 128
 
@@ -42,8 +42,11 @@ def caption(frames: np.ndarray, rewards: np.ndarray, title: str, scale: int = 4)
     return np.stack(pictures)
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    """Write frames uint8 (N, H, W, 3) as .mp4 (even edges) or .gif."""
+def write_video(path: Path, frames: np.ndarray, fps: int, exact: bool = False) -> None:
+    """Write frames uint8 (N, H, W, 3) as .mp4 (even edges) or .gif.
+
+    exact: the same frames give the same mp4, but slower: with assembler, or more threads, x264's bytes differ.
+    """
     check_name(path)
     with atomic(path) as temporary:
         if path.suffix == ".gif":
@@ -54,8 +57,14 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
                            duration=round(100 / fps) * 10)  # the format counts in hundredths of a second
         else:
             with av.open(str(temporary), "w", format="mp4") as file:
-                stream = file.add_stream("libx264", rate=fps)
+                stream = file.add_stream("libx264", rate=fps, options={"x264-params": "asm=0"} if exact else {})
+                stream.codec_context.thread_count = 1 if exact else 0
                 stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
                 for frame in frames:
                     file.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
                 file.mux(stream.encode())
+
+
+def read_gif(path: Path) -> np.ndarray:
+    """The frames of a GIF: uint8 (N, H, W, 3)."""
+    return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(path))])

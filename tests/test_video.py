@@ -1,10 +1,9 @@
 import av
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
 
 from oclam.errors import UserError
-from oclam.video import caption, check_gif, write_video
+from oclam.video import caption, check_gif, read_gif, write_video
 
 FRAMES = np.zeros((12, 16, 16, 3), np.uint8)
 FRAMES[..., 0] = 20 * np.arange(12)[:, None, None]
@@ -12,7 +11,7 @@ FRAMES[..., 0] = 20 * np.arange(12)[:, None, None]
 
 def read_video(path):
     if path.suffix == ".gif":
-        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(path))])
+        return read_gif(path)
     with av.open(str(path)) as file:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
@@ -25,10 +24,12 @@ def test_written_frames_come_back(tmp_path, suffix):
     assert np.abs(read.astype(int) - FRAMES).mean() < 6
 
 
-def test_gif_is_the_same_every_time(tmp_path):
-    for name in ("a.gif", "b.gif"):
-        write_video(tmp_path / name, FRAMES, fps=10)
-    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_the_same_frames_give_the_same_bytes(tmp_path, suffix):
+    first, second = (tmp_path / f"{name}{suffix}" for name in "ab")
+    for path in (first, second):
+        write_video(path, FRAMES, fps=10, exact=True)
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_caption_enlarges_and_writes_the_return_so_far():

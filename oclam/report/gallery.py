@@ -8,7 +8,7 @@ from oclam.artifacts import load_tensors, read_csv
 from oclam.report import figures
 from oclam.report.results import Results, select
 from oclam.variants import LATENT, VARIANTS
-from oclam.video import check_gif, write_video
+from oclam.video import check_gif, read_gif, write_video
 
 __all__ = ["Picture", "draw"]
 
@@ -18,7 +18,7 @@ LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of the report: its section, caption and file."""
+    """One image or film of the report: its section, caption and file."""
 
     section: str
     caption: str
@@ -31,7 +31,7 @@ def draw(results: Results, folder: Path) -> list[Picture]:
     """The pictures of the report, in order, drawn into `folder`; frames are of the first seed."""
     return [picture for task in results.tasks
             for part in (_charts(results, task, folder), _slots(results, task, folder), _latents(results, task, folder),
-                         _policies(results, task)) for picture in part]
+                         _policies(results, task, folder)) for picture in part]
 
 
 def _charts(results, task, folder):
@@ -40,7 +40,8 @@ def _charts(results, task, folder):
     yield _saved(figures.probe_bars(probes, results.stamp), folder / f"probes-{task}.svg", "probes",
                  f"{task}: error of the action probe by variant, on held-out trajectories. Bars are means over seeds, "
                  "dots single seeds.")
-    yield _saved(figures.return_curves(returns, results.stamp), folder / f"returns-{task}.svg", "returns",
+    yield _saved(figures.return_curves(returns, results.stamp), folder / f"returns-{task}.svg",
+                 _opening(results, task, "returns"),
                  f"{task}: return against the number of labelled trajectories. Lines are interquartile means, bands "
                  "their 95% bootstrap intervals, the dashed line is behaviour cloning on all labels.")
     for stage, name in LOSSES.items():
@@ -66,11 +67,11 @@ def _slots(results, task, folder):
     yield _saved(comparison, folder / f"models-{task}.png", "slots",
                  f"{task}, seed {results.seeds[0]}: {ocp} and {beside} on the same frames (the paper's Figure 4).",
                  wide=True)
-    path = folder / f"slots-{task}.gif"
+    path = folder / f"slots-{task}.mp4"
     moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "seen")]
-    write_video(path, figures.animation(*moving), fps=15)
-    yield Picture("slots", f"{task}, seed {results.seeds[0]}: a held-out episode as observed, all slots, and what "
-                  "lapo-masks sees.", path, pixels=True)
+    write_video(path, figures.animation(*moving).repeat(4, 1).repeat(4, 2), fps=15, exact=True)
+    yield Picture(_opening(results, task, "slots"), f"{task}, seed {results.seeds[0]}: a held-out episode as observed, "
+                  "all slots, and what lapo-masks sees.", path, pixels=True)
 
 
 def _latents(results, task, folder):
@@ -89,13 +90,20 @@ def _latents(results, task, folder):
                      "the true action.")
 
 
-def _policies(results, task):
+def _policies(results, task, folder):
     for variant in VARIANTS:
-        video = paths.episode_video(task, results.seeds[0], variant)
-        check_gif(video)
+        recorded = paths.episode_video(task, results.seeds[0], variant)
+        check_gif(recorded)
+        video = folder / f"episode-{task}-{variant}.mp4"
+        write_video(video, read_gif(recorded), fps=15, exact=True)
         rows = read_csv(paths.evaluation(task, results.seeds[0], variant))
         shown = select(rows, budget=max(row["budget"] for row in rows), episode=0)[-1]["return"]
         yield Picture("policies", f"{task}, {variant}: the episode returned {shown:.0f}.", video, pixels=True)
+
+
+def _opening(results, task, section):
+    """The first task's chart of returns and its film of slots open the page; the others' are in their section."""
+    return "answer" if task == results.tasks[0] else section
 
 
 def _saved(figure, path, section, caption, wide=False):

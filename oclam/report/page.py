@@ -7,7 +7,7 @@ from jinja2 import Environment, StrictUndefined
 
 from oclam.report.gallery import Picture
 from oclam.report.results import Results
-from oclam.report.tables import tables, warnings
+from oclam.report.tables import answers, tables, warnings
 
 __all__ = ["page"]
 
@@ -29,7 +29,7 @@ SECTIONS = (  # name, heading, introduction
     ("losses", "Did training converge?", "Every model's training loss."),
     ("cost", "What did it cost?", "Parameters, time and hardware."),
 )
-MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".gif": "image/gif"}
+MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".mp4": "video/mp4"}
 
 
 def page(results: Results, pictures: list[Picture]) -> str:
@@ -37,7 +37,7 @@ def page(results: Results, pictures: list[Picture]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     return template.render(results=results, sections=SECTIONS, tables=tables(results), pictures=pictures,
-                           warnings=warnings(results), embed=_embed)
+                           answers=answers(results), warnings=warnings(results), embed=_embed)
 
 
 def _embed(path):

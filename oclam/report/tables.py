@@ -9,7 +9,7 @@ from oclam.report.results import CLEAN, RECOVERING, Results, select
 from oclam.report.statistics import recovery
 from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, PAPER_OCP, VARIANTS, normaliser
 
-__all__ = ["Cell", "Table", "number", "tables", "warnings"]
+__all__ = ["Cell", "Table", "answers", "number", "tables", "warnings"]
 
 # The paper's figures that belong to no variant: Table 4, and Table 5 in seconds on one H100.
 PAPER_PARAMETERS = {"ocp (total)": PAPER_OCP.parameters, "ocp (trainable)": 6_343_440} | {
@@ -46,6 +46,21 @@ def tables(results: Results) -> list[Table]:
     return [_probes(results), *_dimensions(results), _returns(results), _recovery(results), _statistics(results),
             _generalisation(results),
             _full(results), *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
+
+
+def answers(results: Results) -> list[str]:
+    """The pipeline's question answered for each task: do policies learn more from objects than from frames?"""
+    largest, sentences = max(row["budget"] for row in results.returns), []
+    for task in results.tasks:
+        lapo, masks, slots = (select(results.returns, task=task, variant=variant, budget=largest)[0]
+                              for variant in ("lapo", "lapo-masks", "lapo-slots"))
+        full = select(results.returns, task=task, variant="bc", budget=0)[0]
+        sentences.append(
+            f"{task}, {largest} labelled trajectories: policies return {number(masks['mean'])} with latent actions of "
+            f"the agent's masked frames, {number(slots['mean'])} of its slots and {number(lapo['mean'])} of whole "
+            f"frames; cloning all true actions returns {number(full['mean'])}. Probability of improvement: "
+            f"masked frames {_better(masks)}, slots {_better(slots)}.")
+    return sentences
 
 
 def warnings(results: Results) -> list[str]:

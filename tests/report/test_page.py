@@ -8,8 +8,9 @@ from oclam import paths
 from oclam.artifacts import save_tensors
 from oclam.report.gallery import draw
 from oclam.report.page import page
-from oclam.report.results import gather
-from oclam.report.tables import number, tables, warnings
+from oclam.report.results import gather, select
+from oclam.report.tables import answers, number, tables, warnings
+from oclam.variants import VARIANTS
 from tests.report import tree as tree
 
 
@@ -114,7 +115,7 @@ def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypat
     assert "has no segmentation to judge" in entry.note
     assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", "0.500", *4 * "–"]
     assert not any("STEVE" in heading for heading, _ in entry.rows)
-    assert sum(picture.section == "slots" for picture in draw(results, tmp_path)) == 3  # grid, models, animation
+    assert sum(picture.section == "slots" for picture in draw(results, tmp_path)) == 2  # grid, models
 
 
 def test_steve_stands_beside_the_chosen_slots_of_its_own_seed(results):
@@ -179,12 +180,27 @@ def test_trained_encoder_and_weak_cloning(results, monkeypatch):
     assert sum("reaches 40% of the expert's return" in text for text in warnings(results)) == 1
 
 
+def test_the_page_opens_with_its_answer_a_film_and_a_chart(results, tmp_path):
+    masks, slots, lapo = (table_mean(results, name) for name in ("lapo-masks", "lapo-slots", "lapo"))
+    sentence, = answers(results)
+    assert f"8 labelled trajectories: policies return {masks} with latent actions of the agent's masked" in sentence
+    assert f"{slots} of its slots and {lapo} of whole frames; cloning all true actions returns 200" in sentence
+    text = page(results, draw(results, tmp_path))
+    opening = text[text.index("<h1>"):text.index("<nav>")]
+    assert opening.count("<video") == opening.count("<img") == 1 and sentence.replace("'", "&#39;") in opening
+    assert text.count("<video") == 1 + len(VARIANTS) and "image/gif" not in text
+
+
+def table_mean(results, variant):
+    return number(select(results.returns, variant=variant, budget=8)[0]["mean"])
+
+
 def test_page_is_self_contained_stamped_and_deterministic(results, folder, tmp_path):
     pictures = draw(results, tmp_path)
     text = page(results, pictures)
     assert not re.search(r'(src|href)="(?!data:|#|https://arxiv)', text)
     assert "<script" not in text and "@import" not in text
-    assert text.count('<img') == len(pictures) == text.count("<figcaption>")
+    assert text.count('<img') + text.count("<video") == len(pictures) == text.count("<figcaption>")
     stamps = text.count('<span class="stamp">Small scale, 2 seeds, 5 episodes</span>')
     assert stamps == 1 + len(tables(results)) + len(pictures)
     again = tmp_path / "again"
