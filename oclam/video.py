@@ -66,5 +66,8 @@ def write_video(path: Path, frames: np.ndarray, fps: int, exact: bool = False) -
 
 
 def read_gif(path: Path) -> np.ndarray:
-    """The frames of a GIF: uint8 (N, H, W, 3)."""
-    return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(path))])
+    """The frames of a GIF: uint8 (N, H, W, 3). Raises UserError where one cannot be decoded."""
+    try:
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(path))])
+    except OSError as error:
+        raise UserError(f"{path}: damaged ({error}); delete {path} and run `dvc repro`") from None

@@ -53,3 +53,6 @@ def test_a_gif_that_was_cut_is_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=f"{path}: no GIF, or not all of it; delete {path}"):
             check_gif(path)
+    path.write_bytes(content[:-20])
+    with pytest.raises(UserError, match=f"{path}: damaged"):
+        read_gif(path)
