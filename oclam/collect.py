@@ -145,7 +145,7 @@ def _restored(store, record):
     except (FileNotFoundError, KeyError, ValueError):
         return False
     for name, text in kept["files"].items() if intact else ():
-        (store / name).write_text(text)
+        (store / name).write_text(text, encoding="utf-8")
     return intact
 
 

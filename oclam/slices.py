@@ -184,7 +184,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     if not 1 <= jobs <= len(free):
         raise UserError(f"--jobs: {jobs} given, 1 to {len(free)} can share {len(free)} cores")
     share, devices = len(free) // jobs, min(params["compute"]["devices"], len(gpus))
-    stages = needed_for(until, expand(yaml.safe_load(Path("dvc.yaml").read_text()), params))
+    stages = needed_for(until, expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params))
     graph = TopologicalSorter({name: upstream(stage, stages) for name, stage in stages.items()})
     graph.prepare()
     order = {name: place for place, name in enumerate(stages)}  # what most others wait for stands first
@@ -251,7 +251,7 @@ def adopt() -> None:
     with Repo() as repo:
         changed = repo.status()
     params = read().model_dump()
-    for name, stage in expand(yaml.safe_load(Path("dvc.yaml").read_text()), params).items():
+    for name, stage in expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params).items():
         if name not in changed:
             _Job(stage, params).write(done=True)
 
@@ -262,7 +262,7 @@ def record() -> None:
 
     params = read().model_dump()
     with Repo() as repo:
-        for name, stage in expand(yaml.safe_load(Path("dvc.yaml").read_text()), params).items():
+        for name, stage in expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params).items():
             if _Job(stage, params).done:
                 repo.commit(name, force=True)
 

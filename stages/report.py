@@ -19,7 +19,7 @@ def main():
         folder.mkdir()
         text = page(results, draw(results, folder))
     with atomic(paths.reports / "index.html") as file:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
