@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from oclam.checkpoint import Checkpoint
+from oclam.curves import curves
 from oclam.errors import UserError
 from oclam.progress import Progress
 
@@ -92,6 +93,8 @@ def train(step: Callable[[int], dict], steps: int, parts: dict, checkpoint: Chec
           unit: str = "samples", rows: int = 200) -> list[dict]:
     """Call `step(i)` for i in 0..steps-1, or from the checkpoint on: about `rows` rows of step and mean scalars.
 
+    The rows are also curves for TensorBoard while it runs (`oclam.curves`).
+
     Of several processes, all but the first end here when training is done.
 
     Args:
@@ -105,13 +108,16 @@ def train(step: Callable[[int], dict], steps: int, parts: dict, checkpoint: Chec
     _begin_alike(parts)
     first, table, window = position["step"], list(position["rows"]), []
     every = max(math.ceil(steps / rows), 1)
-    with Progress(steps * samples, checkpoint.name, f" {unit}", initial=first * samples) as bar:
+    shown = curves(checkpoint.name, first) if _is_first() and first < steps else nullcontext()
+    with Progress(steps * samples, checkpoint.name, f" {unit}", initial=first * samples) as bar, shown as show:
         for i in range(first, steps):
             window.append(step(i))
             bar.update(samples)
             if (i + 1) % every == 0 or i + 1 == steps:
                 table.append({"step": i + 1, **_means(window, i + 1, checkpoint)})
                 bar.set_postfix_str(f"loss {table[-1]['loss']:.4g}", refresh=False)
+                if show:
+                    show(table[-1])
                 window = []
                 if checkpoint.due() and i + 1 < steps and _is_first():
                     checkpoint.save(parts, step=i + 1, rows=table)
