@@ -77,7 +77,7 @@ class Units:
     """How many equal units of a long piece of work are done, kept in a file beside the unfinished result.
 
     Args: path, of the file; result, the folder of the unfinished result, in which no file changes after its unit: where
-    it is not as the file says, nothing counts as done.
+    it is not as the file says, it is removed and nothing counts as done.
     Attributes: done, how many units; state, the tensor that the next unit begins with.
     """
 
@@ -85,13 +85,15 @@ class Units:
         self.path, self.result, self.done, self.state = path, result, 0, None
         for file in result.rglob("*.partial"):  # Zarr's, of a write that was killed
             file.unlink()
-        if result.exists() and (record := _read(path)):
+        record = _read(path) if result.exists() else None
+        if record:
             found = checksums(result)
-            damaged = [name for name, crc in record[2].items() if found.get(name) != crc]
-            if damaged:
+            if damaged := [name for name, crc in record[2].items() if found.get(name) != crc]:
                 print(f"{result}/{damaged[0]}: damaged, so this work starts again", file=sys.stderr)
             else:
                 self.done, self.state, _ = record
+        if not self.done:
+            shutil.rmtree(result, ignore_errors=True)
 
     def finish(self, state: torch.Tensor | None = None) -> None:
         """Record one more unit as done, atomically."""

@@ -108,8 +108,8 @@ def test_a_damaged_checkpoint_is_dropped_with_a_line_and_the_result_is_the_same(
 
 def test_units_count_from_zero_where_their_record_or_result_is_gone_or_damaged(tmp_path):
     result, record = tmp_path / "result", tmp_path / "units"
-    result.touch()
     units = checkpoint_module.Units(record, result)
+    result.mkdir()
     units.finish()
     units.finish(torch.arange(3))
     again = checkpoint_module.Units(record, result)
@@ -117,14 +117,14 @@ def test_units_count_from_zero_where_their_record_or_result_is_gone_or_damaged(t
     record.write_bytes(record.read_bytes()[:-1])
     assert checkpoint_module.Units(record, result).done == 0
     units.finish()
-    result.unlink()
+    assert not result.exists()
     assert checkpoint_module.Units(record, result).done == 0
 
 
 def test_units_count_from_zero_where_a_finished_one_was_damaged(tmp_path, capsys):
     result, record = tmp_path / "result", tmp_path / "units"
-    result.mkdir()
     units = checkpoint_module.Units(record, result)
+    result.mkdir()
     for unit in range(3):
         (result / f"{unit}").write_bytes(bytes([unit] * 9))
         if unit < 2:
@@ -135,6 +135,10 @@ def test_units_count_from_zero_where_a_finished_one_was_damaged(tmp_path, capsys
     (result / "1").write_bytes(b"other")
     assert checkpoint_module.Units(record, result).done == 0
     assert capsys.readouterr().err == f"{result}/1: damaged, so this work starts again\n"
+    assert not result.exists()  # whatever it was damaged to must not be opened again
+    result.mkdir()
+    for unit in range(2):
+        (result / f"{unit}").write_bytes(bytes([unit] * 9))
     units.release("1")
     (result / "1").write_bytes(b"finished otherwise")
     assert checkpoint_module.Units(record, result).done == 2
