@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -260,11 +261,13 @@ def record() -> None:
     """Let DVC record every stage that is done, and nothing else, in dvc.lock."""
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # a line for every stage says nothing
     params = read().model_dump()
+    stages = expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params)
+    done = [name for name, stage in stages.items() if _Job(stage, params).done]
     with Repo() as repo:
-        for name, stage in expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params).items():
-            if _Job(stage, params).done:
-                repo.commit(name, force=True)
+        for target in [None] if len(done) == len(stages) else done:  # all at once takes a third of the time
+            repo.commit(target, force=True)
 
 
 def main():
