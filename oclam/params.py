@@ -219,15 +219,9 @@ class LapoFocus(Section):
     background_weight: Annotated[float, Field(ge=0, le=1)]
 
 
-class Laom(Section):
-    """LAOM (arXiv 2502.00379): laom, laom-masks and laom-labels; other sizes are those of lapo."""
+class Laom(LapoSlots):
+    """LAOM (arXiv 2502.00379): laom, laom-masks, laom-labels. Heads as those of lapo-slots; other sizes are lapo's."""
 
-    hidden_dim: Size
-    expansion: Size
-    batch_size: Size
-    epochs: Positive
-    warmup_epochs: NonNegative
-    learning_rate: Rate
     target_rate: Annotated[float, Field(gt=0, le=1)]  # how far the target encoder follows the encoder at every step
     augmentation: Annotated[float, Field(ge=0, le=1)]  # strength: 1 is the published one, 0 none
     centred: bool  # embeddings less the mean of the first batch; published: false

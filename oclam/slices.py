@@ -295,5 +295,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; the same command resumes")
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -75,7 +75,7 @@ def test_latent_action_model(weight):
 def test_behaviour_cloning():
     with GPU:
         actor = Actor(6, 4, 1, 1)
-    actor.to = lambda **_: actor  # fake weights cannot be laid out anew
+    actor.to = lambda **_: actor  # fake weights have no memory layout to change
     targets = rows(4, of=torch.float16).gather
     losses = bc_training.regress(actor, stacks(), targets, sampler(1), 5, 1e-3, UNSAVED, COMPUTE)
     assert losses["loss"].device.type == "cuda"

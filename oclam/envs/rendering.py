@@ -155,7 +155,7 @@ class Renderer:
         mujoco.mjr_uploadTexture(self._model, self._context, texture)
 
     def upload_terrain(self) -> None:
-        """Send the model's height fields, which a task may draw anew in each episode, to the renderer."""
+        """Send the model's height fields, which a task may draw again in each episode, to the renderer."""
         for field in range(self._model.nhfield):
             self._make_current()
             mujoco.mjr_uploadHField(self._model, self._context, field)

@@ -65,7 +65,7 @@ def extract_slots(model: torch.nn.Module, observe: Callable, pixels: zarr.Array,
                 progress.finish(found[:, -1].cpu())
             bar.update(count)
     if finish:
-        progress.release("slots/")  # which `finish` writes anew
+        progress.release("slots/")  # which `finish` writes again
         finish(store)
     progress.path.unlink()  # first, so that a kill here restarts the extraction instead of keeping half of it
     with atomic(path) as temporary:
