@@ -216,7 +216,7 @@ def test_a_stage_on_two_devices_writes_what_it_writes_on_one(tmp_path):
         stage = start("stages.bc", "a-b", "0", "lapo")
         said = stage.communicate(timeout=120)[1]
         assert stage.returncode == 0 and said.count("host memory") == 2, said
-        files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and "logs" not in path.parts}
         actor = paths.actor("a-b", 0, "lapo")
         written[devices] = files, read_csv(paths.log(actor)), load_tensors(actor)[0]
     (files, rows, weights), (files_of_two, rows_of_two, weights_of_two) = written.values()

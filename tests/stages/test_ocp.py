@@ -44,7 +44,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["ocp"] |= {"slots": 3, "slot_dim": 8, "feature_hidden": 16, "decoder_hidden": 16, "decoder_layers": 1,
-                      "kept_clips": 16, "batch_size": 4,
+                      "kept_clips": 16, "decoded_patches": 16, "batch_size": 4,
                       "steps": 6, "warmup_steps": 1, "decay_steps": 6}
     params["restarts"] = [0, 1]
     params["steve"] |= {"feature_hidden": 8, "decoder_hidden": 8, "decoder_layers": 1, "batch_size": 2, "steps": 4}
