@@ -53,13 +53,13 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
         with _mended(), only_one(name):
             devices = read().compute.devices if parallel else 1
             main() if devices == 1 else launch(devices)
+            write_json(paths.duration(name), {"stage": name, "seconds": round(time.time() - started, 1),
+                                              "hardware": _hardware()})
     except KeyboardInterrupt:
         print("error: interrupted; `dvc repro` resumes", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         sys.exit(f"error: {error}")
-    write_json(paths.duration(name),
-               {"stage": name, "seconds": round(time.time() - started, 1), "hardware": _hardware()})
 
 
 @contextmanager

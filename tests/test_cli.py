@@ -125,3 +125,11 @@ def test_duration_counts_earlier_slices_and_hardware_is_named(tmp_path, monkeypa
     run(lambda: None)
     record = json.loads((tmp_path / "reports/durations/slot-select-cheetah-run-3.json").read_text())
     assert record == {"stage": "slot-select-cheetah-run-3", "seconds": seconds, "hardware": "3 abc64 cores"}
+
+
+def test_an_interruption_at_the_very_end_is_one_line_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: None)
+    assert ended.value.code == 130 and capsys.readouterr().err == "error: interrupted; `dvc repro` resumes\n"

@@ -65,7 +65,8 @@ def extract_slots(model: torch.nn.Module, observe: Callable, pixels: zarr.Array,
                 progress.finish(found[:, -1].cpu())
             bar.update(count)
     if finish:
-        progress.release("slots/")  # which `finish` writes again
+        progress.release("slots/c/")  # which `finish` writes again, without reading what may be damaged
+        shutil.rmtree(folder / "slots.zarr/slots/c", ignore_errors=True)
         finish(store)
     progress.path.unlink()  # first, so that a kill here restarts the extraction instead of keeping half of it
     with atomic(path) as temporary:

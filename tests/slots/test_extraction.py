@@ -56,10 +56,10 @@ class Encoder:
         return (patches.transpose(2, 3).flatten(1, 2).flatten(2),)
 
 
-def extract(model, pixels, folder, name, observe=None, window=None):
+def extract(model, pixels, folder, name, observe=None, window=None, finish=None):
     folder.mkdir(exist_ok=True)
     extract_slots(model, observe or Encoder(), pixels, folder / name, folder / "work", slots=K, slot_dim=D, grid=GRID,
-                  window=window, device="cpu", forward=nullcontext, attrs={"model": "videosaur"})
+                  window=window, device="cpu", forward=nullcontext, attrs={"model": "videosaur"}, finish=finish)
     group = zarr.open_group(folder / name, mode="r")
     return {key: group[key][:] for key in ("slots", "masks")}
 
@@ -125,3 +125,22 @@ def test_every_frame_passes_the_encoder_once(model, pixels, tmp_path):
     encoder = Encoder()
     extract(model, pixels, tmp_path, "slots.zarr", encoder)
     assert encoder.frames == EPISODES * STEPS
+
+
+@pytest.mark.parametrize("damaged", ["slots/zarr.json", "slots/c", "masks/c", None])
+def test_a_store_that_was_damaged_while_it_was_finished_ends_in_the_same_slots(model, pixels, tmp_path, damaged):
+    def finish(store, episodes=EPISODES):
+        for episode in range(episodes):
+            store["slots"][episode] = store["masks"][episode].mean((-2, -1))[..., None].astype("float16")
+        if episodes < EPISODES:
+            raise Killed
+
+    expected = extract(model, pixels, tmp_path, "whole.zarr", finish=finish)
+    with pytest.raises(Killed):
+        extract(model, pixels, tmp_path, "cut.zarr", finish=lambda store: finish(store, 3))
+    if damaged:
+        path = tmp_path / "work/slots.zarr" / damaged
+        path = path if path.is_file() else next(file for file in path.rglob("*") if file.is_file())
+        path.write_bytes(path.read_bytes()[:5])
+    found = extract(model, pixels, tmp_path, "cut.zarr", finish=finish)
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
