@@ -24,12 +24,13 @@ import numpy as np
 import zarr
 from safetensors import SafetensorError, safe_open
 
-from oclam.errors import UserError
+from oclam.errors import Absent, UserError
 
-__all__ = ["atomic", "checksums", "digest", "load_tensors", "mend", "once", "open_zarr", "read_csv",
-           "read_json", "save_tensors", "write_csv", "write_json"]
+__all__ = ["atomic", "checksums", "digest", "existing", "is_absent", "load_tensors", "mend", "once", "open_zarr",
+           "read_csv", "read_json", "save_tensors", "write_absent", "write_csv", "write_json"]
 
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
+ABSENT = b'{"absent": '  # how a file begins that stands for an artifact that there cannot be
 
 
 @contextmanager
@@ -51,6 +52,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
             (temporary / CHECKSUMS).write_text(json.dumps(checksums(temporary), indent=0), encoding="utf-8")
         if path.is_dir():
             shutil.rmtree(path)
+        elif temporary.is_dir():
+            path.unlink(missing_ok=True)
         os.replace(temporary, path)
     except OSError as error:
         if error.filename is None or temporary.name in str(error.filename):  # a full disk names no file
@@ -74,7 +77,7 @@ def save_tensors(path: Path, tensors: dict, **metadata) -> None:
 def load_tensors(path: Path | str) -> tuple[dict, dict]:
     """Tensors by name, and metadata, of a safetensors file. Raises UserError for a missing or damaged file."""
     try:
-        with safe_open(_existing(path), framework="pt") as file:
+        with safe_open(existing(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = json.loads((file.metadata() or {}).get("oclam", "{}"))
         if metadata.pop("crc32", None) not in (None, _checksum(tensors)):
@@ -86,7 +89,7 @@ def load_tensors(path: Path | str) -> tuple[dict, dict]:
 
 def open_zarr(path: Path | str) -> zarr.Group:
     """A Zarr store, read-only. Raises UserError when it, or one of its files, is missing or damaged."""
-    if (_existing(path) / CHECKSUMS).exists():
+    if (existing(path) / CHECKSUMS).exists():
         expected, found = read_json(Path(path) / CHECKSUMS), checksums(Path(path))
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
@@ -134,7 +137,7 @@ def write_json(path: Path, value) -> None:
 def read_json(path: Path):
     """The content of a JSON file. Raises UserError when it is missing or damaged."""
     try:
-        text = _existing(path).read_text(encoding="utf-8")
+        text = existing(path).read_text(encoding="utf-8")
         return json.loads(text, object_hook=lambda entries: _Entries(path, entries))
     except ValueError as error:
         raise UserError(f"{path}: damaged JSON ({error}); {mend(path)}") from None
@@ -151,7 +154,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 def read_csv(path: Path) -> list[dict]:
     """The rows of a CSV file of `write_csv`; numbers are converted. Raises UserError when it is missing or damaged."""
     try:
-        with _existing(path).open(newline="", encoding="utf-8") as file:
+        with existing(path).open(newline="", encoding="utf-8") as file:
             text = file.read()
         header, *rows = csv.reader(text.splitlines(), strict=True)
         if not text.endswith("\n") or not rows or any(len(row) != len(header) for row in rows):
@@ -164,12 +167,31 @@ def read_csv(path: Path) -> list[dict]:
         raise UserError(f"{path}: damaged table ({error}); {mend(path)}") from None
 
 
+def write_absent(path: Path, reason: str) -> None:
+    """Write a small file in place of an artifact that there cannot be; reading it raises Absent with the reason."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(ABSENT + json.dumps(reason).encode() + b"}\n")
+
+
+def existing(path: Path | str) -> Path:
+    """The path. Raises UserError when nothing is there, and Absent when `write_absent` wrote it."""
+    path = _there(path)
+    if is_absent(path):
+        raise Absent(json.loads(path.read_bytes())["absent"])
+    return path
+
+
+def is_absent(path: Path | str) -> bool:
+    """Whether `write_absent` wrote this file."""
+    return Path(path).is_file() and _begins(path, ABSENT)
+
+
 def digest(path: Path | str) -> str:
     """The SHA-256 of a file or folder: every file's name, size and content; not __pycache__.
 
     In a store with checksums, those stand for the content of its other files, which `open_zarr` compares with them.
     """
-    path, content = _existing(path), hashlib.sha256()
+    path, content = _there(path), hashlib.sha256()
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [file for file in found if file.is_file() and "__pycache__" not in file.parts]
     stores = {file.parent for file in files if file.name == CHECKSUMS}
@@ -214,7 +236,12 @@ def _remove(path):
     path.unlink(missing_ok=True)
 
 
-def _existing(path):
+def _begins(path, start):
+    with open(path, "rb") as file:
+        return file.read(len(start)) == start
+
+
+def _there(path):
     path = Path(path)
     if not path.exists():
         otherwise = "put it there, or run the stage that writes it (`dvc repro`)"

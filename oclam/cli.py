@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from oclam import paths
-from oclam.artifacts import write_json
-from oclam.errors import UserError
+from oclam.artifacts import write_absent, write_json
+from oclam.errors import Absent, UserError
 from oclam.memory import keep_freed_memory, limit_memory
 from oclam.parallel import is_worker, launch, work
 from oclam.params import read
@@ -52,7 +52,10 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
     try:
         with _mended(), only_one(name):
             devices = read().compute.devices if parallel else 1
-            main() if devices == 1 else launch(devices)
+            try:
+                main() if devices == 1 else launch(devices)
+            except Absent as reason:
+                _write_absent(reason)
             write_json(paths.duration(name), {"stage": name, "seconds": round(time.time() - started, 1),
                                               "hardware": _hardware()})
     except KeyboardInterrupt:
@@ -60,6 +63,17 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def _write_absent(reason):
+    """Write that each output of this stage is absent."""
+    from oclam.slices import read_stages
+
+    command = " ".join(["python -m", f"stages.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    for out in next(stage.outs for stage in read_stages(read().model_dump()).values()
+                    if stage.cmd == command):
+        write_absent(Path(out), str(reason))
+    print(f"absent: {reason}", file=sys.stderr)
 
 
 @contextmanager

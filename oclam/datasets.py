@@ -7,7 +7,7 @@ are then gathered by one index operation.
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ import zarr
 
 from oclam.artifacts import digest, once, open_zarr
 from oclam.checkpoint import FOLDER
-from oclam.errors import UserError
+from oclam.errors import Absent, UserError
 from oclam.machine import available_memory
 from oclam.progress import Progress
 from oclam.seeding import torch_rng
@@ -51,12 +51,22 @@ class Dataset:
         """The `count` training episodes whose actions may be used, wherever labels are few.
 
         They are the first of one order, drawn for the task and `seed`: a larger count contains every smaller one, and
-        whatever uses labels gets the same. `parameter` is named in the UserError.
+        whatever uses labels gets the same. `parameter` is named in the UserError; raises Absent without any actions.
         """
-        if count > self.episodes:
-            raise UserError(f"{parameter}: {count} given, {self.path} has {self.episodes} training episodes")
+        episodes = self.with_actions
+        if count > len(episodes):
+            raise UserError(f"{parameter}: {count} given, {self.path} has {len(episodes)} training episodes with "
+                            "actions")
         generator = torch_rng("labelled", f"{self.attrs['task']} {seed}")
-        return torch.randperm(self.episodes, generator=generator)[:count].tolist()
+        return [episodes[i] for i in torch.randperm(len(episodes), generator=generator)[:count].tolist()]
+
+    @cached_property
+    def with_actions(self) -> Sequence[int]:
+        """The training episodes whose actions are known; imported videos have none, NaN. Raises Absent for none."""
+        known = np.isfinite(self.actions[:self.episodes]).all((1, 2))
+        if not known.any():
+            raise Absent(f"{self.path} has no actions")
+        return range(self.episodes) if known.all() else np.flatnonzero(known).tolist()
 
     @cached_property
     def actions(self) -> np.ndarray:
@@ -71,7 +81,8 @@ class Dataset:
         """
         if self.attrs.get("actions") != "raw":
             return np.ones(self.actions.shape[2], np.float32)
-        deviation = self.actions[:self.episodes].std((0, 1), dtype=np.float64).astype(np.float32)
+        deviation = self.actions[:self.episodes]
+        deviation = np.nanstd(deviation, (0, 1), dtype=np.float64).astype(np.float32)
         return np.where(deviation > 1e-6, deviation, 1)
 
     @cached_property
@@ -84,7 +95,7 @@ class Dataset:
 
 
 def open_dataset(path: Path, task: str | None = None) -> Dataset:
-    """The dataset that collect or `oclam.hdf5` wrote.
+    """The dataset that collect or `oclam.import` wrote.
 
     Raises UserError when it is missing or damaged, has other arrays than a dataset, or is of another task than `task`.
     """

@@ -100,11 +100,16 @@ class Expert(Section):
 
 
 class Collect(Section):
-    """Demonstrations: whole episodes, with and without distractors from the same seeds."""
+    """Demonstrations: whole episodes, with and without distractors from the same seeds, or imported ones.
 
+    For imported ones the counts and steps must be those of the files, and noise, shards and seed do nothing.
+    """
+
+    source: Literal["simulator", "files"]
+    path: Name  # files: of `python -m oclam.import`, <task>/distracted.zarr and, if there is one, <task>/clean.zarr
     episodes: Count
     test_episodes: Count  # held out after the first `episodes`; probes and slot measures are taken on them
-    segmented_episodes: Count  # of the held-out ones, how many carry the simulator's segmentation of the agent
+    segmented_episodes: Annotated[int, Field(ge=0, le=10**9)]  # of the held-out ones, with true masks
     steps: Annotated[int, Field(ge=16, le=1000)]  # an episode of the suite has 1000
     action_noise: NonNegative  # standard deviation of the noise on the expert's actions; the sum is recorded
     shard_episodes: Count
@@ -327,6 +332,8 @@ class Params(Section):
                 f"ocp.slots is {self.ocp.slots}")
         require(select.labelled_episodes <= collect.episodes, "slot_select.labelled_episodes", select.labelled_episodes,
                 f"collect.episodes is {collect.episodes}")
+        require(collect.segmented_episodes > 0 or collect.source == "files", "collect.segmented_episodes", 0,
+                "the simulator gives 1 or more")
         require(collect.segmented_episodes <= collect.test_episodes, "collect.segmented_episodes",
                 collect.segmented_episodes, f"collect.test_episodes is {collect.test_episodes}")
         budgets = self.finetune.budgets

@@ -32,7 +32,7 @@ from oclam.errors import UserError
 from oclam.machine import cores
 from oclam.params import read
 
-__all__ = ["Stage", "adopt", "expand", "needed_for", "record", "run_slice", "upstream"]
+__all__ = ["Stage", "adopt", "expand", "needed_for", "read_stages", "record", "run_slice", "upstream"]
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
@@ -62,6 +62,11 @@ class Stage:
         return {out: digest(out) for out in self.outs} if all(Path(out).exists() for out in self.outs) else None
 
 
+def read_stages(params: dict) -> dict[str, Stage]:
+    """The stages of dvc.yaml in the working folder, as `expand`."""
+    return expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params)
+
+
 def expand(content: dict, params: dict) -> dict[str, Stage]:
     """The stages of a dvc.yaml by name, every matrix expanded and ${...} filled in."""
     stages = {}
@@ -70,7 +75,8 @@ def expand(content: dict, params: dict) -> dict[str, Stage]:
         for values in product(*matrix.values()):
             scope = params | {"item": dict(zip(matrix, values, strict=True))}
             full = "@".join(filter(None, [name, "-".join(map(str, values))]))  # DVC's own name
-            outs = [*stage["outs"], *(path for metric in stage.get("metrics", []) for path in metric)]
+            outs = [path for out in [*stage["outs"], *stage.get("metrics", [])]
+                    for path in (out if isinstance(out, dict) else [out])]
             stages[full] = Stage(full, *_fill([stage["cmd"], stage.get("params", []), stage["deps"], outs], scope))
     return stages
 
@@ -185,7 +191,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     if not 1 <= jobs <= len(free):
         raise UserError(f"--jobs: {jobs} given, 1 to {len(free)} can share {len(free)} cores")
     share, devices = len(free) // jobs, min(params["compute"]["devices"], len(gpus))
-    stages = needed_for(until, expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params))
+    stages = needed_for(until, read_stages(params))
     graph = TopologicalSorter({name: upstream(stage, stages) for name, stage in stages.items()})
     graph.prepare()
     order = {name: place for place, name in enumerate(stages)}  # what most others wait for stands first
@@ -252,7 +258,7 @@ def adopt() -> None:
     with Repo() as repo:
         changed = repo.status()
     params = read().model_dump()
-    for name, stage in expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params).items():
+    for name, stage in read_stages(params).items():
         if name not in changed:
             _Job(stage, params).write(done=True)
 
@@ -263,7 +269,7 @@ def record() -> None:
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # a line for every stage says nothing
     params = read().model_dump()
-    stages = expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params)
+    stages = read_stages(params)
     done = [name for name, stage in stages.items() if _Job(stage, params).done]
     with Repo() as repo:
         for target in [None] if len(done) == len(stages) else done:  # all at once takes a third of the time

@@ -24,7 +24,7 @@ def main():
     bc, device, view = params.bc, best_device(params.compute.threads), view_of(variant)
     inputs = [paths.dataset(task, view)]
     dataset = open_dataset(inputs[0], task)
-    episodes, steps = range(dataset.episodes), dataset.steps
+    episodes, steps = dataset.with_actions, dataset.steps
 
     card = Card(task, view, variant, seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
                 encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=None,
@@ -32,7 +32,7 @@ def main():
     policy = Policy(seeded(card.actor, "bc", task, seed)).to(device)
     images = FrameStacks(Frames.load(dataset.pixels, episodes, device), stack=bc.frame_stack, steps=steps)
     targets = true_actions(dataset, episodes, device)
-    sampler = FrameSampler(dataset.episodes, steps, bc.batch_size, f"bc {task} {seed}")
+    sampler = FrameSampler(len(episodes), steps, bc.batch_size, f"bc {task} {seed}")
     checkpoint = Checkpoint(f"bc-full-{task}-{seed}-{variant}", params, inputs)
     rows = regress(policy, images, targets.gather, sampler, steps=max(round(bc.epochs * sampler.steps_per_epoch), 1),
                learning_rate=bc.learning_rate, warmup=bc.warmup_epochs * sampler.steps_per_epoch,

@@ -6,9 +6,10 @@ no training saw is its generalisation."""
 
 from functools import partial
 
-from oclam import envs, paths
+from oclam import envs, paths, suite
 from oclam.artifacts import write_csv
 from oclam.cli import arguments, run
+from oclam.errors import Absent
 from oclam.evaluation.episodes import episode_seeds, evaluate
 from oclam.params import load
 from oclam.policies.files import load_policies
@@ -22,6 +23,8 @@ RECORDED, EVERY, FPS = 300, 3, 15  # the video shows every third of the first 30
 def main():
     task, seed, variant = arguments("task", "seed", "variant")
     params = load("env", "eval", "collect.steps")
+    if task not in suite.TASKS:
+        raise Absent(f"the suite has no {task}: policies cannot act there")
     seeds = episode_seeds(params.eval.seed, params.eval.episodes)
     policies, cards = load_policies(paths.policies(task, seed, variant), task=task, view=view_of(variant), seed=seed,
                                     variant=variant, image_size=params.env.image_size)

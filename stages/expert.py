@@ -1,4 +1,5 @@
-"""Copy the task's shipped expert, or train one when `expert.train` says so: the policy and its learning curve."""
+"""Copy the task's shipped expert, or train one when `expert.train` says so: the policy and its learning curve. Imported
+demonstrations need none."""
 
 from pathlib import Path
 
@@ -6,15 +7,18 @@ from oclam import paths, suite
 from oclam.artifacts import read_csv, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.errors import UserError
+from oclam.errors import Absent, UserError
 from oclam.experts.policy import load_expert, remeasured, save_expert
 from oclam.params import load
 
 
 def main():
     task = arguments("task")
+    params = load("expert", "collect.source")
+    if params.collect.source == "files":
+        raise Absent("collect.source is files: no expert acts")
     suite.load_task(task)  # raises for a task that the suite does not have
-    settings = load("expert").expert
+    settings = params.expert
     policy, curve = (trained if settings.train else shipped)(task, settings)
     save_expert(paths.expert(task), policy)
     write_csv(paths.expert_curve(task), curve)

@@ -1,7 +1,7 @@
 """Tables, figures and the page: reads data/results, writes reports."""
 
 from oclam import paths
-from oclam.artifacts import atomic, write_csv, write_json
+from oclam.artifacts import atomic, write_absent, write_csv, write_json
 from oclam.cli import run
 from oclam.params import load
 from oclam.report.gallery import draw
@@ -13,7 +13,9 @@ def main():
     params = load("scale", "tasks", "seeds", "restarts")
     results = gather(params.scale, params.tasks, params.seeds, params.restarts)
     for name in ("probes", "returns", "losses", "slots", "durations"):
-        write_csv(paths.reports / f"{name}.csv", getattr(results, name))
+        rows = getattr(results, name)
+        write_csv(paths.reports / f"{name}.csv", rows) if rows else write_absent(
+            paths.reports / f"{name}.csv", f"there are no {name}")
     write_json(paths.reports / "metrics.json", metrics(results))
     with atomic(paths.reports / "figures") as folder:
         folder.mkdir()

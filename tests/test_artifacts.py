@@ -11,16 +11,18 @@ import zarr
 from oclam.artifacts import (
     atomic,
     digest,
+    is_absent,
     load_tensors,
     once,
     open_zarr,
     read_csv,
     read_json,
     save_tensors,
+    write_absent,
     write_csv,
     write_json,
 )
-from oclam.errors import UserError
+from oclam.errors import Absent, UserError
 
 
 def test_tensors_and_metadata_come_back(tmp_path):
@@ -137,6 +139,20 @@ def test_what_is_written_once_is_made_again_where_it_was_damaged(tmp_path, capsy
         path.write_bytes(damaged)
         assert rows() == list(range(10)) and capsys.readouterr().err == f"{path}: damaged, so it is made again\n"
     assert path.read_bytes() == content and len(made) == 4
+
+
+@pytest.mark.parametrize("read", [open_zarr, load_tensors, read_json, read_csv])
+def test_reading_what_is_absent_says_why(tmp_path, read):
+    path = tmp_path / "some"
+    with atomic(path) as folder:  # what was there before, here a folder, is replaced, and replaces it again
+        folder.mkdir()
+    write_absent(path, 'no "twin"')
+    with pytest.raises(Absent, match='^no "twin"$'):
+        read(path)
+    assert is_absent(path) and len(digest(path)) == 64
+    with atomic(path) as folder:
+        folder.mkdir()
+    assert path.is_dir() and not is_absent(path)
 
 
 def test_json_has_no_nan(tmp_path):

@@ -7,7 +7,7 @@ import re
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -24,7 +24,7 @@ from oclam.progress import Progress
 with redirect_stderr(io.StringIO()):  # gym, which the package imports, prints on every import that it is not maintained
     from distracting_control.background import DAVIS17_TRAINING_VIDEOS, DAVIS17_VALIDATION_VIDEOS
 
-__all__ = ["davis", "fetch", "folder", "square", "videos_from"]
+__all__ = ["davis", "decoded", "fetch", "folder", "footage", "square", "videos_from"]
 
 ARCHIVE = "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip"
 ARCHIVE_SIZE = 832766765  # this and the checksum as TensorFlow Datasets records them (video/davis/checksums.tsv)
@@ -130,36 +130,43 @@ def _decode(name, read):
 
 
 def folder(path: Path) -> dict[str, list[tuple[str, Callable]]]:
-    """The videos in a folder and its folders, files that PyAV decodes and folders of frames, as `davis` returns them.
-
-    Every third is kept for evaluation.
-    """
+    """The videos of `footage` as `davis` returns them; every third is kept for evaluation."""
     if not path.is_dir():
         raise UserError(f"backgrounds.path: {path} is no folder; give the one with your videos or folders of frames")
-    found = []
-    for entry in sorted(path.rglob("*")):
-        name = entry.relative_to(path).as_posix()
-        if entry.suffix.lower() in VIDEOS:
-            found.append((name, lambda entry=entry: _decoded(entry)))
-        elif entry.is_dir() and (frames := _images(entry)):
-            found.append((name, lambda frames=frames: (_decode(*frame) for frame in frames)))
+    found = footage(path)
     if len(found) < 2:
         raise UserError(f"backgrounds.path: {path} has {len(found)} videos or folders of frames, at least 2 are needed "
                         "(every third is kept for evaluation)")
     return {"train": [video for k, video in enumerate(found) if k % 3 != 1], "test": found[1::3]}
 
 
-def _decoded(path):
+def footage(path: Path) -> list[tuple[str, Callable]]:
+    """The videos in a folder and its folders, files that PyAV decodes and folders of frames, in order of their names.
+
+    Each is a name and a function that yields its pictures, uint8 (H, W, 3).
+    """
+    found = []
+    for entry in sorted(path.rglob("*")):
+        name = entry.relative_to(path).as_posix()
+        if entry.suffix.lower() in VIDEOS:
+            found.append((name, lambda entry=entry: decoded(entry)))
+        elif entry.is_dir() and (frames := _images(entry)):
+            found.append((name, lambda frames=frames: (_decode(*frame) for frame in frames)))
+    return found
+
+
+def decoded(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a video file, upright, uint8 (H, W, 3). Raises UserError where it cannot be decoded."""
     try:
         with av.open(path) as container:
-            decoded = 0
+            count = 0
             for frame in container.decode(video=0):
-                decoded += 1
+                count += 1
                 yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # as players show it
     except (av.error.FFmpegError, IndexError) as error:
-        raise UserError(f"backgrounds.path: {path} cannot be decoded ({error}); convert or remove it") from None
-    if not decoded:
-        raise UserError(f"backgrounds.path: {path} has no frames; remove it")
+        raise UserError(f"{path} cannot be decoded ({error}); convert or remove it") from None
+    if not count:
+        raise UserError(f"{path} has no frames; remove it")
 
 
 def fetch(url: str, into: Path, size: int, sha256: str) -> Path:

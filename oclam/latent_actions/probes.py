@@ -45,7 +45,7 @@ def probe_latents(latents: zarr.Array, actions: np.ndarray, episodes: int, seed:
 
     Args:
         latents: (E, T-1, L).
-        actions: (E, T, A).
+        actions: (E, T, A); training episodes without known actions, NaN, are left out.
         episodes: how many of the first episodes were trained on.
         seed: of the shuffling, which mixes all transitions of a split.
     """
@@ -53,15 +53,21 @@ def probe_latents(latents: zarr.Array, actions: np.ndarray, episodes: int, seed:
     true = actions[:, :latents.shape[1]]
 
     def blocks(split):
-        flat = true[split.start:split.stop].reshape(-1, width)
-        shuffled = numpy_rng("probe", seed, split.start).permutation(flat).reshape(len(split), -1, width)
-        for i, episode in enumerate(split):
+        known = _known(split, actions)
+        flat = true[known].reshape(-1, width)
+        shuffled = numpy_rng("probe", seed, split.start).permutation(flat).reshape(len(known), -1, width)
+        for i, episode in enumerate(known):
             yield latents[episode], np.concatenate([true[episode], shuffled[i]], 1)
 
     parts = [Moments.over(blocks(split), device) for split in splits(episodes, len(actions) - episodes)]
     ridge, control = probe(*parts, slice(width)), probe(*parts, slice(width, None))
     return {**{f"ridge_{key}": ridge[key] for key in ("penalty", "mse", "r2", "mse_per_dim", "r2_per_dim")},
             "shuffled_mse": control["mse"], "shuffled_r2": control["r2"], "action_variance": ridge["variance"]}
+
+
+def _known(split, actions):
+    """The episodes of a split whose actions are known."""
+    return [episode for episode in split if np.isfinite(actions[episode]).all()]
 
 
 def frame_differences(frames: np.ndarray, edge: int = 16) -> torch.Tensor:
@@ -74,6 +80,6 @@ def probe_frames(pixels: zarr.Array, actions: np.ndarray, episodes: int, device:
     """The same probe on differences of frames, without any learning, fitted on at most 100 trajectories."""
     fit, *held_out = splits(episodes, len(actions) - episodes)
     parts = [Moments.over(((frame_differences(pixels[e]), actions[e, :-1]) for e in split), device)
-             for split in (fit[:FLOOR_EPISODES], *held_out)]
+             for split in (_known(fit, actions)[:FLOOR_EPISODES], *held_out)]
     floor = probe(*parts)
     return {"frame_difference_mse": floor["mse"], "frame_difference_r2": floor["r2"]}

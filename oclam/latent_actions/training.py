@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oclam import paths
-from oclam.artifacts import atomic, open_zarr, save_tensors, write_csv, write_json
+from oclam.artifacts import atomic, open_zarr, save_tensors, write_absent, write_csv, write_json
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames, FrameStacks, Prefetch, TripleSampler, frame_of, open_dataset
 from oclam.latent_actions.labels import label
@@ -37,7 +37,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         model: of `oclam.latent_actions.models`.
         observe: of `oclam.latent_actions.observations`.
         sampler: gives flat indices t, t+1 and t+k, each (B,).
-        actions: (N, A), one a frame.
+        actions: (N, A), one a frame; NaN where it is not known, which the probe leaves out.
         settings: the section lapo or lapo_slots.
         compute: the section compute.
         scale: what the probe's outputs are multiplied by (A,), as `Dataset.action_scale`; None: by 1.
@@ -65,7 +65,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         means = [] if weight is None else [weight.mean()]
         average(means)
         loss = reconstruction_error(prediction.float(), target, weight, *means)
-        probe_mse = F.mse_loss(scale * probe(latent.detach().float()), action)
+        probe_mse = action_error(scale * probe(latent.detach().float()), action)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         return {"loss": loss, "probe_mse": probe_mse}
 
@@ -73,6 +73,13 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
     rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
     checkpoint.save(parts, step=steps, rows=rows)  # if labelling is killed, training need not run again
     return rows
+
+
+def action_error(prediction: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the true actions (B, A) that are known, not NaN; 0 where none is."""
+    known = action.isfinite()
+    share = known.sum() / known.numel()
+    return F.mse_loss(prediction, torch.where(known, action, prediction.detach())) / share.clamp(min=1e-9)
 
 
 @torch.no_grad()
@@ -136,16 +143,18 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
     watched = {}
     if "state_variance" in rows[0]:  # its share of the first row's; 0 where embeddings collapsed, or all frames are one
         watched["state_variance_kept"] = late("state_variance") / max(rows[0]["state_variance"], 1e-12)
-    write_json(paths.probe(task, seed, variant), {
-        "online_mse": late("probe_mse"),  # on training batches
-        **watched,
-        **probe_latents(latents, dataset.actions, dataset.episodes, seed, device),
-        **probe_frames(dataset.pixels, dataset.actions, dataset.episodes, device)})
-
-    held_out = torch.from_numpy(latents[dataset.episodes:]).flatten(0, 1)  # (test_episodes x (T-1), L)
-    points = torch.linspace(0, len(held_out) - 1, min(POINTS, len(held_out))).long()
-    true = actions[dataset.episodes:, :-1].flatten(0, 1)
-    samples = {"latents": projection(held_out[points]), "actions": true[points]}
+    samples, true = {}, actions[dataset.episodes:, :-1].flatten(0, 1)  # (test_episodes x (T-1), A)
+    if true.isfinite().all():
+        write_json(paths.probe(task, seed, variant), {
+            "online_mse": late("probe_mse"),  # on training batches
+            **watched,
+            **probe_latents(latents, dataset.actions, dataset.episodes, seed, device),
+            **probe_frames(dataset.pixels, dataset.actions, dataset.episodes, device)})
+        held_out = torch.from_numpy(latents[dataset.episodes:]).flatten(0, 1)
+        points = torch.linspace(0, len(held_out) - 1, min(POINTS, len(held_out))).long()
+        samples = {"latents": projection(held_out[points]), "actions": true[points]}
+    else:
+        write_absent(paths.probe(task, seed, variant), f"{dataset.path} has no actions")
     if isinstance(model, ImageLatentActionModel):
         shown = torch.linspace(0, len(held_out) - 1, PICTURES + 2).long()[1:-1]
         moments = dataset.episodes * steps + frame_of(shown, steps)

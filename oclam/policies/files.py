@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from oclam.artifacts import load_tensors, save_tensors
+from oclam.artifacts import existing, load_tensors, save_tensors
 from oclam.datasets import to_image
 from oclam.errors import UserError
 from oclam.policies.networks import ActionDecoder, Actor, Policy
@@ -81,7 +81,7 @@ def load_policies(folder: Path | str, budgets: Sequence[int] | None = None,
     Raises UserError for a missing budget, another task or view, or parts that do not fit.
     """
     folder, frozen = Path(folder), None
-    there = _budgets(folder)
+    there = _budgets(existing(folder) if folder.exists() else folder)
     if not there:
         raise UserError(f"{folder}: no policies there; `dvc repro` makes the pipeline's own")
     if missing := sorted(set(budgets or []) - set(there)):

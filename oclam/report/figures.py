@@ -116,11 +116,12 @@ def loss_curves(rows: list[dict], stamp: str) -> Figure:
 @matplotlib.rc_context(STYLE)
 def latent_map(latents: np.ndarray, actions: np.ndarray, stamp: str) -> Figure:
     """Latent actions as points (N, 2), coloured by the first two of the true actions (N, A)."""
-    panels = min(actions.shape[1], 2)
+    panels, limit = min(actions.shape[1], 2), max(1, np.abs(actions).max())
     figure = Figure(figsize=(4.7, 2.6), layout="constrained")
     grid = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
     for number, axes in enumerate(grid):
-        points = axes.scatter(*latents.T, c=actions[:, number], s=6, linewidths=0, cmap="viridis", vmin=-1, vmax=1)
+        points = axes.scatter(*latents.T, c=actions[:, number], s=6, linewidths=0, cmap="viridis", vmin=-limit,
+                              vmax=limit)
         axes.set(xticks=[], yticks=[], title=f"true action {number + 1}", xlabel="component 1")
     grid[0].set_ylabel("component 2")
     figure.colorbar(points, ax=list(grid), shrink=0.85)

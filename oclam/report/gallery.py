@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oclam import paths
-from oclam.artifacts import load_tensors, read_csv
+from oclam.artifacts import is_absent, load_tensors, read_csv
 from oclam.report import figures
 from oclam.report.results import Results, select
 from oclam.variants import LATENT, VARIANTS
@@ -37,13 +37,15 @@ def draw(results: Results, folder: Path) -> list[Picture]:
 def _charts(results, task, folder):
     probes = [row for row in results.probes if row["task"] == task]
     returns = [row for row in results.returns if row["task"] == task and row["budget"] > 0]
-    yield _saved(figures.probe_bars(probes, results.stamp), folder / f"probes-{task}.svg", "probes",
-                 f"{task}: error of the action probe by variant, on held-out trajectories. Bars are means over seeds, "
-                 "dots single seeds.")
-    yield _saved(figures.return_curves(returns, results.stamp), folder / f"returns-{task}.svg",
-                 _opening(results, task, "returns"),
-                 f"{task}: return against the number of labelled trajectories. Lines are interquartile means, bands "
-                 "their 95% bootstrap intervals, the dashed line is behaviour cloning on all labels.")
+    if probes:
+        yield _saved(figures.probe_bars(probes, results.stamp), folder / f"probes-{task}.svg", "probes",
+                     f"{task}: error of the action probe by variant, on held-out trajectories. Bars are means over "
+                     "seeds, dots single seeds.")
+    if returns:
+        yield _saved(figures.return_curves(returns, results.stamp), folder / f"returns-{task}.svg",
+                     _opening(results, task, "returns"),
+                     f"{task}: return against the number of labelled trajectories. Lines are interquartile means, "
+                     "bands their 95% bootstrap intervals, the dashed line is behaviour cloning on all labels.")
     for stage, name in LOSSES.items():
         rows = [row for row in results.losses if (row["task"], row["stage"]) == (task, stage)]
         yield _saved(figures.loss_curves(rows, results.stamp), folder / f"losses-{stage}-{task}.svg", "losses",
@@ -51,6 +53,8 @@ def _charts(results, task, folder):
 
 
 def _slots(results, task, folder):
+    if is_absent(paths.slot_preview(task, results.seeds[0])):
+        return
     tensors, metadata = load_tensors(paths.slot_preview(task, results.seeds[0]))
     arrays, chosen = {name: tensor.numpy() for name, tensor in tensors.items()}, metadata["chosen"]
     grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, arrays["selected"], arrays["seen"],
@@ -76,6 +80,8 @@ def _slots(results, task, folder):
 
 def _latents(results, task, folder):
     for variant in LATENT:
+        if is_absent(paths.samples(task, results.seeds[0], variant)):
+            continue
         tensors, _ = load_tensors(paths.samples(task, results.seeds[0], variant))
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         if "prediction" in arrays:  # the slot model predicts slots, not images
@@ -84,15 +90,18 @@ def _latents(results, task, folder):
             yield _saved(figure, folder / f"reconstructions-{task}-{variant}.png", "reconstructions",
                          f"{task}, {variant}: the forward model's t+1 beside the truth; then the same frame with "
                          "another pair's latent action, and what that changes.")
-        yield _saved(figures.latent_map(arrays["latents"], arrays["actions"], results.stamp),
-                     folder / f"latents-{task}-{variant}.png", "latents",
-                     f"{task}, {variant}: held-out latent actions on their first two principal components, coloured by "
-                     "the true action.")
+        if "actions" in arrays:
+            yield _saved(figures.latent_map(arrays["latents"], arrays["actions"], results.stamp),
+                         folder / f"latents-{task}-{variant}.png", "latents",
+                         f"{task}, {variant}: held-out latent actions on their first two principal components, "
+                         "coloured by the true action.")
 
 
 def _policies(results, task, folder):
     for variant in VARIANTS:
         recorded = paths.episode_video(task, results.seeds[0], variant)
+        if is_absent(recorded):
+            continue
         check_gif(recorded)
         video = folder / f"episode-{task}-{variant}.mp4"
         write_video(video, read_gif(recorded), fps=15, exact=True)

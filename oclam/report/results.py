@@ -1,6 +1,7 @@
 """Every number of the report, read from the small files under `data/results`.
 
-Tables are lists of dicts with the same keys; None stands for what was not measured.
+Tables are lists of dicts with the same keys; None stands for what was not measured. What the demonstrations do not
+allow (`oclam.artifacts.is_absent`), such as clean variants without a clean twin, has no rows.
 """
 
 import math
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from oclam import paths
-from oclam.artifacts import load_tensors, read_csv, read_json
+from oclam.artifacts import is_absent, load_tensors, read_csv, read_json
 from oclam.errors import UserError
 from oclam.report.statistics import improvement, improvement_interval, recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
@@ -39,7 +40,7 @@ class Results:
     selections: list  # task, seed; what was chosen and why
     steve: list  # task, seed, model, slot; the measures of STEVE's best slot where the agent is segmented
     durations: list  # stage, variant, runs; seconds and hardware, or None where a stage was not run here
-    experts: dict  # task -> mean return of the demonstrations
+    experts: dict  # task -> mean return of the demonstrations, None where they have no rewards
     encoder: dict  # metadata of the frozen encoder
     parameters: dict  # model -> count, as in the paper's Table 4
 
@@ -55,28 +56,34 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int]) 
     Raises UserError for a missing or damaged file, except for durations of stages that DVC restored from its cache.
     """
     unmeasured = dict.fromkeys(_SLOT_MEASURES)  # in a dataset without the simulator's segmentation
-    tables = [(task, seed, read_json(paths.slot_table(task, seed))) for task in tasks for seed in seeds]
-    selection = max(table["labels"] for *_, table in tables)
+    tables = [(task, seed, read_json(path)) for task in tasks for seed in seeds
+              if not is_absent(path := paths.slot_table(task, seed))]
+    selection = max((table["labels"] for *_, table in tables), default=0)
     returns = [row for task in tasks for row in _returns(task, seeds, selection)]
-    largest = max(row["budget"] for row in returns)
+    largest = max((row["budget"] for row in returns), default=0)
+
+    def kept(task, seed):
+        return next((table["restart"] for *names, table in tables if names == [task, seed]), restarts[0])
+
+    probed = [(task, seed, variant) for task in tasks for seed in seeds for variant in LATENT
+              if not is_absent(paths.probe(task, seed, variant))]
     return Results(
-        scale, list(tasks), list(seeds), max(row["episodes"] for row in returns),
-        probes=[_probe(task, seed, variant, selection, largest)
-                for task in tasks for seed in seeds for variant in LATENT],
-        dimensions=[row for task in tasks for seed in seeds for variant in LATENT
-                    for row in _dimensions(task, seed, variant)],
+        scale, list(tasks), list(seeds), max((row["episodes"] for row in returns), default=0),
+        probes=[_probe(*names, selection, largest) for names in probed],
+        dimensions=[row for names in probed for row in _dimensions(*names)],
         returns=returns,
         generalisation=[row for task in tasks for row in _generalisation(task, seeds, selection, largest)],
-        losses=[row for task, seed, table in tables for row in _losses(task, seed, table["restart"])],
+        losses=[row for task in tasks for seed in seeds for row in _losses(task, seed, kept(task, seed))],
         slots=[{"task": task, "seed": seed, **unmeasured, **row, "chosen": row["slot"] in table["chosen"]}
                for task, seed, table in tables for row in table["slots"]],
         selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, "mask": {}, **table}
                     for task, seed, table in tables],
         steve=[row for task in tasks for seed in seeds for row in _best_of_steve(task, seed)],
         durations=_durations(tasks, seeds, restarts),
-        experts={task: _mean(read_csv(paths.demonstrations(task, "distracted")), "return") for task in tasks},
+        experts={task: None if is_absent(path := paths.demonstrations(task, "distracted")) else
+                 _mean(read_csv(path), "return") for task in tasks},
         encoder=load_tensors(paths.encoder)[1],
-        parameters=_parameters(tasks[0], seeds[0], tables[0][2]["restart"]),
+        parameters=_parameters(tasks[0], seeds[0], kept(tasks[0], seeds[0])),
     )
 
 
@@ -87,7 +94,7 @@ def metrics(results: Results) -> dict:
     at the largest budget; recovery: of probe errors and of returns at the largest budget;
     slots: of the chosen ones together, against the simulator's segmentation.
     """
-    largest = max(row["budget"] for row in results.returns)
+    largest = max((row["budget"] for row in results.returns), default=0)
     tree = {"probe": {}, "normalised": {}, "return": {}, "recovery": {}, "slots": {}}
     for task in results.tasks:
         tree["probe"][task] = {variant: _mean(select(results.probes, task=task, variant=variant), "ridge_mse")
@@ -98,9 +105,9 @@ def metrics(results: Results) -> dict:
         tree["return"][task] = {"expert": _round(results.experts[task]),
                                 **{row["variant"]: _round(row["mean"]) for row in full}}
         found = {row["variant"]: row["mean"] for row in select(results.returns, task=task, budget=largest)}
-        tree["recovery"][task] = {name: {variant: _round(recovery(values[variant], values["lapo"], values[CLEAN]))
-                                         for variant in RECOVERING}
-                                  for name, values in (("probe", tree["probe"][task]), ("return", found))}
+        tree["recovery"][task] = {
+            name: {variant: _round(recovery(*(values.get(key) for key in (variant, "lapo", CLEAN))))
+                   for variant in RECOVERING} for name, values in (("probe", tree["probe"][task]), ("return", found))}
         tree["slots"][task] = {key: _mean(select(results.selections, task=task), key)
                                for key in (*_SLOT_MEASURES, "fg_ari")}
     return tree
@@ -151,12 +158,12 @@ def _best_of_steve(task, seed):
 
 def _returns(task, seeds, selection):
     table = {}  # (variant, budget) -> returns (seeds, episodes)
-    for variant in VARIANTS:
+    for variant in _that_acted(task, seeds):
         evaluated = _evaluated(task, seeds, variant)
         asked, _ = list(evaluated)[-1]  # the other backgrounds stand first
         table |= {(variant, budget): returns for (backgrounds, budget), returns in evaluated.items()
                   if backgrounds == asked}
-    rows, largest = [], max(budget for _, budget in table)
+    rows, largest = [], max((budget for _, budget in table), default=0)
     for (variant, budget), returns in table.items():
         full = table[normaliser(variant), 0].mean()
         statistics = {key: value if math.isfinite(value) else None for key, value in summary(returns).items()}
@@ -167,6 +174,10 @@ def _returns(task, seeds, selection):
                      "episodes": returns.shape[1], "by_seed": " ".join(f"{mean:.1f}" for mean in returns.mean(1)),
                      **statistics, **shares, **_improvement(returns, table.get(("lapo", budget)), variant)})
     return rows
+
+
+def _that_acted(task, seeds):
+    return [variant for variant in VARIANTS if not is_absent(paths.evaluation(task, seeds[0], variant))]
 
 
 def _evaluated(task, seeds, variant):
@@ -184,8 +195,8 @@ def _evaluated(task, seeds, variant):
 
 
 def _generalisation(task, seeds, selection, largest):
-    for variant, row in VARIANTS.items():
-        if row.view == "distracted":
+    for variant in _that_acted(task, seeds):
+        if VARIANTS[variant].view == "distracted":
             evaluated = _evaluated(task, seeds, variant)
             budget = max(budget for _, budget in evaluated)
             yield {"task": task, "variant": variant, "budget": budget,
@@ -207,7 +218,8 @@ def _losses(task, seed, restart):
     logs = [("ocp", "ocp", paths.ocp(task, seed, restart))]
     logs += [("lapo", variant, paths.lapo(task, seed, variant)) for variant in LATENT]
     logs += [("bc", variant, paths.actor(task, seed, variant)) for variant in (*LATENT, *ALL_LABELS)]
-    logs = [(stage, variant, read_csv(paths.log(artifact))) for stage, variant, artifact in logs]
+    logs = [(stage, variant, read_csv(path)) for stage, variant, artifact in logs
+            if not is_absent(path := paths.log(artifact))]
     logs.insert(1, ("ocp", "steve", load_tensors(paths.steve(task, seed))[1]["log"]))
     return [{"task": task, "seed": seed, "stage": stage, "variant": variant, "step": row["step"], "loss": row["loss"]}
             for stage, variant, rows in logs for row in rows]
@@ -215,7 +227,8 @@ def _losses(task, seed, restart):
 
 def _parameters(task, seed, restart):
     ocp = read_json(paths.parameters(paths.ocp(task, seed, restart)))
-    counts = {variant: read_json(paths.parameters(paths.lapo(task, seed, variant)))["total"] for variant in LATENT}
+    counts = {variant: None if is_absent(path := paths.parameters(paths.lapo(task, seed, variant))) else
+              read_json(path)["total"] for variant in LATENT}
     actor = read_json(paths.parameters(paths.actor(task, seed, LATENT[0])))["total"]
     return {"ocp (total)": ocp["total"], "ocp (trainable)": ocp["trainable"], **counts, "bc": actor}
 
@@ -244,7 +257,7 @@ def _durations(tasks, seeds, restarts):
 
 def _mean(rows, key):
     values = [row[key] for row in rows]
-    return None if None in values else _round(np.mean(values))
+    return None if None in values or not values else _round(np.mean(values))
 
 
 def _round(value):

@@ -43,17 +43,22 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """Every table of the report, in order."""
-    return [_probes(results), *_dimensions(results), _returns(results), _recovery(results), _statistics(results),
-            _generalisation(results),
-            _full(results), *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
+    probes = [_probes(results), *_dimensions(results)] if results.probes else []
+    returns = [_statistics(results), _generalisation(results), _full(results)] if results.returns else []
+    return [*probes, *([_returns(results)] if returns else []),
+            *([_recovery(results)] if select(results.probes, variant=CLEAN) else []), *returns,
+            *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
 
 
 def answers(results: Results) -> list[str]:
     """The pipeline's question answered for each task: do policies learn more from objects than from frames?"""
-    largest, sentences = max(row["budget"] for row in results.returns), []
+    largest, sentences = max((row["budget"] for row in results.returns), default=0), []
     for task in results.tasks:
-        lapo, masks, slots = (select(results.returns, task=task, variant=variant, budget=largest)[0]
-                              for variant in ("lapo", "lapo-masks", "lapo-slots"))
+        found = {row["variant"]: row for row in select(results.returns, task=task, budget=largest)}
+        if not found:
+            sentences.append(f"{task}: no policies acted, since there are no actions to learn from or no environment.")
+            continue
+        lapo, masks, slots = (found[variant] for variant in ("lapo", "lapo-masks", "lapo-slots"))
         full = select(results.returns, task=task, variant="bc", budget=0)[0]
         sentences.append(
             f"{task}, {largest} labelled trajectories: policies return {number(masks['mean'])} with latent actions of "
@@ -86,11 +91,27 @@ def warnings(results: Results) -> list[str]:
             found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the variance of the embeddings fell to "
                          f"{row['state_variance_kept']:.2%} of its first value; they collapsed.")
     for task in results.tasks:
-        share = select(results.returns, task=task, variant="bc-no-distractors")[0]["mean"] / results.experts[task]
-        if share < 0.6:
+        share = _of_expert(results, task, "bc-no-distractors")
+        if share is not None and share < 0.6:
             found.append(f"{task}: behaviour cloning on all true actions without distractors reaches {share:.0%} of "
                          "the expert's return; normalised returns mean little.")
     return found
+
+
+def _of_expert(results, task, variant):
+    """The share of the expert's return that cloning all actions reaches, None where one of them is missing."""
+    found = select(results.returns, task=task, variant=variant, budget=0)
+    return found[0]["mean"] / results.experts[task] if found and results.experts[task] else None
+
+
+def _average(values):
+    return None if None in values or not len(values) else float(np.mean(values))
+
+
+def _present(rows, variants):
+    """The variants that have rows, in order."""
+    there = {row["variant"] for row in rows}
+    return tuple(variant for variant in variants if variant in there)
 
 
 def number(value: float | None, spread: float | None = None) -> str:
@@ -104,25 +125,26 @@ def number(value: float | None, spread: float | None = None) -> str:
 
 
 def _probes(results):
-    rows = []
+    rows, variants = [], _present(results.probes, LATENT)
     for task in results.tasks:
         rows.append((task, []))
-        of_task = {variant: select(results.probes, task=task, variant=variant) for variant in LATENT}
+        of_task = {variant: select(results.probes, task=task, variant=variant) for variant in variants}
         for key, heading in (("online_mse", "online probe"), ("ridge_mse", "ridge probe")):
             values = {variant: [row[key] for row in table] for variant, table in of_task.items()}
             rows.append((f"{heading}, error", _beside(values, {}, {}, lower=True)))
             if len(results.seeds) > 1:
                 rows.append((f"{heading}, each seed", [Cell(", ".join(map(number, found)))
                                                        for found in values.values()]))
-            explained = {variant: np.mean([1 - row[key] / row["action_variance"] for row in table])
+            explained = {variant: _average([1 - row[key] / row["action_variance"] for row in table])
                          for variant, table in of_task.items()}
             rows.append((f"{heading}, R²", [
                 Cell(number(r2), paper=_paper(_paper_r2(task, variant) if key == "online_mse" else None))
                 for variant, r2 in explained.items()]))
         for key, heading in (("shuffled_mse", "shuffled latents, error"),
                              ("frame_difference_mse", "frame differences, error")):
-            rows.append((heading, [Cell(number(np.mean([row[key] for row in table]))) for table in of_task.values()]))
-        rows.append(("labels used", [Cell(_labels(table[0]["labels"])) for table in of_task.values()]))
+            rows.append((heading, [Cell(number(_average([row[key] for row in table]))) for table in of_task.values()]))
+        rows.append(("labels used", [Cell(_labels(table[0]["labels"]) if table else number(None))
+                                     for table in of_task.values()]))
     variance = number(np.mean([row["action_variance"] for row in results.probes]))
     note = ("How well a linear map predicts true actions from latent actions: mean squared error (lower is better, × "
             "says how many times lower than lapo's) and R², the share of the actions' variance that is explained. The "
@@ -131,7 +153,7 @@ def _probes(results):
             f"action has the error {variance}. The paper's actions are unbounded with variances up to 44.5, so only R² "
             "compares with it. Below are ridge probes of shuffled latents and of differences of the view's frames, and "
             "how many labelled trajectories chose restarts and slots. Bold is the best variant that sees distractors.")
-    return Table("probes", "Table 1. Action probes", note, LATENT, rows)
+    return Table("probes", "Table 1. Action probes", note, variants, rows)
 
 
 def _paper_r2(task, variant):
@@ -144,7 +166,7 @@ def _dimensions(results):
     for task in results.tasks:
         of_task, rows = select(results.dimensions, task=task), []
         dimensions = sorted({row["dimension"] for row in of_task})
-        for variant in LATENT:
+        for variant in _present(of_task, LATENT):
             means = [np.mean([row["ridge_r2"] for row in select(of_task, variant=variant, dimension=dimension)])
                      for dimension in dimensions]
             labels = select(results.probes, task=task, variant=variant)[0]["labels"]
@@ -154,15 +176,15 @@ def _dimensions(results):
 
 
 def _returns(results):
-    variants = tuple(name for name, row in VARIANTS.items() if row.labels == "few")
+    variants = _present(results.returns, [name for name, row in VARIANTS.items() if row.labels == "few"])
     budgets = sorted({row["budget"] for row in results.returns} - {0})
     rows = []
     for task in results.tasks:
         rows.append((task, []))
         for budget in budgets:
             found = {row["variant"]: row for row in select(results.returns, task=task, budget=budget)}
-            values = {variant: [found[variant]["normalised"]] for variant in variants}
-            spreads = {variant: found[variant]["normalised_stderr"] for variant in variants}
+            values = {variant: [found[variant]["normalised"]] if variant in found else [] for variant in variants}
+            spreads = {variant: found[variant]["normalised_stderr"] for variant in variants if variant in found}
             paper = {variant: VARIANTS[variant].paper.normalised[task] for variant in variants
                      if budget == budgets[-1] and task in VARIANTS[variant].paper.normalised}
             rows.append((f"{budget} labelled",
@@ -182,22 +204,22 @@ def _divisors(results):
     shares = []
     for task in results.tasks:
         for name in ALL_LABELS:
-            mean = select(results.returns, task=task, variant=name, budget=0)[0]["mean"]
-            shares.append(f"{name} reaches {mean / results.experts[task]:.0%} of the expert on {task}")
-    return f"The divisors: {', '.join(shares)}."
+            if (share := _of_expert(results, task, name)) is not None:
+                shares.append(f"{name} reaches {share:.0%} of the expert on {task}")
+    return f"The divisors: {', '.join(shares)}." if shares else ""
 
 
 def _recovery(results):
     rows = []
     for task in results.tasks:
         rows.append((task, []))
-        probes = {name: float(np.mean([row["ridge_mse"] for row in select(results.probes, task=task, variant=name)]))
+        probes = {name: _average([row["ridge_mse"] for row in select(results.probes, task=task, variant=name)])
                   for name in LATENT}
         used = _used({row["variant"]: row for row in select(results.probes, task=task)}, 0)
         rows.append(("ridge probe, error", _recovered(probes, used)))
         for budget in sorted({row["budget"] for row in results.returns} - {0}):
             found = {row["variant"]: row for row in select(results.returns, task=task, budget=budget)}
-            means = {name: found[name]["mean"] for name in LATENT}
+            means = {name: found[name]["mean"] if name in found else None for name in LATENT}
             rows.append((f"return, {budget} labelled", _recovered(means, _used(found, budget))))
     note = ("(variant - lapo) / (lapo-no-distractors - lapo), the measure of the paper's later version "
             "(arXiv 2502.09680v3): 0% is lapo, 100% is no distractors. It says little where those two are close.")
@@ -212,8 +234,9 @@ def _recovered(values, used):
 
 def _used(found, budget):
     """The labels that one row of a table stands for, and the variants that used more, by name."""
-    more = {"on slots": found["lapo-slots"], **{name: found[name] for name in LATENT if VARIANTS[name].supervised}}
-    used = [f"{name} {row['labels']}" for name, row in more.items() if row["labels"] > budget]
+    more = {"on slots": found.get("lapo-slots"),
+            **{name: found.get(name) for name in LATENT if VARIANTS[name].supervised}}
+    used = [f"{name} {row['labels']}" for name, row in more.items() if row and row["labels"] > budget]
     return ", ".join([str(budget), *used])
 
 
@@ -263,10 +286,11 @@ def _full(results):
     names, rows = ("bc-no-distractors", "bc"), []
     for task in results.tasks:
         expert = results.experts[task]
-        cells = [Cell(_labels(None)), Cell(number(float(expert)), paper=_paper(PAPER_EXPERT.get(task)))]
+        cells = [Cell(_labels(None)), Cell(number(expert and float(expert)), paper=_paper(PAPER_EXPERT.get(task)))]
         for name in names:
-            row = select(results.returns, task=task, variant=name, budget=0)[0]
-            cells.append(Cell(number(row["mean"], row["stderr"]), f"{row['mean'] / expert:.0%} of expert",
+            share = _of_expert(results, task, name)
+            row = next(iter(select(results.returns, task=task, variant=name, budget=0)), {"mean": None, "stderr": None})
+            cells.append(Cell(number(row["mean"], row["stderr"]), "" if share is None else f"{share:.0%} of expert",
                               _paper(VARIANTS[name].paper.returns.get(task))))
         rows.append((task, cells))
     note = "Return of an episode: the divisors of Table 2. The expert acts in the dataset."
@@ -334,7 +358,7 @@ def _durations(results):
 
 def _beside(values, spreads, paper, *, lower):
     """Cells of one row, from every variant's values over seeds; the best variant that sees distractors is marked."""
-    means = {name: None if None in entries else float(np.mean(entries)) for name, entries in values.items()}
+    means = {name: _average(entries) for name, entries in values.items()}
     rivals = [mean for name, mean in means.items() if mean is not None and normaliser(name) == "bc"]
     best = (min if lower else max)(rivals, default=None)
     cells = []
@@ -342,7 +366,7 @@ def _beside(values, spreads, paper, *, lower):
         quoted, ratios = paper.get(name), name != "lapo"
         cells.append(Cell(
             number(mean, spreads.get(name, _standard_error(values[name]))),
-            _ratio(mean, means["lapo"], lower) if ratios else "",
+            _ratio(mean, means.get("lapo"), lower) if ratios else "",
             _paper(*quoted, _ratio(quoted[0], paper["lapo"][0], lower) if ratios else "") if quoted else "",
             mean is not None and mean == best and normaliser(name) == "bc"))
     return cells

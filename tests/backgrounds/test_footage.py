@@ -230,7 +230,7 @@ def test_a_rotated_clip_stands_upright(tmp_path, matrix, bright):
         struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     of_movie, of_track, rest = path.read_bytes().split(upright)  # the movie's matrix comes first
     path.write_bytes(of_movie + upright + of_track + turned + rest)
-    (shown,) = footage._decoded(path)
+    (shown,) = footage.decoded(path)
     shown = footage.square(shown, 16)
     assert shown[bright].mean() > 200 and shown.mean() < 150
 

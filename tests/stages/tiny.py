@@ -47,13 +47,14 @@ def expanded() -> dict[str, Stage]:
     return {name: found[name] for name in order}
 
 
-def build(folder: Path) -> None:
-    """Write the project's parameters and shipped files, and run every stage."""
+def build(folder: Path, **changed) -> None:
+    """Write the project's parameters, changed as TINY and then these sections say, and run every stage."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for section, values in TINY.items():
+    for section, values in (*TINY.items(), *changed.items()):
         content[section] = content[section] | values if isinstance(values, dict) else values
     for name in ("encoders", "experts"):
         shutil.copytree(ROOT / "data" / name, folder / "data" / name)
+    shutil.copy(ROOT / "dvc.yaml", folder)
     with chdir(folder):
         Path("params.yaml").write_text(yaml.safe_dump(content))
         for stage in expanded().values():

@@ -1,0 +1,105 @@
+"""Import demonstrations: `python -m oclam.import SOURCE > params/imported.yaml`, then `make repro SCALE=imported`.
+
+A source is an HDF5 file of the authors, a folder or hub dataset in LeRobot's format v3 or of Parquet files, or a folder
+of videos, which have no actions. Several become one dataset.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+from oclam.errors import UserError
+from oclam.importers.hdf5 import from_hdf5
+from oclam.importers.lerobot import from_lerobot
+from oclam.importers.parquet import from_parquet
+from oclam.importers.store import write_dataset
+from oclam.importers.videos import from_videos
+
+__all__ = ["import_sources"]
+
+
+def import_sources(names: list[str], folder: Path, task: str | None = None, view: str | None = None,
+                   steps: int | None = None, test_episodes: int = 50, image_size: int = 64,
+                   camera: str | None = None) -> dict:
+    """The parameters of a scale that uses the dataset `<folder>/<task>/<view>.zarr`, which is written.
+
+    Args:
+        names: of files, folders and hub datasets.
+        task: needed where no source names it; a task of the suite is also evaluated.
+        view: None for distracted, or what the source says.
+        steps, test_episodes, image_size: as in `write_dataset`.
+        camera: of a LeRobot dataset that has several.
+    Raises UserError for a source that is missing, damaged or of another kind, and when the dataset is there already.
+    """
+    sources, tasks, views = [], {task} - {None}, {view} - {None}
+    for name in names:
+        path = _local(name)
+        if path.is_file():
+            source, its_task, its_view = from_hdf5(path)
+            tasks, views = tasks or {its_task}, views or {its_view}
+        elif (path / "meta/info.json").exists():
+            source = from_lerobot(path, camera)
+        elif next(path.rglob("*.parquet"), None):
+            source = from_parquet(path)
+        else:
+            source = from_videos(path)
+        sources.append(source)
+    task, view = "".join(tasks), "".join(views) or "distracted"
+    if not re.fullmatch(r"\w+-\w+", task):
+        raise UserError(f"--task: {task or 'nothing'} given, expected domain-task, as in cheetah-run or kitchen-sweep")
+    target = folder / task / f"{view}.zarr"
+    if target.exists():
+        raise UserError(f"{target}: already there; remove it, or name another folder with --to")
+    found = write_dataset(target, sources, task, view, steps, image_size, test_episodes)
+    print(f"{target}: {found['episodes']} episodes to train on, {found['test_episodes']} held out, of {found['steps']} "
+          "steps", file=sys.stderr)
+    counts = {key: found[key] for key in ("episodes", "test_episodes", "segmented_episodes", "steps")}
+    return {"base": "../params.yaml", "scale": "imported", "tasks": [task], "env": {"image_size": image_size},
+            "collect": {"source": "files", "path": str(folder), **counts}}
+
+
+def _local(name):
+    """The path of a source, downloaded where it is the hub's."""
+    path = Path(name)
+    if path.exists():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"{name}: no such file, folder or hub dataset")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{name}: no such file or folder here, and not to be had from the hub "
+                        f"({' '.join(str(error).split())[:150]})") from None
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m oclam.import", description=__doc__.partition("\n")[0],
+                                     epilog="The printed parameters are for params/imported.yaml.")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="HDF5 file, LeRobot or Parquet folder, folder of "
+                        "videos, or a hub dataset such as lerobot/pusht")
+    parser.add_argument("--to", type=Path, default=Path("data/demonstrations"), metavar="FOLDER",
+                        help="where the dataset is written (default data/demonstrations)")
+    parser.add_argument("--task", metavar="DOMAIN-TASK", help="needed where no source names it")
+    parser.add_argument("--view", choices=("distracted", "clean"), help="clean: the twin without distractors")
+    parser.add_argument("--steps", type=int, metavar="N", help="frames of an episode, into which trajectories are cut "
+                        "(default: the shortest trajectory's, at most 1000)")
+    parser.add_argument("--test-episodes", type=int, default=50, metavar="N", help="held out at the end (default 50)")
+    parser.add_argument("--image-size", type=int, default=64, metavar="N", help="edge of a frame (default 64)")
+    parser.add_argument("--camera", metavar="NAME", help="of a LeRobot dataset with several")
+    given = parser.parse_args()
+    params = import_sources(given.sources, given.to, given.task, given.view, given.steps, given.test_episodes,
+                            given.image_size, given.camera)
+    print(yaml.safe_dump(params, sort_keys=False), end="")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""Demonstrations of other hands as datasets of this pipeline, one module a format; see `python -m oclam.import`."""

@@ -1,0 +1,201 @@
+"""What each format holds arrives in order; what is missing or damaged is one line."""
+
+import importlib
+import json
+from itertools import accumulate
+
+import av
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from oclam.datasets import open_dataset
+from oclam.errors import UserError
+
+pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs the extra pyarrow")
+from pyarrow import parquet  # noqa: E402
+
+command = importlib.import_module("oclam.import")
+LENGTHS = [18, 25, 20]
+LEVEL = 30  # grey levels between trajectories, 3 between frames: wider than a film's rounding
+
+
+def grey(i, t):
+    return np.full((32, 48, 3), LEVEL * i + 3 * t, np.uint8)
+
+
+def png(image):
+    return {"bytes": cv2.imencode(".png", image[..., ::-1])[1].tobytes(), "path": None}
+
+
+def film(path, pictures):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=10, options={"crf": "8"})
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
+        for picture in pictures:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+
+
+def table(path, columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=7)
+
+
+def steps(*trajectories):
+    """The columns of some trajectories: index, frame, action (i, t), state t."""
+    pairs = [(i, t) for i in trajectories for t in range(LENGTHS[i])]
+    return pairs, {"action": [[float(i), float(t)] for i, t in pairs], "state": [[float(t)] for _, t in pairs]}
+
+
+def write_parquet(folder, **change):
+    for name, part in (("a", [0, 1]), ("b", [2])):
+        pairs, columns = steps(*part)
+        columns |= {"observation": [png(grey(i, t)) for i, t in pairs], "reward": [float(t) for _, t in pairs],
+                    "mask": [png(np.uint8(255 * (grey(i, t) >= 0)) * (np.arange(48) < 24)[:, None]) for i, t in pairs],
+                    "terminated": [False] * len(pairs), "truncated": [t == LENGTHS[i] - 1 for i, t in pairs]} | change
+        table(folder / f"{name}.parquet", {key: value for key, value in columns.items() if value is not None})
+
+
+def write_lerobot(folder, **change):
+    """Two data files and two films: trajectories 0 and 1 in the first, 2 in the second."""
+    starts = [0, *accumulate(LENGTHS)]
+    key = "observation.images.front"
+    info = {"codebase_version": "v3.0", "fps": 10, "features": {
+        "action": {"dtype": "float32", "shape": [2]}, "observation.state": {"dtype": "float32", "shape": [1]},
+        key: {"dtype": "video", "shape": [32, 48, 3]}},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"} | change
+    (folder / "meta").mkdir(parents=True)
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    for number, part in enumerate(([0, 1], [2])):
+        pairs, columns = steps(*part)
+        table(folder / f"data/chunk-000/file-{number:03d}.parquet", {
+            "action": columns["action"], "observation.state": columns["state"],
+            "episode_index": [i for i, _ in pairs], "next.reward": [float(t) for _, t in pairs]})
+        film(folder / f"videos/{key}/chunk-000/file-{number:03d}.mp4", [grey(i, t) for i, t in pairs])
+    times = [0.0, 1.7999, 0.0]  # rounded down, as found in real data: times rate would be one frame early
+    table(folder / "meta/episodes/chunk-000/file-000.parquet", {
+        "episode_index": [0, 1, 2], "length": LENGTHS, "dataset_from_index": starts[:3],
+        "dataset_to_index": starts[1:], f"videos/{key}/chunk_index": [0, 0, 0], f"videos/{key}/file_index": [0, 0, 1],
+        f"videos/{key}/from_timestamp": times})
+
+
+def write_videos(folder):
+    for i, length in enumerate(LENGTHS):
+        film(folder / f"{i}.mp4", [grey(i, t) for t in range(length)])
+
+
+def imported(tmp_path, source, **options):
+    params = command.import_sources([str(source)], tmp_path / "out", "kitchen-sweep", test_episodes=1, **options)
+    dataset = open_dataset(tmp_path / "out/kitchen-sweep/distracted.zarr", "kitchen-sweep")
+    segmentation = dataset.group.get("segmentation")
+    assert params["collect"] == {"source": "files", "path": str(tmp_path / "out"), "episodes": 2, "test_episodes": 1,
+                                 "segmented_episodes": 0 if segmentation is None else 1, "steps": 18}
+    expected = np.array([[LEVEL * i + 3 * t for t in range(18)] for i in range(3)])
+    shown = dataset.pixels[:].astype(float)
+    assert np.abs(shown - expected[:, :, None, None, None]).max() <= 1.4  # half the step between frames
+    return dataset
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_lerobot])
+def test_frames_actions_states_and_rewards_arrive_together(tmp_path, write):
+    write(tmp_path / "in")
+    dataset = imported(tmp_path, tmp_path / "in")
+    expected = np.array([[[i, t] for t in range(18)] for i in range(3)])
+    np.testing.assert_array_equal(dataset.actions, expected)
+    np.testing.assert_array_equal(dataset.states[..., 0], expected[..., 1])
+    np.testing.assert_array_equal(dataset.rewards, expected[..., 1])
+
+
+def test_masks_of_parquet_are_the_held_out_segmentation(tmp_path):
+    write_parquet(tmp_path / "in")
+    masks = imported(tmp_path, tmp_path / "in").group["segmentation"][:]
+    np.testing.assert_array_equal(masks, np.broadcast_to(np.arange(64) < 32, (1, 18, 64, 64)))
+
+
+def test_nested_lists_are_pictures_and_an_episode_column_ends_trajectories(tmp_path):
+    for name, part in (("a", [0, 1]), ("b", [2])):
+        pairs, columns = steps(*part)
+        table(tmp_path / f"in/{name}.parquet", columns | {
+            "observation": [grey(i, t).tolist() for i, t in pairs], "episode": [i for i, _ in pairs]})
+    dataset = imported(tmp_path, tmp_path / "in")
+    assert np.isnan(dataset.rewards).all()
+
+
+def test_videos_have_frames_alone(tmp_path):
+    write_videos(tmp_path / "in")
+    dataset = imported(tmp_path, tmp_path / "in")
+    assert np.isnan(dataset.actions).all() and dataset.actions.shape == (3, 18, 1)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"observation": None}, "no column observation among"),
+    ({"terminated": None, "truncated": None}, "no column terminated, truncated or episode among"),
+])
+def test_parquet_without_a_needed_column_is_refused(tmp_path, change, message):
+    write_parquet(tmp_path / "in", **change)
+    with pytest.raises(UserError, match=message):
+        imported(tmp_path, tmp_path / "in")
+
+
+@pytest.mark.parametrize(("observation", "action", "message"), [
+    (b"no picture", [0.0], "row 1: no picture"), ([[0.5]], [0.0], "row 0: no picture"), ([[300]], [0.0], "no picture"),
+    ([[0, 0]], None, "column action has values that are missing"),
+])
+def test_parquet_with_values_of_another_kind_is_refused(tmp_path, observation, action, message):
+    good = cv2.imencode(".png", grey(0, 0))[1].tobytes()
+    observations = [good, observation] * 20 if isinstance(observation, bytes) else [observation] * 40
+    table(tmp_path / "in/a.parquet", {"observation": observations, "action": [[0.0], action] * 20,
+                                      "episode": [0] * 20 + [1] * 20})
+    with pytest.raises(UserError, match=message):
+        imported(tmp_path, tmp_path / "in")
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    write_parquet(tmp_path / "in")
+    path = tmp_path / "in/b.parquet"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="b.parquet: damaged or not Parquet"):
+        imported(tmp_path, tmp_path / "in")
+
+
+def test_a_film_that_lacks_frames_is_named(tmp_path):
+    write_lerobot(tmp_path / "in")
+    film(tmp_path / "in/videos/observation.images.front/chunk-000/file-001.mp4", [grey(2, t) for t in range(9)])
+    with pytest.raises(UserError, match="in: trajectory 2 has 9 frames, 20 are declared"):
+        imported(tmp_path, tmp_path / "in")
+
+
+def test_another_version_and_an_unknown_camera_are_refused(tmp_path):
+    write_lerobot(tmp_path / "old", codebase_version="v2.1")
+    with pytest.raises(UserError, match="LeRobotDataset v2.1, v3 is read"):
+        imported(tmp_path, tmp_path / "old")
+    write_lerobot(tmp_path / "in")
+    with pytest.raises(UserError, match="--camera: top given, .* has observation.images.front"):
+        imported(tmp_path, tmp_path / "in", camera="top")
+
+
+@pytest.mark.parametrize(("source", "task", "message"), [
+    ("nowhere", "a-b", "nowhere: no such file, folder or hub dataset"), ("in", None, "--task: nothing given"),
+    ("in", "../a-b", "--task: ../a-b given"), ("empty", "a-b", "neither a LeRobot dataset, nor Parquet files, nor"),
+])
+def test_a_source_that_is_not_there_and_a_task_that_is_none_are_told(tmp_path, source, task, message):
+    write_videos(tmp_path / "in")
+    (tmp_path / "empty").mkdir()
+    path = source if source == "nowhere" else str(tmp_path / source)
+    with pytest.raises(UserError, match=message):
+        command.import_sources([path], tmp_path / "out", task)
+
+
+def test_the_command_prints_a_scale_and_never_overwrites(tmp_path, capsys, monkeypatch):
+    write_videos(tmp_path / "in")
+    monkeypatch.setattr("sys.argv", ["import", str(tmp_path / "in"), "--to", str(tmp_path / "out"), "--task", "a-b",
+                                     "--test-episodes", "1", "--image-size", "16", "--view", "clean"])
+    command.main()
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["tasks"] == ["a-b"] and printed["env"] == {"image_size": 16} and printed["base"] == "../params.yaml"
+    with pytest.raises(UserError, match="clean.zarr: already there"):
+        command.main()
