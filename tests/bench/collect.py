@@ -48,8 +48,8 @@ def collected(store, workers, folder):
     """Wall seconds of a collection, the same for any number of workers but for its length."""
     seconds = []
     for steps in (50, 550):  # the difference is free of starting processes
-        params = Collect(source="simulator", path="unused", episodes=3, test_episodes=1, segmented_episodes=1, steps=steps,
-                         action_noise=0, shard_episodes=1, seed=0)
+        params = Collect(source="simulator", path="unused", episodes=3, test_episodes=1, segmented_episodes=1,
+                         steps=steps, action_noise=0, shard_episodes=1, seed=0)
         plan = Collection("-".join(TASK), "distracted", params, PAPER, Still(), store)
         started = time.perf_counter()
         collect(plan, folder / "work", folder / "out.zarr", workers)
