@@ -80,16 +80,19 @@ def warnings(results: Results) -> list[str]:
         if row["mask"].get("vector_mse", 0) > 1.5 * row["chosen_probe"]["probe_mse"]:
             found.append(f"{row['task']}, seed {row['seed']}: the chosen slot's vector predicts actions much worse "
                          "than its masked frames; the vector has lost the pose, which lapo-slots depends on.")
+    said = {}  # (task, seed, sentence) -> variants
     for row in results.probes:
-        if row["ridge_mse"] >= row["shuffled_mse"]:
-            found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the probe is no better than on "
-                         "shuffled latents; these latent actions hold nothing of the true actions.")
-        if row["online_mse"] >= 0.95 * row["action_variance"]:
-            found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the online probe is no better than the "
-                         "mean action; its latent actions hardly vary, or with little of the true ones.")
-        if row["state_variance_kept"] is not None and row["state_variance_kept"] < COLLAPSED:
-            found.append(f"{row['task']}, seed {row['seed']}, {row['variant']}: the variance of the embeddings fell to "
-                         f"{row['state_variance_kept']:.2%} of its first value; they collapsed.")
+        sentences = {
+            "the probe is no better than on shuffled latents; these latent actions hold nothing of the true actions.":
+                row["ridge_mse"] >= row["shuffled_mse"],
+            "the online probe is no better than the mean action; latent actions hardly vary, or with little of the "
+            "true ones.": row["online_mse"] >= 0.95 * row["action_variance"],
+            f"the variance of the embeddings fell below {COLLAPSED:.0%} of its first value; they collapsed.":
+                row["state_variance_kept"] is not None and row["state_variance_kept"] < COLLAPSED}
+        for sentence in [sentence for sentence, holds in sentences.items() if holds]:
+            said.setdefault((row["task"], row["seed"], sentence), []).append(row["variant"])
+    found += [f"{task}, seed {seed}, {', '.join(variants)}: {sentence}"
+              for (task, seed, sentence), variants in said.items()]
     for task in results.tasks:
         share = _of_expert(results, task, "bc-no-distractors")
         if share is not None and share < 0.6:
