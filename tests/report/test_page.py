@@ -156,7 +156,8 @@ def test_latents_without_the_action_on_training_batches_are_warned_about(results
     row = next(row for row in results.probes if row["variant"] == "laom-masks")
     for error, count in ((0.96, 1), (0.94, 0)):  # the actions' variance is 1
         row["online_mse"] = error
-        assert sum("laom-masks" in text and "seed 0" in text and "online probe" in text for text in warnings(results)) == count
+        told = [text for text in warnings(results) if "laom-masks" in text and "seed 0" in text]
+        assert sum("online probe" in text for text in told) == count
 
 
 def test_a_slot_vector_without_the_pose_is_warned_about(results):
