@@ -257,7 +257,9 @@ class Finetune(Section):
     budgets: Annotated[list[Count], Field(min_length=1)]
     hidden_dim: Size
     batch_size: Size
-    updates: Count
+    updates: Count  # of a budget, and more where `epochs` passes over its frames need more
+    epochs: NonNegative
+    loss: Literal["squares", "absolute"]  # of true actions, in finetune, scratch and bc-full
     learning_rate: Rate
     unfreeze: bool
     decoder_init: Literal["orthogonal", "default"]  # initial weights of the action decoder; default: PyTorch's
@@ -266,7 +268,8 @@ class Finetune(Section):
 class Scratch(Section):
     """The control: the policies of finetune's budgets without latent pretraining."""
 
-    updates: Count  # of the whole policy, so that each costs far more than one of finetune's
+    updates: Count  # as finetune's, but of the whole policy, so that each costs far more
+    epochs: NonNegative
 
 
 class Eval(Section):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import timm
 import torch
@@ -25,6 +26,7 @@ from oclam.laom.models import LaomModel
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.params import Params, read
 from oclam.policies.networks import ActionDecoder, Actor
+from oclam.policies.training import updates_of
 from oclam.slots.steve import make_steve
 from oclam.slots.videosaur import VideoSaur
 from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
@@ -253,14 +255,17 @@ class Plan:
         """finetune and scratch; one run trains all budgets."""
         tune, budgets = self.params.finetune, len(self.params.finetune.budgets)
         labelled = max(tune.budgets) * self.params.collect.steps
-        for stage, variants, actor, latent_dim, updates in (
-                ("finetune", LATENT, self.latent_actor, self.params.lapo.latent_dim, tune.updates),
-                ("scratch", ["scratch"], self.actor(tune.hidden_dim), tune.hidden_dim, self.params.scratch.updates)):
+        scratch = SimpleNamespace(**vars(self.params.scratch), batch_size=tune.batch_size)
+        for stage, variants, actor, latent_dim, settings in (
+                ("finetune", LATENT, self.latent_actor, self.params.lapo.latent_dim, tune),
+                ("scratch", ["scratch"], self.actor(tune.hidden_dim), tune.hidden_dim, scratch)):
             head = ActionDecoder(latent_dim, tune.hidden_dim, self.action_dim)
             latent = torch.empty(1, latent_dim)
             decoder = self.measure(head, lambda head=head, latent=latent: head(latent))
             frozen = stage == "finetune" and not tune.unfreeze
-            trained, samples = [decoder] if frozen else [actor, decoder], updates * tune.batch_size * budgets
+            trained = [decoder] if frozen else [actor, decoder]
+            updates = sum(updates_of(settings, budget * self.params.collect.steps) for budget in tune.budgets)
+            samples = updates * tune.batch_size
             size, once = sum(part.size for part in trained), actor.size if frozen else 0
             yield Cost(stage, self.runs * len(variants), "frames", size, actor.size + decoder.size, samples=samples,
                        flops=samples * sum(part.both for part in trained) + frozen * labelled * actor.forward,

@@ -13,14 +13,14 @@ from oclam.datasets import Frames, FrameSampler, FrameStacks, open_dataset
 from oclam.params import load
 from oclam.policies.files import Card, save_policy
 from oclam.policies.networks import Policy
-from oclam.policies.training import regress, seeded, true_actions
+from oclam.policies.training import LOSSES, regress, seeded, true_actions
 from oclam.training import best_device
 from oclam.variants import view_of
 
 
 def main():
     task, seed, variant = arguments("task", "seed", "variant")
-    params = load("compute", "bc")
+    params = load("compute", "bc", "finetune.loss")
     bc, device, view = params.bc, best_device(params.compute.threads), view_of(variant)
     inputs = [paths.dataset(task, view)]
     dataset = open_dataset(inputs[0], task)
@@ -35,8 +35,8 @@ def main():
     sampler = FrameSampler(len(episodes), steps, bc.batch_size, f"bc {task} {seed}")
     checkpoint = Checkpoint(f"bc-full-{task}-{seed}-{variant}", params, inputs)
     rows = regress(policy, images, targets.gather, sampler, steps=max(round(bc.epochs * sampler.steps_per_epoch), 1),
-               learning_rate=bc.learning_rate, warmup=bc.warmup_epochs * sampler.steps_per_epoch,
-               checkpoint=checkpoint, compute=params.compute)
+                   learning_rate=bc.learning_rate, warmup=bc.warmup_epochs * sampler.steps_per_epoch,
+                   checkpoint=checkpoint, compute=params.compute, loss_of=LOSSES[params.finetune.loss])
     policy.rescale(torch.from_numpy(dataset.action_scale))
 
     with atomic(paths.policies(task, seed, variant)) as folder:

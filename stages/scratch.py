@@ -19,9 +19,9 @@ from oclam.variants import view_of
 def main():
     task, seed = arguments("task", "seed")
     params = load("compute", "bc", "scratch", "finetune.budgets", "finetune.hidden_dim", "finetune.batch_size",
-                  "finetune.learning_rate", "finetune.decoder_init")
+                  "finetune.learning_rate", "finetune.decoder_init", "finetune.loss")
     bc, view = params.bc, view_of("scratch")
-    settings = SimpleNamespace(**vars(params.finetune), updates=params.scratch.updates)
+    settings = SimpleNamespace(**vars(params.finetune), **vars(params.scratch))
     inputs = [paths.dataset(task, view)]
     dataset = open_dataset(inputs[0], task)
     # Actor and decoder meet in two linear layers, so a latent wider than the decoder could express nothing more.

@@ -109,7 +109,8 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "finetune.budgets": [2, 4, 8, 16, 32, 64, 128], "finetune.batch_size": 512, "finetune.hidden_dim": 256,
     "finetune.learning_rate": 3e-4, "finetune.updates": 2500, "finetune.unfreeze": False,
     "finetune.decoder_init": "default",
-    "scratch.updates": 2500,
+    "finetune.epochs": 0, "finetune.loss": "squares",
+    "scratch.updates": 2500, "scratch.epochs": 0,
     "env.humanoid_camera": "front", "eval.episodes": 25, "eval.backgrounds": "train", "eval.seed": 0,
 }
 

@@ -16,7 +16,11 @@ from oclam.policies.networks import Policy
 from oclam.seeding import seed_of
 from oclam.training import autocast, linear_decay, share, train, update
 
-__all__ = ["fine_tune", "predict", "regress", "seeded", "true_actions"]
+__all__ = ["LOSSES", "fine_tune", "predict", "regress", "seeded", "true_actions", "updates_of"]
+
+# The mean of an expert's actions that noise and then the limits -1..1 changed lies inside them, the median at them:
+# absolute errors, whose best guess is the median, do not shrink actions.
+LOSSES = {"squares": F.mse_loss, "absolute": F.l1_loss}
 
 
 def true_actions(dataset: Dataset, episodes: Sequence[int], device: torch.device) -> Frames:
@@ -32,8 +36,9 @@ def seeded(make: Callable[[], nn.Module], *purpose) -> nn.Module:
 
 
 def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: FrameSampler, steps: int,
-            learning_rate: float, checkpoint: Checkpoint, compute: Compute, warmup: float = 0) -> list[dict]:
-    """Train the network to predict targets from inputs: mean squared error, Adam, linear warm-up and decay to 0.
+            learning_rate: float, checkpoint: Checkpoint, compute: Compute, warmup: float = 0,
+            loss_of: Callable = F.mse_loss) -> list[dict]:
+    """Train the network to predict targets from inputs by Adam, with linear warm-up and decay to 0.
 
     Args:
         network: trained in place.
@@ -41,6 +46,7 @@ def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: Fr
         sampler: gives the indices of a step.
         steps, warmup: updates in all, and of the warm-up.
         compute: the section compute.
+        loss_of: one of `LOSSES`.
     Returns: rows of step and loss.
     """
     keep_freed_memory()
@@ -58,7 +64,7 @@ def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: Fr
     def step(i):
         x, y = batch(i)
         with autocast(device, compute.precision):
-            loss = F.mse_loss(model(x), y)
+            loss = loss_of(model(x), y)
         update(optimizer, loss, learning_rate * linear_decay(i, steps, warmup))
         return {"loss": loss}
 
@@ -77,6 +83,11 @@ def predict(network: nn.Module, inputs: Callable, count: int, batch_size: int, c
         return torch.cat([network(inputs(index)) for index in torch.arange(count).split(batch_size)])
 
 
+def updates_of(settings, frames: int) -> int:
+    """How many updates train on so many labelled frames: `updates`, or more where `epochs` passes need more."""
+    return max(settings.updates, round(settings.epochs * frames / settings.batch_size))
+
+
 def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, settings, compute: Compute,
               checkpoints: dict[int, Checkpoint], frozen: bool,
               device: torch.device) -> Iterator[tuple[Policy, Card, list[dict]]]:
@@ -85,7 +96,7 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
     Args:
         start: gives the policy to begin with.
         card: the policy's description, without a budget.
-        settings: the section finetune, whose `updates` are of each budget.
+        settings: the section finetune.
         compute: the section compute.
         checkpoints: one for each budget.
         frozen: train the decoder alone, on the actor's outputs for the labelled frames, which are computed once.
@@ -104,7 +115,8 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
             for layer in list(policy.decoder)[::2]:
                 layer.reset_parameters()
         sampler = FrameSampler(budget, steps, settings.batch_size, purpose)
-        rows = regress(policy.decoder if frozen else policy, inputs, actions.gather, sampler, settings.updates,
-                   settings.learning_rate, checkpoints[budget], compute)
+        rows = regress(policy.decoder if frozen else policy, inputs, actions.gather, sampler,
+                       updates_of(settings, budget * steps), settings.learning_rate, checkpoints[budget], compute,
+                       loss_of=LOSSES[settings.loss])
         policy.rescale(torch.from_numpy(dataset.action_scale))
         yield policy, replace(card, budget=budget), rows

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from oclam.errors import UserError
 from oclam.params import Compute, Finetune
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
-from oclam.policies.training import fine_tune, predict, regress
+from oclam.policies.training import LOSSES, fine_tune, predict, regress, updates_of
 from oclam.seeding import seed_of
 
 COMPUTE = Compute(precision="float32", compile=False, devices=1, threads=1)
@@ -39,8 +41,9 @@ def dataset(tmp_path):
 
 
 def settings(**changed):
-    return Finetune(**{"budgets": [1, 3], "hidden_dim": 5, "batch_size": 8, "updates": 12, "learning_rate": 0.01,
-                       "unfreeze": False, "decoder_init": "orthogonal", **changed})
+    return Finetune(**{"budgets": [1, 3], "hidden_dim": 5, "batch_size": 8, "updates": 12, "epochs": 0,
+                       "loss": "squares", "learning_rate": 0.01, "unfreeze": False, "decoder_init": "orthogonal",
+                       **changed})
 
 
 def start(card=CARD):
@@ -75,6 +78,21 @@ def test_fit_finds_the_least_squares_solution():
     assert torch.allclose(network.weight, torch.tensor([[1.0, -2.0, 0.5]]), atol=1e-3)
     assert network.bias.item() == pytest.approx(0.3, abs=1e-3)
     assert rows[0]["loss"] > 1e-2 > 1e-5 > rows[-1]["loss"]
+
+
+@pytest.mark.parametrize(("loss", "best"), [("squares", np.mean), ("absolute", np.median)])
+def test_absolute_errors_do_not_shrink_actions_that_the_limits_cut_off(loss, best):
+    y = (1 + 0.4 * torch.randn(61, 1, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    network, sampler = nn.Linear(1, 1), FrameSampler(1, 62, 61, "order")
+    regress(network, lambda t: torch.zeros(len(t), 1), lambda t: y[t], sampler, 900, 0.03, Checkpoint("fit", ()),
+            COMPUTE, loss_of=LOSSES[loss])
+    assert network.bias.item() == pytest.approx(best(y.numpy()), abs=2e-3)
+    assert np.mean(y.numpy()) < 0.9 and np.median(y.numpy()) > 0.99
+
+
+@pytest.mark.parametrize(("updates", "epochs", "expected"), [(12, 0, 12), (12, 1.5, 12), (12, 4, 14), (0, 4, 14)])
+def test_updates_grow_with_the_labels_where_passes_ask_for_more(updates, epochs, expected):
+    assert updates_of(SimpleNamespace(updates=updates, epochs=epochs, batch_size=8), frames=27) == expected
 
 
 def test_resumed_equals_uninterrupted_to_the_bit():
