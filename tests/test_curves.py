@@ -1,6 +1,6 @@
 """Curves as TensorBoard reads them."""
 
-import time
+import resource
 from pathlib import Path
 
 import pytest
@@ -36,11 +36,20 @@ def test_every_scalar_is_a_curve_named_by_its_training():
 
 def test_a_resumed_training_has_every_step_once_and_a_new_one_only_its_own():
     write("bc", 0, 1, 2, 4)
-    time.sleep(1.1)  # the names of files, which TensorBoard sorts, count seconds
     write("bc", 2, 4, 8)  # killed after 4, resumed from 2
     assert [step for step, _ in read("logs/workspace/bc")["loss"]] == [1, 2, 4, 8]
     write("bc", 0, 16)
     assert [step for step, _ in read("logs/workspace/bc")["loss"]] == [16]
+
+
+def test_a_full_disk_ends_the_training_instead_of_a_thread_of_the_writer():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write("bc", 0, *range(1, 9))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_experiments_stand_beside_each_other_in_the_logs_of_their_checkout(here, monkeypatch):
