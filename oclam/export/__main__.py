@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from oclam.errors import UserError
-from oclam.export.lerobot import export_lerobot
 
 
 def main():
@@ -22,10 +21,12 @@ def main():
     given = parser.parse_args()
     if given.fps is not None and given.fps < 1:
         raise UserError(f"--fps: {given.fps} given, at least 1 is needed")
-    if (given.source / "zarr.json").exists():
+    if (given.source / "zarr.json").exists():  # late imports, because they take seconds
+        from oclam.export.lerobot import export_lerobot
+
         export_lerobot(given.source, given.target, given.fps)
     else:
-        from oclam.export.pipeline import export_model  # here, because of what it takes to import
+        from oclam.export.pipeline import export_model
 
         export_model(given.source, given.target, given.budget)
     print(f"{given.target}/README.md says what it is")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from oclam import paths
-from oclam.artifacts import atomic, load_tensors, open_zarr, read_csv, read_json
+from oclam.artifacts import atomic, is_absent, load_tensors, open_zarr, read_csv, read_json
 from oclam.datasets import open_dataset
 from oclam.encoders.files import load_encoder
 from oclam.errors import UserError
@@ -62,7 +62,7 @@ def _policy(folder, budget):
     policies, cards = load_policies(folder, None if budget is None else [budget])
     policy, card = policies[-1], cards[-1]
     returns, path = {}, paths.evaluation(card.task, card.seed, card.variant)
-    for row in read_csv(path) if path.exists() else []:
+    for row in read_csv(path) if _is_there(path) else []:
         if row["budget"] == card.budget:
             returns.setdefault(f"return, {row['backgrounds']} backgrounds", []).append(row["return"])
     labels = f"{card.budget} trajectories" if card.budget else "all trajectories"
@@ -87,7 +87,7 @@ def _latent_action_model(tensors, about):
     else:
         parts = {}
     path = paths.probe(task, seed, variant)
-    probe = read_json(path) if path.exists() else {}
+    probe = read_json(path) if _is_there(path) else {}
     terms = {"ridge_mse": "probe error, held out", "ridge_r2": "probe R², held out", "online_mse": "online probe error",
              "action_variance": "variance of the actions"}
     figures = {term: f"{probe[key]:.3g}" for key, term in terms.items() if key in probe}
@@ -140,11 +140,11 @@ def _origin(task, seed, variant, figures, more, encoder=None):
     """What the card of a model says; `more` of what it was trained on, `encoder` where its weights are from."""
     params, view = read(), VARIANTS[variant].view if variant else "distracted"
     trained = {"task": task, "view": view, "distractors": _distractors(params, view)}
-    if paths.dataset(task, view).exists():
-        attributes = read_json(paths.dataset(task, view) / "zarr.json")["attributes"]
+    if (store := paths.dataset(task, view) / "zarr.json").exists():
+        attributes = read_json(store)["attributes"]
         trained["data"] = f"{attributes['episodes']} episodes, {attributes['test_episodes']} more held out"
         if "source" in attributes:
-            trained["distractors"] = "those of the imported data"
+            trained |= {"distractors": "those of the data", "data": f"{trained['data']}; imported"}
     trained |= {"scale": params.scale, "seed": str(seed), **more, "commit": _commit()}
     named = {"variant": variant} if variant else {}
     return {"task": task, **named, "trained": list(trained.items()), "figures": list(figures.items()),
@@ -157,6 +157,10 @@ def _distractors(params, view):
              f"camera ({env.camera_scale})" if env.camera else "",
              f"colours ({env.color_scale})" if env.color else ""]
     return "none" if view == "clean" else ", ".join(filter(None, kinds)) or "none"
+
+
+def _is_there(path):
+    return path.exists() and not is_absent(path)
 
 
 def _licence(encoder):

@@ -13,6 +13,7 @@ import zarr
 from oclam.errors import UserError
 from oclam.export import lerobot
 from oclam.export.lerobot import CAMERA, export_lerobot
+from oclam.importers.lerobot import from_lerobot
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -114,6 +115,17 @@ def test_what_is_not_known_is_left_out(source, tmp_path):
     export_lerobot(source, tmp_path / "videos")
     info = json.loads((tmp_path / "videos/meta/info.json").read_text())
     assert info["total_episodes"] == EPISODES and "action" not in info["features"]
+
+
+def test_our_importer_reads_back_what_was_written(source, tmp_path):
+    export_lerobot(source, tmp_path / "out")
+    group, found = zarr.open_group(source, mode="r"), from_lerobot(tmp_path / "out")
+    assert found.lengths == [STEPS] * EPISODES and (found.actions, found.states) == (6, 17)
+    for number in range(EPISODES):
+        episode = found.read(number)
+        for name in ("actions", "states", "rewards"):
+            np.testing.assert_array_equal(getattr(episode, name), group[name][number])
+        assert np.abs(np.stack(list(episode.pixels)).astype(int) - group["pixels"][number]).mean() < 4
 
 
 def test_numbers_of_width_one_are_no_lists(source, tmp_path):

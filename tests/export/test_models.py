@@ -21,6 +21,7 @@ from oclam.datasets import Frames, FrameStacks, open_dataset
 from oclam.encoders.files import load_encoder, save_encoder
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.errors import UserError
+from oclam.export import hub
 from oclam.export.models import HubEncoder, HubLatentActionModel, HubSlotModel
 from oclam.export.pipeline import export_model
 from oclam.export.policies import HubPolicy
@@ -31,7 +32,7 @@ from oclam.params import read
 from oclam.policies.files import Agent, Card, save_actor, save_policy
 from oclam.policies.networks import Policy
 from oclam.slots.extraction import extract_slots
-from oclam.slots.models import make_model
+from oclam.slots.models import make_model, make_observer
 from oclam.training import autocast
 from tests import ROOT
 from tests.stages.tiny import TINY
@@ -43,11 +44,11 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Makes a project with one committed file, parameters, random frames and, beside `chosen` slots, their stores."""
-    def make(registered=True, masks="refined", vectors="components", window=None):
+    def make(registered=True, masks="refined", vectors="components", window=None, model="videosaur"):
         content = yaml.safe_load((ROOT / "params.yaml").read_text())
         for section, values in TINY.items():
             content[section] = content[section] | values if isinstance(values, dict) else values
-        content["ocp"]["window"] = window
+        content["ocp"] |= {"window": window, "model": model, "masks": "attention"}
         content["slot_select"] |= {"registered": registered, "masks": masks}
         (folder := tmp_path / "project").mkdir()
         monkeypatch.chdir(folder)
@@ -79,7 +80,7 @@ def write_slots(params, vectors):
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **kwargs)
     save_encoder(paths.encoder, FrozenEncoder(vit, name="vit_tiny_patch16_224", kwargs=kwargs, image_size=SIZE,
                                               mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3], source="random"))
-    dataset, observe = open_dataset(paths.dataset(TASK, "distracted")), load_encoder(paths.encoder)
+    dataset, observe = open_dataset(paths.dataset(TASK, "distracted")), make_observer(params.ocp, paths.encoder, CPU)
     model = make_model(SimpleNamespace(ocp=params.ocp, steve=params.steve), observe, SIZE)
     for weight in model.parameters():
         weight.data *= 4  # so that masks differ from slot to slot and patch to patch
@@ -91,7 +92,8 @@ def write_slots(params, vectors):
     write_json(paths.slot_table(TASK, 0), {"mask": {"vector_mse": 0.25}})
 
 
-@pytest.mark.parametrize("options", [{}, {"registered": False, "masks": "soft", "vectors": "attention", "window": 4}])
+@pytest.mark.parametrize("options", [
+    {}, {"registered": False, "masks": "soft", "vectors": "attention", "window": 4}, {"model": "steve"}])
 def test_exported_slots_and_latent_actions_are_the_pipelines(project, tmp_path, monkeypatch, options):
     project(**options)
     dataset, selection = open_dataset(paths.dataset(TASK, "distracted")), open_zarr(paths.selection(TASK, 0))
@@ -110,10 +112,10 @@ def test_exported_slots_and_latent_actions_are_the_pipelines(project, tmp_path, 
     model, lapo = HubSlotModel.from_pretrained("ocp"), HubLatentActionModel.from_pretrained("lapo")
     found = model(pixels)[1].numpy()
     assert 0.2 < (found.argmax(1) == 1).mean() < 0.8  # there is something to find
-    assert np.abs(found.astype(int) - masks).max() <= 1
-    mask, frames = model.agent(pixels)
-    assert 0.1 < stored["mask"].mean() / 255 < 0.9 and np.abs(mask.numpy().astype(int) - stored["mask"]).max() <= 2
-    assert np.abs(frames.numpy().astype(int) - stored["frames"]).max() <= 2
+    assert np.abs(found.astype(int) - masks).max() <= 1  # batches of another size round otherwise
+    assert 0.1 < stored["mask"].mean() / 255 < 0.9
+    for ours, theirs in zip(model.agent(pixels), (stored["mask"], stored["frames"]), strict=True):
+        assert (np.abs(ours.numpy().astype(int) - theirs) > 2).mean() < 0.02  # a patch may change its slot by that
     assert expected.std() > 0.1  # latents differ
     seen = torch.from_numpy(stored["frames" if "vectors" not in options else "slots"])
     torch.testing.assert_close(lapo.latents(seen), expected, atol=1e-5, rtol=1e-5)
@@ -189,7 +191,7 @@ def test_a_policy_acts_the_same_without_the_repository_and_its_card_says_how(pol
         assert words in text
 
 
-def test_a_policy_is_pushed_to_the_hub_with_its_card(policies, tmp_path, monkeypatch):
+def test_a_policy_is_pushed_to_the_hub_with_its_card_and_comes_back(policies, tmp_path, monkeypatch):
     pushed = {}
 
     class Api:
@@ -207,6 +209,9 @@ def test_a_policy_is_pushed_to_the_hub_with_its_card(policies, tmp_path, monkeyp
     HubPolicy.from_pretrained(tmp_path / "out").push_to_hub("someone/policy")
     assert pushed == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert set(pushed) == {"README.md", "config.json", "model.safetensors"}
+    monkeypatch.setattr(hub, "hf_hub_download", lambda name, file, **_: f"{tmp_path}/out/{file}")
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda filename, **_: f"{tmp_path}/out/{filename}")
+    assert HubPolicy.from_pretrained("someone/policy").card.budget == 2
 
 
 def spoil(folder, change):
