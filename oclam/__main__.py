@@ -9,6 +9,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {  # the module of each, and what it does
     "plan": ("plan", "what a scale costs: parameters, FLOPs, memory, hours"),
     "import": ("import", "import demonstrations or videos as a dataset"),
+    "export": ("export", "export a trained model or a dataset for the Hugging Face hub"),
     "act": ("act", "act with a policy for one episode"),
     "run": ("slices", "run the pipeline, in a clone of the repository"),
 }

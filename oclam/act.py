@@ -1,7 +1,7 @@
 """A fine-tuned policy in the Gymnasium environment.
 
 `python -m oclam.act data/cheetah-run/seed0/lapo-slots/policies --budget 8 --video episode.mp4` acts for one episode,
-prints its return and writes a video. In code:
+prints its return and writes a video; a folder of `oclam.export` needs no repository. In code:
 
     policies, cards = load_policies(folder, [8])
     agent = Agent(policies, cards[0].frame_stack)
@@ -20,7 +20,9 @@ import numpy as np
 from oclam import envs, paths
 from oclam.errors import UserError
 from oclam.evaluation.episodes import evaluate
-from oclam.params import load
+from oclam.export.hub import CONFIG
+from oclam.export.policies import HubPolicy
+from oclam.params import Env, load
 from oclam.policies.files import Agent, Card, load_policies
 from oclam.video import caption, check_name, write_video
 
@@ -29,30 +31,48 @@ __all__ = ["Agent", "load_policies", "play"]
 
 def play(folder: Path, budget: int | None = None, task: str | None = None, seed: int = 0, steps: int = 1000,
          split: str = "test") -> tuple[float, np.ndarray, np.ndarray, Card]:
-    """Act in one episode of the environment in `params.yaml`: return, frames, rewards and the policy's card.
+    """Act in one episode: return, frames, rewards and the policy's card.
 
-    Frames are uint8 (N, H, W, 3), rewards (N,).
+    Frames are uint8 (N, H, W, 3), rewards (N,). The environment is that of `params.yaml`, or an exported policy's own,
+    with generated background videos.
 
     Args:
-        folder: of policies.
+        folder: of policies, or of an exported one.
         budget: labelled trajectories, 0 for all labels, None for the largest budget there is.
         task: where given, must be the policy's.
         seed: of the episode.
         steps: the most of the episode.
         split: of the background videos.
     """
-    env = load("env").env
-    expected = {"image_size": env.image_size} | ({"task": task} if task else {})
-    policies, cards = load_policies(folder, None if budget is None else [budget], **expected)
-    policy, card = policies[-1], cards[-1]
-    make = partial(envs.make, card.task, card.view, env, paths.backgrounds, split)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name one of policies, or an exported one")
+    expected = {"task": task} if task else {}
+    if (folder / CONFIG).exists():
+        policy = _exported(folder, expected | ({} if budget is None else {"budget": budget}))
+        card, env, backgrounds = policy.card, Env(**policy.origin["env"]), None
+    else:
+        env, backgrounds = load("env").env, paths.backgrounds
+        expected["image_size"] = env.image_size
+        policies, cards = load_policies(folder, None if budget is None else [budget], **expected)
+        policy, card = policies[-1], cards[-1]
+    make = partial(envs.make, card.task, card.view, env, backgrounds, split)
     returns, frames, rewards = evaluate([policy], card.frame_stack, make, [seed], steps, "acting", recorded=steps)
     return returns.item(), frames, rewards, card
 
 
+def _exported(folder, expected):
+    """The exported policy in a folder, whose card has the expected entries."""
+    policy = HubPolicy.from_pretrained(folder)
+    for key, value in expected.items():
+        if getattr(policy.card, key) != value:
+            raise UserError(f"{folder}: a policy of {key} {getattr(policy.card, key)!r}, {value!r} asked for")
+    return policy
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.act", description="Act with a policy for one episode.")
-    parser.add_argument("folder", type=Path, help="such as data/cheetah-run/seed0/lapo-slots/policies")
+    parser.add_argument("folder", type=Path, help="such as data/cheetah-run/seed0/lapo-slots/policies, or an exported "
+                        "policy")
     parser.add_argument("--budget", type=int, help="labelled trajectories, 0 for all; default: the most there is")
     parser.add_argument("--task", help="refuse a policy of another task")
     parser.add_argument("--seed", type=int, default=0, help="of the episode")

@@ -392,7 +392,7 @@ def read(path: str | Path = "params.yaml", changes: Sequence[str] = ()) -> Param
 def _content(path):
     """The parameters of a file and, where it names one, of its base."""
     if not path.is_file():
-        raise UserError(f"{path}: no such parameter file; run from the project's root or name one")
+        raise UserError(f"{path}: no such parameter file; run in a clone of oclam's repository, or name one")
     try:
         content = _parsed(path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
 """Acting with a stored policy in the real environment, for a few steps."""
 
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,7 +11,8 @@ import yaml
 
 from oclam.act import main, play
 from oclam.errors import UserError
-from oclam.policies.files import Card, save_policy
+from oclam.export.policies import HubPolicy
+from oclam.policies.files import Card, load_policies, save_policy
 from oclam.policies.networks import Policy
 from tests import ROOT
 
@@ -60,3 +62,21 @@ def test_a_policy_of_another_task_or_budget_is_refused(folder):
         play(folder, task="walker-run", steps=1)
     with pytest.raises(UserError, match="no policy of budget 8; there are 2"):
         play(folder, 8, steps=1)
+
+
+def test_an_exported_policy_acts_the_same_without_params_yaml(folder, tmp_path, monkeypatch):
+    (policy,), (card,) = load_policies(folder)
+    env = yaml.safe_load((tmp_path / "params.yaml").read_text())["env"]
+    origin = {"env": env, "trained": [], "figures": [], "licence": "", "version": ""}
+    exported = HubPolicy(card=vars(card), origin=origin)
+    exported.load_state_dict(policy.state_dict())
+    exported.save_pretrained(tmp_path / "empty/policy")
+    expected = play(folder, steps=3, seed=4)
+    monkeypatch.chdir(tmp_path / "empty")
+    gained, frames, _, found = play(Path("policy"), budget=2, task="cheetah-run", steps=3, seed=4)
+    assert gained == expected[0] and found == card
+    np.testing.assert_array_equal(frames, expected[1])
+    with pytest.raises(UserError, match="policy: a policy of budget 2, 8 asked for"):
+        play(Path("policy"), budget=8, steps=1)
+    with pytest.raises(UserError, match="nothing: no such folder"):
+        play(Path("nothing"), steps=1)

@@ -1,0 +1,1 @@
+"""Trained models for the Hugging Face hub, and datasets for LeRobot."""

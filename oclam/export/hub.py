@@ -1,0 +1,55 @@
+"""A model as a folder or a repository of the Hugging Face hub: weights, config.json and a model card.
+
+`from_pretrained`, `save_pretrained` and `push_to_hub` are huggingface_hub's.
+"""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+
+from oclam.artifacts import load_tensors, save_tensors, write_json
+from oclam.errors import UserError
+from oclam.export.card import model_card
+
+__all__ = ["CONFIG", "Hub"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class Hub(ModelHubMixin):
+    """What all exported models share: strict loading, one line for bad files, and the card.
+
+    A class's arguments are plain values, which config.json keeps; `origin` is what the card says (oclam.export.card).
+    """
+
+    origin: dict
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_tensors(save_directory / WEIGHTS, self.state_dict())
+        write_json(save_directory / CONFIG, {"kind": type(self).__name__, **self._hub_mixin_config})
+
+    def generate_model_card(self, *_, **__) -> ModelCard:
+        return model_card(type(self), self.origin)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, config=None,
+                         **arguments):
+        kind = (config or {}).get("kind")
+        if kind != cls.__name__:
+            raise UserError(f"{model_id}/{CONFIG}: " + (f"of a {kind}, not of a {cls.__name__}" if kind else
+                            "missing, or not of a model that oclam exported"))
+        path = Path(model_id) / WEIGHTS
+        if not Path(model_id).is_dir():
+            path = hf_hub_download(model_id, WEIGHTS, revision=revision, cache_dir=cache_dir, token=token,
+                                   force_download=force_download, local_files_only=local_files_only)
+        try:
+            tensors, _ = load_tensors(path)
+        except UserError as error:
+            raise UserError(f"{str(error).partition(';')[0]}; export it again, or get it again") from None
+        try:
+            model = cls(**arguments)
+            model.load_state_dict(tensors)
+        except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: does not fit the {CONFIG} beside it ({' '.join(str(error).split())[:160]}); "
+                            "export it again, or get it again") from None
+        return model.eval()
