@@ -16,7 +16,7 @@ endif
 	python -m oclam.slices --dvc
 
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 python -m pytest -q -n auto --dist loadgroup
 
 # What takes seconds, for another Python: make test-fast PYTHON=python3.13 VENV=.venv-3.13.
 test-fast: setup

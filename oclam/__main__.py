@@ -11,6 +11,7 @@ COMMANDS = {  # the module of each, and what it does
     "import": ("import", "import demonstrations or videos as a dataset"),
     "export": ("export", "export a trained model or a dataset for the Hugging Face hub"),
     "act": ("act", "act with a policy for one episode"),
+    "cluster": ("cluster", "run the pipeline as Ray tasks, in a clone of the repository"),
     "run": ("slices", "run the pipeline, in a clone of the repository"),
 }
 

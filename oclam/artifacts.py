@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -42,9 +43,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
-    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     for other in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}-*.tmp"):
-        if not Path(f"/proc/{other.stem.rpartition('-')[2]}").exists():  # of a process that was killed
+        if not Path(f"/proc/{other.stem.split('-')[-2]}").exists():  # of a process that was killed
             _remove(other)
     try:
         yield temporary

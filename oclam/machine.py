@@ -10,9 +10,12 @@ GROUPS, MEMBERSHIP, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"),
 
 
 def cores() -> list[int]:
-    """The numbers of the cores that this process may use, as many as its quota of CPU time is worth, at least one."""
+    """The numbers of the cores that this process may use, as many as its quota of CPU time is worth, at least one.
+
+    OCLAM_CORES in the environment, which `oclam.cluster` sets, is the most there are.
+    """
     ours = sorted(os.sched_getaffinity(0))
-    return ours[:max(int(min([len(ours), *_quotas()])), 1)]
+    return ours[:max(int(min([len(ours), int(os.environ.get("OCLAM_CORES", len(ours))), *_quotas()])), 1)]
 
 
 def _quotas():

@@ -32,7 +32,7 @@ from oclam.errors import UserError
 from oclam.machine import cores
 from oclam.params import read
 
-__all__ = ["Stage", "adopt", "expand", "needed_for", "read_stages", "record", "run_slice", "upstream"]
+__all__ = ["Job", "Stage", "adopt", "expand", "needed_for", "read_stages", "record", "run_slice", "said", "upstream"]
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
@@ -115,8 +115,8 @@ def needed_for(until: str | None, stages: dict[str, Stage]) -> dict[str, Stage]:
     return {name: stage for name, stage in stages.items() if name in needed}
 
 
-class _Job:
-    """A stage that is run: the record of earlier slices, and the process that runs it now."""
+class Job:
+    """A stage that is run: the record of earlier runs, and the process that runs it now."""
 
     def __init__(self, stage, params):
         self.stage, self.key, self.record = stage, stage.key(params), RECORDS / f"{stage.name}.json"
@@ -142,10 +142,11 @@ class _Job:
         """How many GPUs the stage has for itself, where every training has `asked`."""
         return asked if "compute" in self.stage.params else 0
 
-    def start(self, cores: list[int], gpus: list[str]) -> None:
-        """Run the stage on these cores only, and on these GPUs if there are any."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
-                                    "OCLAM_SPENT": str(self.spent)}
+    def start(self, cores: list[int], gpus: list[str], **environment: str) -> None:
+        """Run the stage on these cores only, and on these GPUs if there are any; environment: variables for it."""
+        environment = os.environ | environment | {
+            "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+            "OCLAM_SPENT": str(self.spent)}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.cores, self.gpus, self.started, ours = cores, gpus, time.monotonic(), os.sched_getaffinity(0)
@@ -157,18 +158,21 @@ class _Job:
                                             stdout=log, stderr=log, process_group=0, preexec_fn=_end_with_parent)
         os.sched_setaffinity(0, ours)
 
-    def end(self) -> int:
-        """The stage's status; it is stopped if it still runs, and recorded."""
+    def end(self, recorded: bool = True) -> int:
+        """The stage's status; it is stopped if it still runs, and recorded unless another process does so."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
         status = self.process.wait()
-        self.write(status == 0, self.spent + time.monotonic() - self.started)
+        if recorded:
+            self.write(status == 0, self.spent + time.monotonic() - self.started)
         return status
 
-    def said(self) -> str:
-        """The last line of the stage's log."""
-        lines = self.log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+def said(stage: str) -> str:
+    """The last line of a stage's log."""
+    log = LOGS / f"{stage}.log"
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _end_with_parent():
@@ -199,7 +203,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     try:
         while True:
             while ready := graph.get_ready():
-                for job in [_Job(stages[name], params) for name in ready]:
+                for job in [Job(stages[name], params) for name in ready]:
                     if job.done:
                         graph.done(job.stage.name)
                         done += 1
@@ -223,13 +227,14 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                 gpus += job.gpus
                 if status := job.end():
                     failed.append(job.stage.name)
-                    print(f"{job.stage.name} ended with status {status}, see {job.log}: {job.said()}", flush=True)
+                    told = said(job.stage.name)
+                    print(f"{job.stage.name} ended with status {status}, see {job.log}: {told}", flush=True)
                 else:
                     graph.done(job.stage.name)
                     done += 1
             if time.monotonic() >= glance:
                 glance += GLANCE
-                print("\n".join(f"  {job.stage.name}: {job.said()}" for job in running), flush=True)
+                print("\n".join(f"  {job.stage.name}: {said(job.stage.name)}" for job in running), flush=True)
             time.sleep(0.05)
     finally:
         for job in running:
@@ -260,7 +265,7 @@ def adopt() -> None:
     params = read().model_dump()
     for name, stage in read_stages(params).items():
         if name not in changed:
-            _Job(stage, params).write(done=True)
+            Job(stage, params).write(done=True)
 
 
 def record() -> None:
@@ -270,7 +275,7 @@ def record() -> None:
     logging.getLogger("dvc").setLevel(logging.WARNING)  # a line for every stage says nothing
     params = read().model_dump()
     stages = read_stages(params)
-    done = [name for name, stage in stages.items() if _Job(stage, params).done]
+    done = [name for name, stage in stages.items() if all(map(os.path.exists, stage.deps)) and Job(stage, params).done]
     with Repo() as repo:
         for target in [None] if len(done) == len(stages) else done:  # all at once takes a third of the time
             repo.commit(target, force=True)

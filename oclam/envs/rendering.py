@@ -40,6 +40,9 @@ def choose() -> str:
 
     A backend set by the user is the only one tried; child processes inherit the choice. Raises UserError if none works.
     """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # which EGL does not know
+    if visible and visible.partition(",")[0].isdecimal():
+        os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", visible.partition(",")[0])
     given = (os.environ.get("MUJOCO_GL") or os.environ.get("PYOPENGL_PLATFORM") or "").lower()
     if given and multiprocessing.parent_process():
         return given
@@ -58,7 +61,9 @@ def choose() -> str:
 
 
 def _by_preference():
-    gpu = any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dri/renderD128", "/dev/kfd"))
+    """On the GPU where there is one, unless this process may not use any."""
+    nodes = [] if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else ["/dev/nvidiactl", "/dev/dri/renderD128", "/dev/kfd"]
+    gpu = any(Path(node).exists() for node in nodes)
     return ("egl", "osmesa") if gpu else ("osmesa", "egl")
 
 

@@ -149,6 +149,20 @@ def test_a_child_process_takes_its_parents_choice_without_another_search(unchose
     assert rendering.choose() == "osmesa"
 
 
+@pytest.mark.parametrize(("visible", "given", "device", "chosen"), [
+    ("2,3", None, "2", "egl"), ("2", "0", "0", "egl"), ("", None, None, "osmesa"), (None, None, None, "egl")])
+def test_a_process_renders_on_its_own_gpu_or_on_none(unchosen, monkeypatch, visible, given, device, chosen):
+    monkeypatch.setattr(rendering, "_probe", {"osmesa": "llvmpipe", "egl": "NVIDIA H100"}.get)
+    monkeypatch.setattr(rendering.Path, "exists", lambda path: True)
+    for name, value in (("MUJOCO_GL", ""), ("PYOPENGL_PLATFORM", ""), ("CUDA_VISIBLE_DEVICES", visible),
+                        ("MUJOCO_EGL_DEVICE_ID", given)):
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    try:
+        assert rendering.choose() == chosen and os.environ.get("MUJOCO_EGL_DEVICE_ID") == device
+    finally:
+        os.environ.pop("MUJOCO_EGL_DEVICE_ID", None)
+
+
 def test_an_egl_device_that_cannot_render_is_named(unchosen, monkeypatch):
     monkeypatch.setattr(rendering, "_probe", lambda backend: None)
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "3")

@@ -1,0 +1,160 @@
+"""The graph as Ray tasks on several nodes of this machine: order, records, failures, and nodes and drivers that die."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from oclam.errors import UserError
+from tests import ROOT
+
+# Nodes talk by 127.0.0.1 alone, as Ray's do where firewalls ask for every other address.
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+ray = pytest.importorskip("ray", reason="needs the extra cluster")
+from oclam.cluster import LEASES, read_resources, run_graph  # noqa: E402
+
+PIPELINE = {"stages": {
+    "last": {"cmd": "python stage.py b all", "deps": ["stage.py", "b"], "outs": ["all"]},
+    "first": {"cmd": "python stage.py params.yaml a", "params": ["eval.seed"], "deps": ["stage.py"], "outs": ["a"]},
+    "each": {"matrix": {"seed": "${seeds}"}, "cmd": "python stage.py a b/${item.seed}", "deps": ["stage.py", "a"],
+             "outs": ["b/${item.seed}"]},
+}}
+# Counts in a file, from which it resumes, and waits in the middle while there is a file `wait`; `ran` tells every start
+# and end.
+STAGE = """import os, sys, time
+from pathlib import Path
+source, target = map(Path, sys.argv[1:])
+log, work, steps = Path("ran").open("a"), Path(f"work-{target.name}"), 20
+print("start", target, os.getpid(), file=log, flush=True)
+if Path("fail").exists() and target.name == "0":
+    sys.exit("error: asked to fail")
+while (done := len(work.read_text()) if work.exists() else 0) < steps:
+    if done != 10 or not Path("wait").exists():
+        work.open("a").write("x")
+    time.sleep(0.01)
+target.parent.mkdir(exist_ok=True)
+target.write_text(f"{done} steps of {target}")
+print("end", target, os.getpid(), file=log, flush=True)
+"""
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
+SMALL = {"cpus": 1, "gpus": 0, "memory": 0.05}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without cores, and a node with two."""
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={
+        "num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20})
+    found.add_node(num_cpus=2, object_store_memory=80 << 20)
+    ray.init(address=found.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    Path("params.yaml").write_text(yaml.dump({**content, "seeds": [0, 1]}))
+    Path("dvc.yaml").write_text(yaml.dump(PIPELINE, sort_keys=False))
+    Path("stage.py").write_text(STAGE)
+    Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL}}))
+
+
+def ran(word):
+    lines = [line.split() for line in Path("ran").read_text().splitlines()] if Path("ran").exists() else []
+    return [line[1] for line in lines if line[0] == word]
+
+
+def until(holds, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+
+
+def test_stages_run_in_the_order_of_the_graph_and_once(cluster, tree, capsys):
+    assert run_graph() and ran("end")[0] == "a" and set(ran("end")[1:3]) == {"b/0", "b/1"} and ran("end")[3:] == ["all"]
+    assert Path("all").read_text() == "20 steps of all" and "of 4 stages 0 are done" in capsys.readouterr().out
+    Path("b/1").unlink()
+    Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL | {"memory": 0.06}}}))  # nothing is stale
+    Path("work-1").unlink()
+    assert run_graph() and ran("end")[4:] == ["b/1"]
+    assert not list(LEASES.iterdir())
+
+
+def test_a_failure_is_told_once_and_what_does_not_need_it_goes_on(cluster, tree, capsys):
+    Path("fail").touch()
+    with pytest.raises(UserError, match="^each@0 failed, and 1 of the stages need what they make$"):
+        run_graph()
+    assert sorted(ran("end")) == ["a", "b/1"]
+    assert capsys.readouterr().out.count("error: asked to fail") == 1
+    Path("fail").unlink()
+    assert run_graph() and sorted(ran("end")) == ["a", "all", "b/0", "b/1"]
+
+
+@pytest.mark.parametrize("truly", [True, False])
+def test_a_stage_on_a_node_that_dies_goes_on_from_its_checkpoint_on_one_that_joined_later(cluster, tree, truly):
+    """Or ends where it is, if its node is dead for Ray alone: never is there a step twice, or a result by two."""
+    Path("wait").touch()
+    Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL | {"custom": {"here": 1}}}}))
+    doomed, result = cluster.add_node(num_cpus=1, resources={"here": 1}, object_store_memory=80 << 20), []
+    runner = threading.Thread(target=lambda: result.append(run_graph("first", patience=3)))
+    runner.start()
+    work = Path("work-a")
+    until(lambda: work.exists() and len(work.read_text()) == 10)
+    joined = cluster.add_node(num_cpus=1, resources={"here": 1}, object_store_memory=80 << 20)
+    if truly:
+        os.kill(int((LEASES / "first").read_text().split()[1]), signal.SIGKILL)
+    cluster.remove_node(doomed, allow_graceful=False)
+    Path("wait").unlink()
+    runner.join(timeout=120)
+    assert result == [True]
+    assert not truly or (ran("start"), ran("end")) == (["a", "a"], ["a"])
+    assert Path("a").read_text() == "20 steps of a" and work.read_text() == "x" * 20  # not one step twice
+    cluster.remove_node(joined)
+
+
+def test_the_driver_is_killed_and_started_again_and_dvc_knows_the_result(cluster, tree):
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], check=True)
+    Path("wait").touch()
+    command = [sys.executable, "-m", "oclam.cluster", "--address", cluster.address, "--patience", "3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    work = Path("work-a")
+    with subprocess.Popen(command, env=environment, stdout=Path("out").open("w"), stderr=subprocess.STDOUT) as driver:
+        until(lambda: work.exists() and len(work.read_text()) == 10 or driver.poll() is not None)
+        assert driver.poll() is None, Path("out").read_text()
+        refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert refused.returncode == 1 and refused.stderr.startswith("error: slices runs already in this folder")
+        driver.send_signal(signal.SIGKILL)
+    stage = int(Path("ran").read_text().split()[2])
+    until(lambda: not Path(f"/proc/{stage}").exists() or "zombie" in Path(f"/proc/{stage}/status").read_text())
+    Path("wait").unlink()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert ran("end")[-1] == "all" and Path("a").exists()
+    status = subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, text=True)
+    assert "up to date" in status.stdout
+
+
+def test_every_scale_s_resources_are_read_and_what_is_wrong_is_named(tmp_path):
+    names = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    for scale in ("small", "study-cpu", "study", "paper"):
+        found = read_resources(scale, names, ROOT / "cluster.yaml")
+        assert set(found) == set(names) and (found["lapo"].gpus > 0) == (scale in ("study", "paper"))
+    for content, message in (("default: {default: {cpus: 0, gpus: 0, memory: 1}}", "default.default.cpus: 0 given"),
+                             ("default: {lapo2: {cpus: 1, gpus: 0, memory: 1}}", "lapo2 is no stage; stages are"),
+                             ("default: {lapo: {cpus: 1, gpus: 0, memory: 1}}", "no entry `default` under default"),
+                             ("default: [", "no YAML")):
+        (tmp_path / "cluster.yaml").write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_resources("small", names, tmp_path / "cluster.yaml")

@@ -1,0 +1,67 @@
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from oclam.errors import UserError
+from oclam.lease import hold
+
+PATIENCE = 0.6
+
+
+def test_only_one_holds_it_and_it_is_gone_afterwards(tmp_path):
+    path, inside, most = tmp_path / "leases/stage", [], []
+
+    def work():
+        with hold(path, True, PATIENCE) as held:
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            assert held()
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 6 and list(path.parent.iterdir()) == []
+
+
+def test_who_does_not_wait_is_told_who_holds_it(tmp_path):
+    with hold(tmp_path / "driver", True, PATIENCE):
+        with pytest.raises(UserError, match=rf"driver runs already, on host .* as process {os.getpid()}; wait for it"):
+            with hold(tmp_path / "driver", False, PATIENCE):
+                raise AssertionError("held twice")
+
+
+def test_a_holder_that_fell_silent_loses_it_and_learns_so(tmp_path):
+    path, first = tmp_path / "stage", hold(tmp_path / "stage", True, 1000)  # does not touch the file for minutes
+    held = first.__enter__()
+    assert held()
+    started = time.monotonic()
+    with hold(path, False, PATIENCE) as again:
+        assert PATIENCE <= time.monotonic() - started < 10 * PATIENCE
+        assert again() and not held()
+        first.__exit__(None, None, None)  # it wakes up, and leaves the other's alone
+        assert again()
+    assert not path.exists()
+
+
+def test_a_holder_that_lives_keeps_it_however_long_others_wait(tmp_path):
+    path, order = Path(tmp_path / "stage"), []
+
+    def later():
+        with hold(path, True, PATIENCE):
+            order.append("second")
+
+    with hold(path, True, PATIENCE) as held:
+        other = threading.Thread(target=later)
+        other.start()
+        time.sleep(2.5 * PATIENCE)
+        assert held()
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
