@@ -62,7 +62,8 @@ def choose() -> str:
 
 def _by_preference():
     """On the GPU where there is one, unless this process may not use any."""
-    nodes = [] if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else ["/dev/nvidiactl", "/dev/dri/renderD128", "/dev/kfd"]
+    none = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    nodes = () if none else ("/dev/nvidiactl", "/dev/dri/renderD128", "/dev/kfd")
     gpu = any(Path(node).exists() for node in nodes)
     return ("egl", "osmesa") if gpu else ("osmesa", "egl")
 
