@@ -175,6 +175,12 @@ class Steve(Section):
     decay_steps: Count
 
 
+class SlotContrast(Section):
+    """SlotContrast, which the report shows beside the model of ocp; all else is as in ocp."""
+
+    steps: Count
+
+
 class Slots(Section):
     """The vector of every slot in every frame."""
 
@@ -295,6 +301,7 @@ class Params(Section):
     encoder: Encoder
     ocp: Ocp
     steve: Steve
+    slotcontrast: SlotContrast
     slots: Slots
     slot_select: SlotSelect
     lapo: LapoImage

@@ -152,20 +152,21 @@ class Plan:
         return frozen, *self.slot_model(model, clip, ocp.slot_dim, ocp.decoded_patches), clip, model.grid
 
     def ocp(self) -> Cost:
-        return self.pretraining(self.object_centric_model)
+        return self.pretraining(self.params.ocp, self.object_centric_model)
 
     def slotcontrast(self) -> Cost:
         """As ocp with that model, from one initialisation, and then the masks of the segmented episodes."""
-        model = self.object_centric(self.params.ocp.model_copy(update={"model": "slotcontrast"}))
-        cost, (frozen, _, extraction, _, _) = self.pretraining(model), model
+        ocp = self.params.ocp.model_copy(update={"model": "slotcontrast", "steps": self.params.slotcontrast.steps})
+        measured = frozen, _, extraction, _, _ = self.object_centric(ocp)
+        cost = self.pretraining(ocp, measured)
         collect = self.params.collect
         segmented = collect.segmented_episodes * collect.steps
         return replace(cost, stage="slotcontrast", runs=self.runs, disk=0,
                        flops=cost.flops + segmented * (frozen.forward + extraction.forward))
 
-    def pretraining(self, measured: tuple) -> Cost:
-        """Training of a model that `object_centric` measured, as ocp says."""
-        ocp, (frozen, slots, _, clip, _) = self.params.ocp, measured
+    def pretraining(self, ocp: Ocp, measured: tuple) -> Cost:
+        """Training as ocp says of the model that `object_centric` measured."""
+        frozen, slots, _, clip, _ = measured
         clips = ocp.steps * ocp.batch_size
         kept = 2 * (ocp.kept_clips or 0) * sum(part.numel() for part in clip)  # in float16
         return Cost("ocp", self.runs * len(self.params.restarts), "frames", slots.size, slots.size + frozen.size,

@@ -13,8 +13,9 @@ from oclam.training import best_device
 
 def main():
     task, seed = arguments("task", "seed")
-    params = load("compute", "ocp")
-    ocp, device = params.ocp.model_copy(update={"model": "slotcontrast"}), best_device(params.compute.threads)
+    params = load("compute", "ocp", "slotcontrast")
+    ocp = params.ocp.model_copy(update={"model": "slotcontrast", "steps": params.slotcontrast.steps})
+    device = best_device(params.compute.threads)
     observer = make_observer(ocp, paths.encoder, device)
     train_beside("slotcontrast", task, seed, params, ocp,
                  lambda size: make_model(SimpleNamespace(ocp=ocp), observer, size), observer, device, paths.encoder,

@@ -101,6 +101,7 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "ocp.kept_clips": None, "ocp.masks": "decoder", "ocp.window": None,
     "steve.published": True, "steve.batch_size": 24, "steve.steps": 200000, "steve.learning_rate": 3e-4,
     "steve.warmup_steps": 30000, "steve.decay_steps": 250000,
+    "slotcontrast.steps": 50000,
     "lapo_slots.batch_size": 8192, "lapo_slots.hidden_dim": 1024, "lapo_slots.epochs": 30, "lapo_slots.expansion": 4,
     "lapo_slots.learning_rate": 5e-5, "lapo_slots.warmup_epochs": 3, "lapo.future_offset": 10,
     "lapo.latent_dim": 8192, "lapo.batch_size": 512, "lapo.epochs": 10, "lapo.frame_stack": 3, "lapo.encoder_scale": 6,

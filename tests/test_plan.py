@@ -139,7 +139,7 @@ def test_steve_beside_ocp_is_the_model_that_ocp_would_train():
 
 def test_slotcontrast_beside_ocp_is_the_model_that_ocp_would_train():
     with torch.device("meta"):
-        found = plan("params.yaml", "ocp.model=slotcontrast")
+        found = plan("params.yaml", "ocp.model=slotcontrast", "ocp.steps=10", "slotcontrast.steps=10")
         ocp, beside, measured = found.ocp(), found.slotcontrast(), found.object_centric_model
         frozen, slots, extraction, clip, _ = measured
         videosaur = plan("params.yaml").ocp()

@@ -322,8 +322,8 @@ def _slots(results):
         else:
             note += ("IoU, recall, area, stability and FG-ARI (of all slots) come from the simulator's segmentation "
                      "on the patch grid, those of the mask of lapo-masks on pixels; they judge the choice and never "
-                     "make it. The best slot of a model beside it, trained from one initialisation, is the one with "
-                     "the highest IoU.")
+                     "make it. FG-ARI is 1 too where one slot holds the whole frame. Models beside ocp's have one "
+                     "initialisation; their best slot is the one with the highest IoU.")
         yield Table("slots", f"Choice of slots, {choice['task']}, seed {choice['seed']}", note, tuple(columns.values()),
                     rows)
 

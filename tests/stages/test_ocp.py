@@ -111,7 +111,7 @@ def test_slotcontrast_goes_the_whole_road(project, tmp_path, monkeypatch):
     shutil.copytree(project, tmp_path / "copy", ignore=shutil.ignore_patterns("slots*", "selection*", "ocp"))
     monkeypatch.chdir(tmp_path / "copy")
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["ocp"]["model"], params["restarts"] = "slotcontrast", [0]
+    params["ocp"]["model"], params["restarts"], params["slotcontrast"]["steps"] = "slotcontrast", [0], 5
     Path("params.yaml").write_text(yaml.safe_dump(params))
     for stage in ("ocp", "slots", "slot_select", "slotcontrast"):
         words = "cheetah-run 0" + " 0" * (stage == "ocp")
@@ -134,7 +134,7 @@ def test_slotcontrast_goes_the_whole_road(project, tmp_path, monkeypatch):
     assert (beside["episodes"], beside["steps"]) == (chosen["episodes"], chosen["steps"])  # the same moments
     assert shown["masks"].shape == preview["masks"].shape == (6, 3, 4, 4)
     assert beside["model"] == "SlotContrast" and 0 <= beside["fg_ari"] <= 1 and len(beside["slots"]) == 3
-    assert [row["step"] for row in beside["log"]] == list(range(1, 7))  # ocp's
+    assert [row["step"] for row in beside["log"]] == list(range(1, 6))
 
 
 def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
