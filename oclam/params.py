@@ -131,12 +131,13 @@ class Encoder(Section):
 
 
 class Ocp(Section):
-    """Object-centric pretraining (paper, Table 6; VideoSAUR arXiv 2306.04829; STEVE arXiv 2205.14065)."""
+    """Object-centric pretraining (paper, Table 6; VideoSAUR arXiv 2306.04829, STEVE 2205.14065, SlotContrast
+    2412.14295)."""
 
-    model: Literal["videosaur", "steve"]
+    model: Literal["videosaur", "steve", "slotcontrast"]
     slots: Annotated[int, Field(ge=2, le=64)]
     slot_dim: Annotated[int, Field(ge=4, le=2**16, multiple_of=4)]
-    feature_hidden: Size  # this and the next two are VideoSAUR's; STEVE's stand in the section steve
+    feature_hidden: Size  # this and the next two are VideoSAUR's and SlotContrast's; STEVE's stand in the section steve
     decoder_hidden: Size
     decoder_layers: Size
     clip_length: Annotated[int, Field(ge=2)]
@@ -149,9 +150,11 @@ class Ocp(Section):
     decay_steps: Count
     clip_norm: Positive
     published: bool  # VideoSAUR's published arithmetic; false: standard slot attention (see slots/attention.py)
-    similarity_weight: NonNegative
+    similarity_weight: NonNegative  # this and the next two are VideoSAUR's
     similarity_temperature: Positive
     reconstruction_weight: NonNegative
+    contrast_weight: NonNegative  # this and the next are SlotContrast's, whose reconstruction has weight 1
+    contrast_temperature: Positive
     masks: Literal["decoder", "attention"]  # VideoSAUR's are its decoder's; STEVE has only the slot attention's
     window: Count | None  # slots restart after this many frames; null: recurrent through the whole episode
 
@@ -170,6 +173,12 @@ class Steve(Section):
     learning_rate: Rate
     warmup_steps: Natural
     decay_steps: Count
+
+
+class SlotContrast(Section):
+    """SlotContrast, which the report shows beside the model of ocp; all else is as in ocp."""
+
+    steps: Count
 
 
 class Slots(Section):
@@ -295,6 +304,7 @@ class Params(Section):
     encoder: Encoder
     ocp: Ocp
     steve: Steve
+    slotcontrast: SlotContrast
     slots: Slots
     slot_select: SlotSelect
     lapo: LapoImage
@@ -351,13 +361,13 @@ class Params(Section):
                 f"an episode has collect.steps = {collect.steps}")
         require(self.ocp.similarity_weight + self.ocp.reconstruction_weight > 0, "ocp.similarity_weight",
                 self.ocp.similarity_weight, "it and ocp.reconstruction_weight cannot both be 0")
-        require(self.ocp.model == "videosaur" or self.ocp.masks == "attention", "ocp.masks", self.ocp.masks,
+        steve, devices = self.ocp.model == "steve", self.compute.devices
+        require(not steve or self.ocp.masks == "attention", "ocp.masks", self.ocp.masks,
                 "ocp.model steve needs attention")
-        require(self.ocp.model == "videosaur" or not self.steve.published or self.ocp.decoded_patches is None,
+        require(not steve or not self.steve.published or self.ocp.decoded_patches is None,
                 "ocp.decoded_patches", self.ocp.decoded_patches, "steve.published takes all, null")
-        devices = self.compute.devices
         require(devices == 1 or self.ocp.model == "videosaur", "compute.devices", devices,
-                "ocp.model steve normalises over its batch and draws at random, so it trains on 1")
+                f"ocp.model {self.ocp.model} needs its whole batch at once, so it trains on 1")
         for name in ("ocp", "lapo", "lapo_slots", "bc"):
             batch = getattr(self, name).batch_size
             require(batch % devices == 0, f"{name}.batch_size", batch, f"compute.devices = {devices} must divide it")

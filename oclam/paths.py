@@ -6,9 +6,9 @@ Under `data/results` are the small files that the report reads; all else under `
 from pathlib import Path
 
 __all__ = [
-    "actor", "backgrounds", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder", "encoder",
-    "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "lock", "log", "ocp", "parameters",
-    "policies", "probe", "reports", "samples", "selection", "slot_preview", "slot_table", "slots", "steve",
+    "actor", "backgrounds", "beside", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder",
+    "encoder", "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "lock", "log", "ocp",
+    "parameters", "policies", "probe", "reports", "samples", "selection", "slot_preview", "slot_table", "slots",
 ]
 
 DATA, RESULTS = Path("data"), Path("data/results")
@@ -66,9 +66,9 @@ def slot_preview(task: str, seed: int) -> Path:
     return RESULTS / task / f"seed{seed}" / "slots.safetensors"
 
 
-def steve(task: str, seed: int) -> Path:
-    """Safetensors: STEVE's masks of the preview's moments, its measures and its training's log."""
-    return RESULTS / task / f"seed{seed}" / "steve.safetensors"
+def beside(task: str, seed: int, model: str) -> Path:
+    """Safetensors: masks of the preview's moments, measures and the training's log of `steve` or `slotcontrast`."""
+    return RESULTS / task / f"seed{seed}" / f"{model}.safetensors"
 
 
 def lapo(task: str, seed: int, variant: str) -> Path:

@@ -7,7 +7,7 @@ are counted within seconds.
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,18 +24,18 @@ from oclam.datasets import FrameSampler
 from oclam.errors import UserError
 from oclam.laom.models import LaomModel
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
-from oclam.params import Params, read
+from oclam.params import Ocp, Params, read
 from oclam.policies.networks import ActionDecoder, Actor
 from oclam.policies.training import updates_of
+from oclam.slots.models import make_model
 from oclam.slots.steve import make_steve
-from oclam.slots.videosaur import VideoSaur
 from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
 
 __all__ = ["Cost", "Plan"]
 
 # What the paper's durations on one H100 imply for our FLOPs, in 1e12 per second: small layers leave a GPU idle.
 # Its behaviour cloning would need 647, more than is plausible.
-TFLOPS = {"ocp": 283, "slots": 283, "lapo-slots": 9} | {
+TFLOPS = {"ocp": 283, "slots": 283, "slotcontrast": 283, "lapo-slots": 9} | {
     name: 55 for name in LATENT if VARIANTS[name].observes != "slots"}
 VIEWS, SPLITS = 2, 2  # of datasets: distracted and clean; of background videos: for training and for evaluation
 
@@ -101,7 +101,7 @@ class Plan:
     def costs(self) -> list[Cost]:
         """The cost of every stage, in the pipeline's order."""
         with torch.device("meta"):
-            return [*self.assets(), self.ocp(), self.slots(), self.slot_select(), self.steve(),
+            return [*self.assets(), self.ocp(), self.slots(), self.slot_select(), self.steve(), self.slotcontrast(),
                     *map(self.lapo, LATENT), *self.cloning(), *self.few_labels(), self.evaluation()]
 
     def assets(self) -> list[Cost]:
@@ -136,22 +136,38 @@ class Plan:
 
     @cached_property
     def object_centric_model(self) -> tuple:
+        """The model of ocp, as `object_centric` measures it."""
+        return self.object_centric(self.params.ocp)
+
+    def object_centric(self, ocp: Ocp) -> tuple:
         """The frozen encoder on a frame, the model as it trains on a clip and extracts a frame's slots: measured; the
         inputs of a clip, and patches per side."""
-        ocp = self.params.ocp
-        if ocp.model == "videosaur":
+        if ocp.model == "steve":
+            frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip(ocp.slot_dim)
+        else:
             vit, frame = self.encoder, torch.empty(1, 3, *2 * [self.params.encoder.image_size])
             frozen, patches = self.measure(vit, lambda: vit.forward_features(frame)), vit.patch_embed.num_patches
-            sizes = ocp.model_dump(include={"slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers"})
-            model = VideoSaur(vit.embed_dim, patches, reconstruction_weight=ocp.reconstruction_weight,
-                              published=ocp.published, **sizes)
+            observer = SimpleNamespace(dim=vit.embed_dim, grid=round(patches**0.5))
+            model = make_model(SimpleNamespace(ocp=ocp), observer, self.params.env.image_size)
             clip = 2 * [torch.empty(1, ocp.clip_length, patches, vit.embed_dim)]  # features and keys
-        else:
-            frozen, (model, clip) = Measured(0, 0, 0, 0), self.steve_and_clip(ocp.slot_dim)
         return frozen, *self.slot_model(model, clip, ocp.slot_dim, ocp.decoded_patches), clip, model.grid
 
     def ocp(self) -> Cost:
-        ocp, (frozen, slots, _, clip, _) = self.params.ocp, self.object_centric_model
+        return self.pretraining(self.params.ocp, self.object_centric_model)
+
+    def slotcontrast(self) -> Cost:
+        """As ocp with that model, from one initialisation, and then the masks of the segmented episodes."""
+        ocp = self.params.ocp.model_copy(update={"model": "slotcontrast", "steps": self.params.slotcontrast.steps})
+        measured = frozen, _, extraction, _, _ = self.object_centric(ocp)
+        cost = self.pretraining(ocp, measured)
+        collect = self.params.collect
+        segmented = collect.segmented_episodes * collect.steps
+        return replace(cost, stage="slotcontrast", runs=self.runs, disk=0,
+                       flops=cost.flops + segmented * (frozen.forward + extraction.forward))
+
+    def pretraining(self, ocp: Ocp, measured: tuple) -> Cost:
+        """Training as ocp says of the model that `object_centric` measured."""
+        frozen, slots, _, clip, _ = measured
         clips = ocp.steps * ocp.batch_size
         kept = 2 * (ocp.kept_clips or 0) * sum(part.numel() for part in clip)  # in float16
         return Cost("ocp", self.runs * len(self.params.restarts), "frames", slots.size, slots.size + frozen.size,

@@ -106,7 +106,7 @@ def test_every_script_is_a_stage():
 
 
 MODELS = ("cnn", "encoders.frozen", "laom.models", "latent_actions.models", "policies.networks", "slots.attention",
-          "slots.published_steve", "slots.steve", "slots.videosaur")
+          "slots.published_steve", "slots.slotcontrast", "slots.steve", "slots.videosaur")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -175,6 +175,8 @@ def test_what_trains_steve_runs_it_alone_and_what_shapes_it_ocp_too(graph):
     assert rerun_by(graph, by_parameter("steve.steps")) == {"steve@cheetah-run-0", "report"}
     assert {"steve@cheetah-run-0", "ocp@cheetah-run-0-1"} < rerun_by(graph, by_parameter("steve.feature_hidden"))
     assert "steve@cheetah-run-0" not in rerun_by(graph, by_parameter("ocp.model"))
+    assert rerun_by(graph, by_parameter("slotcontrast.steps")) == {"slotcontrast@cheetah-run-0", "report"}
+    assert "slotcontrast@cheetah-run-0" not in rerun_by(graph, by_parameter("steve.feature_hidden"))
 
 
 def test_the_code_of_a_plot_runs_the_report_alone(graph):

@@ -17,6 +17,7 @@ from oclam.policies.networks import Actor
 from oclam.slots import training as slots_training
 from oclam.slots.clips import Clips
 from oclam.slots.extraction import _project, _slots_of
+from oclam.slots.slotcontrast import SlotContrast
 from oclam.slots.steve import Steve, to_unit
 from oclam.slots.videosaur import VideoSaur
 from oclam.training import autocast
@@ -84,6 +85,7 @@ def test_behaviour_cloning():
 @pytest.mark.parametrize("decoded", [None, 5])
 @pytest.mark.parametrize("make", [
     lambda sizes: (VideoSaur(48, 16, feature_hidden=8, **sizes), [torch.empty(B, 3, 16, 48)] * 2),
+    lambda sizes: (SlotContrast(48, 16, feature_hidden=8, **sizes), [torch.empty(B, 3, 16, 48)] * 2),
     lambda sizes: (Steve(SIZE, feature_hidden=8, vocabulary=16, **sizes), [torch.empty(B, 3, 3, SIZE, SIZE)])])
 def test_object_centric_models(make, decoded):
     with GPU:

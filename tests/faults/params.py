@@ -27,8 +27,9 @@ GOOD = ("refused", "refused by the stage", "ran", "runs", "no change")
 VALUES = [0, 1, 2, 3, 7, -1, 64, 500, 2**16, 10**9, 2**40, 0.0, 0.5, 1.0, 1e-5, 9.0, 1e5, 1e300, float("nan"),
           float("inf"), True, False, None, [], {}, [0], [1, 1], [0, 1, 2], ["cheetah-run", "../x-y"], ["walker-run"],
           ["cheetah-fly"], {"x": [0]}, {"cheetah-run": [0]}, {"cheetah-run": [9, 9]}, "", "x", "../x", "cheetah-fly",
-          "reference", "front", "back", "davis", "folder", "hub", "distill", "videosaur", "steve", "attention",
-          "decoder", "components", "manual", "auto", "mean", "soft", "refined", "train", "test", "bfloat16"]
+          "reference", "front", "back", "davis", "folder", "hub", "distill", "videosaur", "steve", "slotcontrast",
+          "attention", "decoder", "components", "manual", "auto", "mean", "soft", "refined", "train", "test",
+          "bfloat16"]
 
 
 def main():

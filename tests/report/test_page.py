@@ -113,22 +113,28 @@ def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypat
     results = gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS)
     entry = table(results, "Choice of slots")
     assert "has no segmentation to judge" in entry.note
-    assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", "0.500", *4 * "–"]
-    assert not any("STEVE" in heading for heading, _ in entry.rows)
+    assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", "0.500", *5 * "–"]
+    assert not any(name in heading for heading, _ in entry.rows for name, _ in tree.BESIDE.values())
     assert sum(picture.section == "slots" for picture in draw(results, tmp_path)) == 2  # grid, models
 
 
-def test_steve_stands_beside_the_chosen_slots_of_its_own_seed(results):
+@pytest.mark.parametrize(("model", "iou"), tree.BESIDE.values())
+def test_other_models_stand_beside_the_chosen_slots_of_their_own_seed(results, model, iou):
     for seed in tree.SEEDS:
-        cells = row(table(results, f"Choice of slots, {tree.TASK}, seed {seed}"), "small STEVE, slot 1, its best")
-        assert [cell.value for cell in cells.values()] == ["–", "–", "–", "0.100", "0.500", "0.250", "0.750"]
+        entry = table(results, f"Choice of slots, {tree.TASK}, seed {seed}")
+        cells = row(entry, f"{model}, slot 1, its best")
+        assert [cell.value for cell in cells.values()] == [
+            "–", "–", "–", number(iou), "0.500", "0.250", "0.750", "0.625"]
+        assert row(entry, "chosen, together")["FG-ARI"].value == "0.500"
 
 
-@pytest.mark.parametrize(("model", "name"), [("videosaur", "VideoSAUR"), ("steve", "ocp (STEVE)")])
-def test_two_models_are_shown_on_the_same_frames(results, tmp_path, model, name):
+@pytest.mark.parametrize(("model", "name"), [("videosaur", "VideoSAUR"), ("steve", "ocp (STEVE)"),
+                                             ("slotcontrast", "ocp (SlotContrast)")])
+def test_three_models_are_shown_on_the_same_frames(results, tmp_path, model, name):
     results.selections[0]["model"] = model
     compared = [picture for picture in draw(results, tmp_path) if "on the same frames" in picture.caption]
-    assert [picture.section for picture in compared] == ["slots"] and f"{name} and small STEVE" in compared[0].caption
+    assert [picture.section for picture in compared] == ["slots"] and (
+        f"{name}, small STEVE, SlotContrast on" in compared[0].caption)
 
 
 def test_every_row_is_as_long_as_its_table(results):

@@ -1,9 +1,12 @@
-"""Stages ocp, slot-select and steve on a tiny dataset in which one moving square obeys the actions."""
+"""Stages ocp, slot-select, steve and slotcontrast on a tiny dataset in which one moving square obeys the actions."""
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from oclam.encoders.files import save_encoder
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.slots.registration import mask_moments, poses, register
 from tests import ROOT
+from tests.stages import tiny
 
 EPISODES, STEPS, SIZE = 6, 24, 32
 
@@ -103,6 +107,36 @@ def test_selected_are_the_agents_slot_and_pixels(project, monkeypatch):
                              "vector_mse": pytest.approx(vector)}
 
 
+def test_slotcontrast_goes_the_whole_road(project, tmp_path, monkeypatch):
+    shutil.copytree(project, tmp_path / "copy", ignore=shutil.ignore_patterns("slots*", "selection*", "ocp"))
+    monkeypatch.chdir(tmp_path / "copy")
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["ocp"]["model"], params["restarts"], params["slotcontrast"]["steps"] = "slotcontrast", [0], 5
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    for stage in ("ocp", "slots", "slot_select", "slotcontrast"):
+        words = "cheetah-run 0" + " 0" * (stage == "ocp")
+        tiny.run(SimpleNamespace(cmd=f"python -m stages.{stage} {words}"))
+
+    weights = paths.ocp("cheetah-run", 0, 0)
+    tensors, about = load_tensors(weights)
+    assert about["model"] == "slotcontrast" and "slots.init.log_std" not in tensors
+    assert tensors["decoder.renderer.2.weight"].shape == (16, 16)  # the last layer gives the encoder's 16 features
+    counts = read_json(paths.parameters(weights))
+    assert counts["trainable"] == sum(tensor.numel() for tensor in tensors.values()) < counts["total"]
+    for row in read_csv(paths.log(weights)):
+        assert row["loss"] == pytest.approx(row["reconstruction"] + 0.5 * row["contrast"])
+    slots, table = open_zarr(paths.slots("cheetah-run", 0)), read_json(paths.slot_table("cheetah-run", 0))
+    assert slots.attrs["model"] == table["model"] == "slotcontrast"
+    assert abs(slots["masks"][:].astype(int).sum(2) - 255).max() <= 2
+
+    shown, beside = load_tensors(paths.beside("cheetah-run", 0, "slotcontrast"))
+    preview, chosen = load_tensors(paths.slot_preview("cheetah-run", 0))
+    assert (beside["episodes"], beside["steps"]) == (chosen["episodes"], chosen["steps"])  # the same moments
+    assert shown["masks"].shape == preview["masks"].shape == (6, 3, 4, 4)
+    assert beside["model"] == "SlotContrast" and 0 <= beside["fg_ari"] <= 1 and len(beside["slots"]) == 3
+    assert [row["step"] for row in beside["log"]] == list(range(1, 6))
+
+
 def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     monkeypatch.chdir(project)
     weights = [paths.ocp("cheetah-run", 0, restart) for restart in range(2)]
@@ -152,7 +186,7 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert [torch.equal(shown, torch.from_numpy(selection["frames"][4, t])) for shown, t in
             zip(preview["seen"], about["steps"], strict=True)] == [True] * 6
     run(project, "steve")
-    compared, steve = load_tensors(paths.steve("cheetah-run", 0))
+    compared, steve = load_tensors(paths.beside("cheetah-run", 0, "steve"))
     assert (steve["episodes"], steve["steps"]) == (about["episodes"], about["steps"])
     assert compared["masks"].shape == (6, 3, SIZE // 4, SIZE // 4)
     assert abs(compared["masks"].int().sum(1) - 255).max() <= 2
@@ -183,5 +217,5 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert table["slots"][0].keys() == {"slot", "probe_mse", "probe_r2", "vector_mse"}
     assert "segmentation" not in preview
     run(project, "steve")
-    _, steve = load_tensors(paths.steve("cheetah-run", 0))
+    _, steve = load_tensors(paths.beside("cheetah-run", 0, "steve"))
     assert (steve["episodes"], steve["steps"], steve["slots"]) == (about["episodes"], about["steps"], [])

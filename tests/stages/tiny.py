@@ -23,6 +23,7 @@ TINY = {
     "ocp": {"slots": 3, "slot_dim": 8, "feature_hidden": 8, "decoder_hidden": 8, "decoder_layers": 1, "kept_clips": 8,
             "decoded_patches": 8, "batch_size": 2, "steps": 3, "warmup_steps": 1, "decay_steps": 3},
     "steve": {"feature_hidden": 4, "decoder_hidden": 4, "batch_size": 2, "steps": 2},
+    "slotcontrast": {"steps": 2},
     "slot_select": {"labelled_episodes": 2, "max_slots": 1},
     "lapo": {"latent_dim": LATENT_DIM, "future_offset": 3, "batch_size": 16, "epochs": 1, "warmup_epochs": 0},
     "lapo_slots": {"hidden_dim": 8, "batch_size": 16, "epochs": 1, "warmup_epochs": 0},

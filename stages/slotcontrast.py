@@ -1,0 +1,26 @@
+"""SlotContrast beside the model of ocp, trained as ocp says: reads a distracted dataset and the frozen encoder, writes
+masks of the moments that the report shows and, where the agent is segmented, every slot's measures."""
+
+from types import SimpleNamespace
+
+from oclam import paths
+from oclam.beside import train_beside
+from oclam.cli import arguments, run
+from oclam.params import load
+from oclam.slots.models import make_model, make_observer
+from oclam.training import best_device
+
+
+def main():
+    task, seed = arguments("task", "seed")
+    params = load("compute", "ocp", "slotcontrast")
+    ocp = params.ocp.model_copy(update={"model": "slotcontrast", "steps": params.slotcontrast.steps})
+    device = best_device(params.compute.threads)
+    observer = make_observer(ocp, paths.encoder, device)
+    train_beside("slotcontrast", task, seed, params, ocp,
+                 lambda size: make_model(SimpleNamespace(ocp=ocp), observer, size), observer, device, paths.encoder,
+                 model="SlotContrast")
+
+
+if __name__ == "__main__":
+    run(main)
