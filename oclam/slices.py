@@ -32,7 +32,8 @@ from oclam.errors import UserError
 from oclam.machine import cores
 from oclam.params import read
 
-__all__ = ["Job", "Stage", "adopt", "expand", "needed_for", "read_stages", "record", "run_slice", "said", "upstream"]
+__all__ = ["Job", "Stage", "adopt", "expand", "needed_for", "read_stages", "record", "run_slice", "said", "time_left",
+           "upstream"]
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
@@ -175,6 +176,25 @@ def said(stage: str) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
+def time_left(rest: list[str], running: list[tuple[str, float]], jobs: int) -> str:
+    """", about N minutes are left" as far as stages of these kinds have run here; "" where none has.
+
+    rest: instances that have not begun; running: those that have, and for how many seconds; jobs: side by side.
+    """
+    known = {}  # kind of stage -> seconds of each instance that ended
+    for path in RECORDS.glob("*.json"):
+        record = read_json(path)
+        if record.get("made") is not None:
+            known.setdefault(path.stem.split("@")[0], []).append(record.get("seconds", 0.0))
+    usual = {kind: sum(seconds) / len(seconds) for kind, seconds in known.items()}
+    needed = [max(usual.get(name.split("@")[0], 0) - spent, 0) for name, spent in [*running, *((n, 0) for n in rest)]]
+    unknown = sorted({name.split("@")[0] for name in rest} - usual.keys())
+    if not sum(needed):
+        return ""
+    return f", about {sum(needed) / jobs / 60:.0f} minutes are left" + (
+        f" and what {', '.join(unknown)} need, which never ran here" if unknown else "")
+
+
 def _end_with_parent():
     """Ask Linux to send SIGTERM to this process when its parent ends, by kill -9 too."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -199,10 +219,11 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     graph = TopologicalSorter({name: upstream(stage, stages) for name, stage in stages.items()})
     graph.prepare()
     order = {name: place for place, name in enumerate(stages)}  # what most others wait for stands first
-    done, waiting, running, failed, glance = 0, [], [], [], time.monotonic() + GLANCE
+    done, reached, waiting, running, failed, glance = 0, set(), [], [], [], time.monotonic() + GLANCE
     try:
         while True:
             while ready := graph.get_ready():
+                reached |= set(ready)
                 for job in [Job(stages[name], params) for name in ready]:
                     if job.done:
                         graph.done(job.stage.name)
@@ -234,7 +255,10 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                     done += 1
             if time.monotonic() >= glance:
                 glance += GLANCE
-                print("\n".join(f"  {job.stage.name}: {said(job.stage.name)}" for job in running), flush=True)
+                rest = [job.stage.name for job in waiting] + [name for name in stages if name not in reached]
+                spent = [(job.stage.name, job.spent + time.monotonic() - job.started) for job in running]
+                print("\n".join([f"{done} of {len(stages)} stages are done{time_left(rest, spent, jobs)}",
+                                 *(f"  {job.stage.name}: {said(job.stage.name)}" for job in running)]), flush=True)
             time.sleep(0.05)
     finally:
         for job in running:

@@ -11,9 +11,10 @@ import yaml
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 
+from oclam.artifacts import write_json
 from oclam.errors import UserError
 from oclam.params import read
-from oclam.slices import RECORDS, adopt, expand, needed_for, record, run_slice, upstream
+from oclam.slices import RECORDS, adopt, expand, needed_for, record, run_slice, time_left, upstream
 from tests import ROOT
 
 STAGES = expand(yaml.safe_load((ROOT / "dvc.yaml").read_text()), read(ROOT / "params.yaml").model_dump())
@@ -101,6 +102,15 @@ def test_a_damaged_record_means_that_the_stage_runs_again(tree, capfd):
     path.write_text(path.read_text()[:-9])
     assert run_slice(10) and ran() == ["a"]
     assert f"{path}: damaged" in capfd.readouterr().err
+
+
+def test_the_time_left_is_what_such_stages_took(tree):
+    assert time_left(["each@0"], [], 1) == ""
+    for name, seconds, made in (("each@0", 60, {}), ("each@1", 120, {}), ("first", 600, None), ("last", 30, {})):
+        write_json(RECORDS / f"{name}.json", {"key": "k", "seconds": seconds, "made": made})
+    assert time_left(["each@2", "each@3"], [("last", 10.0)], 2) == ", about 2 minutes are left"  # (90 + 90 + 20) / 2
+    assert time_left(["each@2", "first"], [], 1) == (
+        ", about 2 minutes are left and what first need, which never ran here")
 
 
 def test_no_time_is_no_work(tree):
