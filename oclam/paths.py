@@ -6,7 +6,7 @@ Under `data/results` are the small files that the report reads; all else under `
 from pathlib import Path
 
 __all__ = [
-    "actor", "backgrounds", "beside", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder",
+    "actor", "backgrounds", "compared", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder",
     "encoder", "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "lock", "log", "ocp",
     "parameters", "policies", "probe", "reports", "samples", "selection", "slot_preview", "slot_table", "slots",
 ]
@@ -66,7 +66,7 @@ def slot_preview(task: str, seed: int) -> Path:
     return RESULTS / task / f"seed{seed}" / "slots.safetensors"
 
 
-def beside(task: str, seed: int, model: str) -> Path:
+def compared(task: str, seed: int, model: str) -> Path:
     """Safetensors: masks of the preview's moments, measures and the training's log of `steve` or `slotcontrast`."""
     return RESULTS / task / f"seed{seed}" / f"{model}.safetensors"
 

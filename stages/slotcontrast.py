@@ -4,8 +4,8 @@ masks of the moments that the report shows and, where the agent is segmented, ev
 from types import SimpleNamespace
 
 from oclam import paths
-from oclam.beside import train_beside
 from oclam.cli import arguments, run
+from oclam.comparison import train_for_comparison
 from oclam.params import load
 from oclam.slots.models import make_model, make_observer
 from oclam.training import best_device
@@ -17,7 +17,7 @@ def main():
     ocp = params.ocp.model_copy(update={"model": "slotcontrast", "steps": params.slotcontrast.steps})
     device = best_device(params.compute.threads)
     observer = make_observer(ocp, paths.encoder, device)
-    train_beside("slotcontrast", task, seed, params, ocp,
+    train_for_comparison("slotcontrast", task, seed, params, ocp,
                  lambda size: make_model(SimpleNamespace(ocp=ocp), observer, size), observer, device, paths.encoder,
                  model="SlotContrast")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from oclam import paths
 from oclam.artifacts import is_absent, load_tensors, read_csv
 from oclam.report import figures
-from oclam.report.results import BESIDE, Results, select
+from oclam.report.results import COMPARED, Results, select
 from oclam.variants import LATENT, VARIANTS
 from oclam.video import check_gif, read_gif, write_video
 
@@ -64,8 +64,8 @@ def _slots(results, task, folder):
                  "the chosen slots' vector holds (decoded), and every slot.",
                  wide=True)
     models = {OCP_MODELS[results.selections[0]["model"]]: arrays["masks"]}
-    for name in BESIDE:
-        tensors, about = load_tensors(paths.beside(task, results.seeds[0], name))
+    for name in COMPARED:
+        tensors, about = load_tensors(paths.compared(task, results.seeds[0], name))
         models[about["model"]] = tensors["masks"].numpy()
     comparison = figures.model_comparison(arrays["frames"], models, results.stamp, arrays.get("segmentation"))
     yield _saved(comparison, folder / f"models-{task}.png", "slots",

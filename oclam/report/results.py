@@ -15,11 +15,11 @@ from oclam.errors import UserError
 from oclam.report.statistics import improvement, improvement_interval, recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
-__all__ = ["BESIDE", "CLEAN", "RECOVERING", "Results", "gather", "labels_used", "metrics", "select"]
+__all__ = ["COMPARED", "CLEAN", "RECOVERING", "Results", "gather", "labels_used", "metrics", "select"]
 
 _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
 CLEAN = "lapo-no-distractors"
-BESIDE = ("steve", "slotcontrast")  # stages that train a model beside that of ocp
+COMPARED = ("steve", "slotcontrast")  # stages that train a model beside that of ocp
 RECOVERING = tuple(name for name in LATENT if name not in ("lapo", CLEAN))
 _ON_SLOTS = tuple(name for name in LATENT if VARIANTS[name].observes in ("masked frames", "weighted frames", "slots"))
 
@@ -39,7 +39,7 @@ class Results:
     losses: list  # task, seed, stage, variant, step, loss
     slots: list  # task, seed, slot; its measures
     selections: list  # task, seed; what was chosen and why
-    beside: list  # task, seed, model, slot; the measures of its best slot where the agent is segmented, and its FG-ARI
+    compared: list  # task, seed, model, slot; its best slot's measures where the agent is segmented, and its FG-ARI
     durations: list  # stage, variant, runs; seconds and hardware, or None where a stage was not run here
     experts: dict  # task -> mean return of the demonstrations, None where they have no rewards
     encoder: dict  # metadata of the frozen encoder
@@ -79,7 +79,7 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int]) 
                for task, seed, table in tables for row in table["slots"]],
         selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, "mask": {}, **table}
                     for task, seed, table in tables],
-        beside=[row for task in tasks for seed in seeds for row in _beside(task, seed)],
+        compared=[row for task in tasks for seed in seeds for row in _compared(task, seed)],
         durations=_durations(tasks, seeds, restarts),
         experts={task: None if is_absent(path := paths.demonstrations(task, "distracted")) else
                  _mean(read_csv(path), "return") for task in tasks},
@@ -150,9 +150,9 @@ def _dimensions(task, seed, variant):
             in enumerate(zip(table["ridge_mse_per_dim"], table["ridge_r2_per_dim"], strict=True))]
 
 
-def _beside(task, seed):
-    for name in BESIDE:
-        about = load_tensors(paths.beside(task, seed, name))[1]
+def _compared(task, seed):
+    for name in COMPARED:
+        about = load_tensors(paths.compared(task, seed, name))[1]
         if about["slots"]:
             yield {"task": task, "seed": seed, "model": about["model"], "slot": about["best"],
                    "fg_ari": about["fg_ari"], **about["slots"][about["best"]]}
@@ -222,7 +222,7 @@ def _losses(task, seed, restart):
     logs += [("bc", variant, paths.actor(task, seed, variant)) for variant in (*LATENT, *ALL_LABELS)]
     logs = [(stage, variant, read_csv(path)) for stage, variant, artifact in logs
             if not is_absent(path := paths.log(artifact))]
-    logs[1:1] = [("ocp", name, load_tensors(paths.beside(task, seed, name))[1]["log"]) for name in BESIDE]
+    logs[1:1] = [("ocp", name, load_tensors(paths.compared(task, seed, name))[1]["log"]) for name in COMPARED]
     return [{"task": task, "seed": seed, "stage": stage, "variant": variant, "step": row["step"], "loss": row["loss"]}
             for stage, variant, rows in logs for row in rows]
 
@@ -240,7 +240,7 @@ def _durations(tasks, seeds, restarts):
     stages = [("backgrounds", None, [""]), ("encoder", None, [""]), ("expert", None, tasks)]
     stages += [("collect", view, [f"{task}-{view}" for task in tasks]) for view in ("distracted", "clean")]
     stages += [("ocp", None, [f"{run}-{restart}" for run in each for restart in restarts])]
-    stages += [(stage, None, each) for stage in ("slots", "slot-select", *BESIDE, "scratch")]
+    stages += [(stage, None, each) for stage in ("slots", "slot-select", *COMPARED, "scratch")]
     for stage, variants in (("lapo", LATENT), ("bc", LATENT), ("bc-full", ALL_LABELS), ("finetune", LATENT),
                             ("eval", VARIANTS)):
         stages += [(stage, variant, [f"{run}-{variant}" for run in each]) for variant in variants]

@@ -315,7 +315,7 @@ def _slots(results):
         rows.append(("chosen, together", [Cell(number(together[key])) for key in columns]))
         rows.append(("their mask by pixels", [Cell(number(choice["mask"].get(key))) for key in columns]))
         rows.append(("whole frame", [Cell(number(choice["whole_frame"].get(key))) for key in columns]))
-        best = select(results.beside, task=choice["task"], seed=choice["seed"])
+        best = select(results.compared, task=choice["task"], seed=choice["seed"])
         rows += [(f"{row['model']}, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
         note = (f"{choice['why']} Model: {choice['model']}, restart {choice['restart']}. Probes predict the true "

@@ -114,11 +114,11 @@ def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypat
     entry = table(results, "Choice of slots")
     assert "has no segmentation to judge" in entry.note
     assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", "0.500", *5 * "–"]
-    assert not any(name in heading for heading, _ in entry.rows for name, _ in tree.BESIDE.values())
+    assert not any(name in heading for heading, _ in entry.rows for name, _ in tree.COMPARED.values())
     assert sum(picture.section == "slots" for picture in draw(results, tmp_path)) == 2  # grid, models
 
 
-@pytest.mark.parametrize(("model", "iou"), tree.BESIDE.values())
+@pytest.mark.parametrize(("model", "iou"), tree.COMPARED.values())
 def test_other_models_stand_beside_the_chosen_slots_of_their_own_seed(results, model, iou):
     for seed in tree.SEEDS:
         entry = table(results, f"Choice of slots, {tree.TASK}, seed {seed}")

@@ -16,7 +16,7 @@ PROBES = dict(zip(LATENT, (0.8, 0.4, 0.2, 0.5, 0.6, 0.3, 0.35, 0.1), strict=True
 FULL_RETURN = {"bc": 200.0, "bc-no-distractors": 400.0}
 PARAMETERS = {"ocp (total)": 3000, "ocp (trainable)": 1000, **{variant: 500 + len(variant) for variant in LATENT},
               "bc": 200}
-BESIDE = {"steve": ("small STEVE", 0.1), "slotcontrast": ("SlotContrast", 0.3)}  # name shown, IoU of the best slot
+COMPARED = {"steve": ("small STEVE", 0.1), "slotcontrast": ("SlotContrast", 0.3)}  # name shown, IoU of the best slot
 RESTARTS, RESTART = [0, 1], 1  # the second one is kept
 
 
@@ -71,10 +71,10 @@ def forget_segmentation(seeds=SEEDS):
         write_json(paths.slot_table(TASK, seed), {key: table[key] for key in table.keys() - measures} | {"slots": rows})
         del preview["segmentation"]
         save_tensors(paths.slot_preview(TASK, seed), preview, **about)
-        for model in BESIDE:
-            compared, about = load_tensors(paths.beside(TASK, seed, model))
+        for model in COMPARED:
+            compared, about = load_tensors(paths.compared(TASK, seed, model))
             unknown = {"slots": [], "best": None, "fg_ari": None}
-            save_tensors(paths.beside(TASK, seed, model), compared, **about | unknown)
+            save_tensors(paths.compared(TASK, seed, model), compared, **about | unknown)
 
 
 def _slots(seed):
@@ -95,8 +95,8 @@ def _slots(seed):
         "animation_masks": moving_masks, "selected": 255 * truth, "seen": frames * truth[..., None],
         "animation_seen": moving * moving_truth[..., None]}.items()},
         chosen=[CHOSEN])
-    for name, (model, iou) in BESIDE.items():
-        save_tensors(paths.beside(TASK, seed, name), {"masks": torch.from_numpy(masks)}, model=model, best=1,
+    for name, (model, iou) in COMPARED.items():
+        save_tensors(paths.compared(TASK, seed, name), {"masks": torch.from_numpy(masks)}, model=model, best=1,
                      log=[{"step": 10, "loss": 5.0}], fg_ari=0.625,
                      slots=[{"agent_iou": iou * slot, "agent_recall": 0.5, "area": 0.25, "stability": 0.75}
                             for slot in range(2)])

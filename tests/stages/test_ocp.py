@@ -129,7 +129,7 @@ def test_slotcontrast_goes_the_whole_road(project, tmp_path, monkeypatch):
     assert slots.attrs["model"] == table["model"] == "slotcontrast"
     assert abs(slots["masks"][:].astype(int).sum(2) - 255).max() <= 2
 
-    shown, beside = load_tensors(paths.beside("cheetah-run", 0, "slotcontrast"))
+    shown, beside = load_tensors(paths.compared("cheetah-run", 0, "slotcontrast"))
     preview, chosen = load_tensors(paths.slot_preview("cheetah-run", 0))
     assert (beside["episodes"], beside["steps"]) == (chosen["episodes"], chosen["steps"])  # the same moments
     assert shown["masks"].shape == preview["masks"].shape == (6, 3, 4, 4)
@@ -186,7 +186,7 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert [torch.equal(shown, torch.from_numpy(selection["frames"][4, t])) for shown, t in
             zip(preview["seen"], about["steps"], strict=True)] == [True] * 6
     run(project, "steve")
-    compared, steve = load_tensors(paths.beside("cheetah-run", 0, "steve"))
+    compared, steve = load_tensors(paths.compared("cheetah-run", 0, "steve"))
     assert (steve["episodes"], steve["steps"]) == (about["episodes"], about["steps"])
     assert compared["masks"].shape == (6, 3, SIZE // 4, SIZE // 4)
     assert abs(compared["masks"].int().sum(1) - 255).max() <= 2
@@ -217,5 +217,5 @@ def test_ocp_and_slot_select_end_to_end(project, monkeypatch):
     assert table["slots"][0].keys() == {"slot", "probe_mse", "probe_r2", "vector_mse"}
     assert "segmentation" not in preview
     run(project, "steve")
-    _, steve = load_tensors(paths.beside("cheetah-run", 0, "steve"))
+    _, steve = load_tensors(paths.compared("cheetah-run", 0, "steve"))
     assert (steve["episodes"], steve["steps"], steve["slots"]) == (about["episodes"], about["steps"], [])

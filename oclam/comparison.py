@@ -18,10 +18,10 @@ from oclam.slots.extraction import find_masks
 from oclam.slots.training import clips_of, train_slots
 from oclam.training import autocast
 
-__all__ = ["train_beside"]
+__all__ = ["train_for_comparison"]
 
 
-def train_beside(name: str, task: str, seed: int, params: SimpleNamespace, settings,
+def train_for_comparison(name: str, task: str, seed: int, params: SimpleNamespace, settings,
                  make: Callable[[int], torch.nn.Module], observer: Callable, device: torch.device, *inputs: Path,
                  model: str) -> None:
     """Write the model's masks of the moments that the report shows and, where the agent is segmented, its measures.
@@ -47,7 +47,7 @@ def train_beside(name: str, task: str, seed: int, params: SimpleNamespace, setti
                         forward=forward)
     measures = {} if truth is None else slot_measures(masks, truth[:], chosen=[])
     places = moments(len(episodes), dataset.steps)
-    save_tensors(paths.beside(task, seed, name), {"masks": take(masks, places)}, log=rows,
+    save_tensors(paths.compared(task, seed, name), {"masks": take(masks, places)}, log=rows,
                  slots=measures.get("slots", []), best=measures.get("segmentation_choice"),
                  fg_ari=measures.get("fg_ari"), episodes=[episodes[e] for e, _ in places],
                  steps=[t for _, t in places], model=model)
