@@ -18,8 +18,8 @@ def main():
     device = best_device(params.compute.threads)
     observer = make_observer(ocp, paths.encoder, device)
     train_for_comparison("slotcontrast", task, seed, params, ocp,
-                 lambda size: make_model(SimpleNamespace(ocp=ocp), observer, size), observer, device, paths.encoder,
-                 model="SlotContrast")
+                         lambda size: make_model(SimpleNamespace(ocp=ocp), observer, size), observer, device,
+                         paths.encoder, model="SlotContrast")
 
 
 if __name__ == "__main__":

@@ -102,14 +102,18 @@ class SlotInit(FixedInit):
 
 
 class SlotAttention(nn.Module):
-    """Slot attention without an MLP: attention normalised over slots, GRU update (arXiv 2006.15055)."""
+    """Slot attention: attention normalised over slots, GRU update (arXiv 2006.15055).
 
-    def __init__(self, dim: int, published: bool = False):
+    residual: add an MLP of the updated slot, as there; VideoSAUR has none.
+    """
+
+    def __init__(self, dim: int, published: bool = False, residual: bool = False):
         super().__init__()
         self.published = published
         self.norm_features, self.norm_slots = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
         self.gru = nn.GRUCell(dim, dim)
+        self.residual = nn.Sequential(nn.LayerNorm(dim), *mlp(dim, 4 * dim, dim)) if residual else None
 
     def read(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the patches, which do not depend on the slots: (..., P, D) -> two (..., P, D)."""
@@ -133,20 +137,21 @@ class SlotAttention(nn.Module):
         update = (share / share.sum(2, keepdim=True)) @ value
         if self.published:
             slots = self.norm_slots(slots)
-        return self.gru(update.flatten(0, 1), slots.flatten(0, 1).to(update.dtype)).view_as(slots)
+        slots = self.gru(update.flatten(0, 1), slots.flatten(0, 1).to(update.dtype)).view_as(slots)
+        return slots if self.residual is None else slots + self.residual(slots)
 
 
 class RecurrentSlots(nn.Module):
     """Slots through a clip: 3 iterations on its first frame, 2 on later ones; a transformer predicts the next ones.
 
     slots: how many; dim: width of slots and features; published: the arithmetic of VideoSAUR's code; fixed: whether
-    training starts from the learned means alone.
+    training starts from the learned means alone; residual: as in SlotAttention.
     """
 
-    def __init__(self, slots: int, dim: int, published: bool = False, fixed: bool = False):
+    def __init__(self, slots: int, dim: int, published: bool = False, fixed: bool = False, residual: bool = False):
         super().__init__()
         self.init = (FixedInit if fixed else SlotInit)(slots, dim)
-        self.attention = SlotAttention(dim, published)
+        self.attention = SlotAttention(dim, published, residual)
         self.predictor = Transformer(dim, blocks=1, heads=4, published=published)
 
     def forward(self, features: torch.Tensor, previous: torch.Tensor | None = None,

@@ -1,11 +1,13 @@
 """SlotContrast (arXiv 2412.14295): slots that rebuild a frame's features and resemble themselves in the next frame."""
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from oclam.slots.attention import mlp, zero_biases
 from oclam.slots.videosaur import FeatureSlots
 
-__all__ = ["SlotContrast", "contrast_loss"]
+__all__ = ["BroadcastDecoder", "SlotContrast", "contrast_loss"]
 
 
 def contrast_loss(slots: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -18,6 +20,36 @@ def contrast_loss(slots: torch.Tensor, temperature: float) -> torch.Tensor:
     return -logits.log_softmax(-1).diagonal(dim1=1, dim2=2).mean()
 
 
+class BroadcastDecoder(nn.Module):
+    """Every slot is decoded at every position, and slots compete for it: the MLP decoder of arXiv 2209.14860.
+
+    Args:
+        dim: of slots.
+        patches: positions.
+        hidden, layers: of the MLP.
+        outputs: of every patch.
+        published: start its biases at zero.
+    """
+
+    def __init__(self, dim: int, patches: int, hidden: int, layers: int, outputs: int, published: bool = False):
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(patches, dim) * 0.02)
+        self.renderer = mlp(dim, *[hidden] * layers, outputs + 1)
+        if published:
+            zero_biases(self.renderer)
+
+    def forward(self, slots: torch.Tensor,
+                patches: torch.Tensor | slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slots (B, K, D) -> outputs (B, P, outputs) and masks (B, P, K), which sum to 1 over slots."""
+        decoded = self.renderer(slots[:, :, None] + self.position[patches])  # (B, K, P, outputs + 1)
+        masks = decoded[..., -1:].softmax(1)
+        return (masks * decoded[..., :-1]).sum(1), masks[..., 0].mT
+
+    def masks(self, slots: torch.Tensor) -> torch.Tensor:
+        """The masks alone."""
+        return self.forward(slots)[1]
+
+
 class SlotContrast(FeatureSlots):
     """Learned initial slots without noise; features are rebuilt, and slots contrasted, in every frame.
 
@@ -28,7 +60,7 @@ class SlotContrast(FeatureSlots):
 
     def __init__(self, feature_dim: int, patches: int, *, contrast_weight: float = 0.5,
                  contrast_temperature: float = 0.1, **sizes):
-        super().__init__(feature_dim, patches, feature_dim, fixed=True, **sizes)
+        super().__init__(feature_dim, patches, feature_dim, BroadcastDecoder, fixed=True, residual=True, **sizes)
         self.weight, self.temperature = contrast_weight, contrast_temperature
 
     def forward(self, features: torch.Tensor, keys: torch.Tensor, noise: torch.Tensor,

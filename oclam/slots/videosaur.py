@@ -66,7 +66,7 @@ class SlotMixer(nn.Module):
 
 
 class FeatureSlots(nn.Module):
-    """What VideoSAUR and SlotContrast train on the frozen ViT's outputs: feature MLP, recurrent slots, slot mixer.
+    """What VideoSAUR and SlotContrast train on the frozen ViT's outputs: feature MLP, recurrent slots, decoder.
 
     In VideoSAUR's code the same weights are: `features` the encoder's output transform, `slots.init` the initializer,
     `slots.attention` the grouper's corrector (query, key, value: to_q, to_k, to_v), `slots.predictor` the predictor,
@@ -77,15 +77,17 @@ class FeatureSlots(nn.Module):
     Args:
         feature_dim, patches: of the ViT.
         outputs: of the decoder for every patch.
-        fixed: as in `oclam.slots.attention.RecurrentSlots`.
+        decoder: the decoder's class.
+        fixed, residual: as in `oclam.slots.attention.RecurrentSlots`.
         slots, slot_dim: how many slots, and their width.
         feature_hidden: hidden width of the feature MLP.
-        decoder_hidden, decoder_layers: of the slot mixer's MLP.
+        decoder_hidden, decoder_layers: of the decoder's MLP.
         published: as in `oclam.slots.attention`.
         masks: `decoder` as in VideoSAUR, or `attention`, whose masks find objects after fewer steps.
     """
 
-    def __init__(self, feature_dim: int, patches: int, outputs: int, fixed: bool = False, *, slots: int, slot_dim: int,
+    def __init__(self, feature_dim: int, patches: int, outputs: int, decoder: type = SlotMixer, fixed: bool = False,
+                 residual: bool = False, *, slots: int, slot_dim: int,
                  feature_hidden: int, decoder_hidden: int, decoder_layers: int, published: bool = True,
                  masks: str = "decoder"):
         super().__init__()
@@ -93,8 +95,8 @@ class FeatureSlots(nn.Module):
         self.features = nn.Sequential(nn.LayerNorm(feature_dim), *mlp(feature_dim, feature_hidden, slot_dim))
         if published:
             zero_biases(self.features)
-        self.slots = RecurrentSlots(slots, slot_dim, published, fixed)
-        self.decoder = SlotMixer(slot_dim, patches, decoder_hidden, decoder_layers, outputs, published)
+        self.slots = RecurrentSlots(slots, slot_dim, published, fixed, residual)
+        self.decoder = decoder(slot_dim, patches, decoder_hidden, decoder_layers, outputs, published)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The inputs of slot attention: features (..., P, F) of the frozen ViT -> (..., P, D)."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from oclam.slots.slotcontrast import SlotContrast, contrast_loss
+from oclam.slots.slotcontrast import BroadcastDecoder, SlotContrast, contrast_loss
 
 CLIPS, FRAMES, SLOTS, DIM, PATCHES, FEATURES = 2, 3, 3, 8, 16, 12
 
@@ -104,12 +104,25 @@ def test_parameters_by_hand():
     d, f, norm = 128, 768, 2 * 128
     block = 2 * norm + 4 * linear(d, d) + linear(d, 4 * d) + linear(4 * d, d)
     features = 2 * f + linear(f, 1536) + linear(1536, d)
-    attention = 2 * norm + 3 * linear(d, d, False) + 2 * linear(d, 3 * d)  # the GRU has three gates
-    decoder = 784 * d + 3 * norm + 2 * block + 2 * linear(d, d, False) + linear(d, 1024) + 3 * linear(1024, 1024) + (
-        linear(1024, f))
+    residual = norm + linear(d, 4 * d) + linear(4 * d, d)
+    attention = 2 * norm + 3 * linear(d, d, False) + 2 * linear(d, 3 * d) + residual  # the GRU has three gates
+    decoder = 784 * d + linear(d, 1024) + 3 * linear(1024, 1024) + linear(1024, f + 1)
     with torch.device("meta"):
         model = SlotContrast(f, 784, slots=4, slot_dim=d, feature_hidden=1536, decoder_hidden=1024, decoder_layers=4)
     assert sum(p.numel() for p in model.parameters()) == features + 4 * d + attention + block + decoder
+
+
+def test_slots_compete_for_every_position():
+    """The decoder equals a loop over slots and positions, whose outputs are averaged by the masks."""
+    decoder, slots = BroadcastDecoder(8, PATCHES, 12, 2, 5), torch.randn(3, 4, 8)
+    outputs, masks = decoder(slots)
+    for b, p in ((0, 0), (2, PATCHES - 1)):
+        parts = torch.stack([decoder.renderer(slots[b, k] + decoder.position[p]) for k in range(4)])
+        weights = parts[:, -1].exp() / parts[:, -1].exp().sum()
+        torch.testing.assert_close(masks[b, p], weights)
+        torch.testing.assert_close(outputs[b, p], (weights[:, None] * parts[:, :-1]).sum(0))
+    some = torch.tensor([1, 3])
+    torch.testing.assert_close(decoder(slots, some)[0], outputs[:, some])
 
 
 def test_bfloat16_is_close_to_float32():
