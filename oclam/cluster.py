@@ -22,6 +22,7 @@ from oclam.lease import PATIENCE, hold
 from oclam.params import read
 from oclam.slices import Job, adopt, needed_for, read_stages, record, said, upstream
 
+OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
 try:
     import ray
 except ModuleNotFoundError:
@@ -139,6 +140,8 @@ def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
         for task in ready:
             try:
                 failure = ray.get(task)
+            except ray.exceptions.OutOfMemoryError:
+                failure = f"its node ran out of memory {OOM_RETRIES + 1} times; raise its memory in cluster.yaml"
             except ray.exceptions.RayError as error:  # of a node that cannot run it, as without oclam
                 failure = " ".join(str(error).split())[-300:]
             done += not failure
