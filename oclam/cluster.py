@@ -22,6 +22,7 @@ from oclam.lease import PATIENCE, hold
 from oclam.params import read
 from oclam.slices import Job, adopt, needed_for, read_stages, record, said, upstream
 
+OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
 try:
     import ray
 except ModuleNotFoundError:
@@ -87,11 +88,13 @@ def _run_stage(folder: str, name: str, patience: float, *upstream: str) -> str:
             if job.done:  # by another node, which was only taken for dead
                 return ""
             job.start(sorted(os.sched_getaffinity(0)), [], CUDA_VISIBLE_DEVICES=gpus, OCLAM_CORES=str(_cores()))
-            while job.process.poll() is None and held():
-                time.sleep(0.1)
-            if lost := job.process.poll() is None:
-                print(f"{name}: its lease was lost, so it stops here", flush=True)
-            status = job.end(recorded=not lost)
+            try:
+                while job.process.poll() is None and held():
+                    time.sleep(0.1)
+            finally:  # also when the folder cannot be read
+                if lost := job.process.poll() is None:
+                    print(f"{name}: its lease was lost, so it stops here", flush=True)
+                status = job.end(recorded=not lost)
         if not lost:
             return "" if status == 0 else f"status {status}, see {job.log}: {said(name)}"
 
@@ -99,6 +102,13 @@ def _run_stage(folder: str, name: str, patience: float, *upstream: str) -> str:
 def _cores():
     """The cores that this task may use."""
     return max(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)), 1)
+
+
+def _impossible(asked: Resources) -> bool:
+    """Whether no node, not even an idle one, has so much."""
+    wanted = {"CPU": asked.cpus, "GPU": asked.gpus, "memory": asked.memory * 2**30, **asked.custom}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return not any(all(node.get(key, 0) >= amount for key, amount in wanted.items()) for node in nodes)
 
 
 def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
@@ -130,6 +140,8 @@ def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
         for task in ready:
             try:
                 failure = ray.get(task)
+            except ray.exceptions.OutOfMemoryError:
+                failure = f"its node ran out of memory {OOM_RETRIES + 1} times; raise its memory in cluster.yaml"
             except ray.exceptions.RayError as error:  # of a node that cannot run it, as without oclam
                 failure = " ".join(str(error).split())[-300:]
             done += not failure
@@ -141,6 +153,9 @@ def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
             running = [path.name for path in sorted(LEASES.glob("*")) if path.name in stages]
             lines = [f"  {name}: {said(name)}" for name in running]
             print("\n".join([f"{done} of {len(stages)} stages are done, {len(running)} run", *lines]), flush=True)
+            left = dict.fromkeys(names[task].split("@")[0] for task in waiting)
+            if absent := [stage for stage in left if _impossible(resources[stage])]:
+                print(f"  {', '.join(absent)}: no node has what cluster.yaml asks, so they wait", flush=True)
     if failed:
         raise UserError(f"{', '.join(failed)} failed, and {len(stages) - done - len(failed)} of the stages need what "
                         "they make")

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from oclam.errors import UserError
@@ -65,7 +65,10 @@ def _await_silence(path, wait, patience):
     while seen is not None:
         if time.monotonic() - since > patience:
             if _state(path) == seen:
-                path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex}.silent"))
+                silent = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+                with suppress(FileNotFoundError):  # another one that waits was faster
+                    path.rename(silent)
+                    silent.unlink()
             return
         time.sleep(patience / 24)
         if (now := _state(path)) != seen:
@@ -77,7 +80,8 @@ def _await_silence(path, wait, patience):
 
 def _touch(path, mine, ended, beat):
     while not ended.wait(beat) and _content(path) == mine:
-        os.utime(path)
+        with suppress(FileNotFoundError):  # taken over just now
+            os.utime(path)
 
 
 def _content(path):

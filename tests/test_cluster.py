@@ -1,6 +1,7 @@
 """The graph as Ray tasks on several nodes of this machine: order, records, failures, and nodes and drivers that die."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tests import ROOT
 # Nodes talk by 127.0.0.1 alone, as Ray's do where firewalls ask for every other address.
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ray = pytest.importorskip("ray", reason="needs the extra cluster")
-from oclam.cluster import LEASES, read_resources, run_graph  # noqa: E402
+from oclam.cluster import LEASES, Resources, _impossible, read_resources, run_graph  # noqa: E402
 
 PIPELINE = {"stages": {
     "last": {"cmd": "python stage.py b all", "deps": ["stage.py", "b"], "outs": ["all"]},
@@ -144,6 +145,22 @@ def test_the_driver_is_killed_and_started_again_and_dvc_knows_the_result(cluster
     assert ran("end")[-1] == "all" and Path("a").exists()
     status = subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, text=True)
     assert "up to date" in status.stdout
+
+
+def test_what_no_node_could_run_is_known(cluster):
+    for larger, impossible in (({}, False), ({"cpus": 2}, False), ({"cpus": 3}, True), ({"gpus": 1}, True),
+                               ({"memory": 1e6}, True), ({"custom": {"nowhere": 1}}, True)):
+        assert _impossible(Resources(**SMALL | larger)) == impossible
+
+
+def test_the_nodes_of_the_job_script_are_as_large_as_every_stage():
+    script = (ROOT / "CONTRIBUTING.md").read_text().split("#SBATCH --job-name=oclam-node")[1].split("```")[0]
+    gpus, cpus, memory = (float(re.search(rf"--{key}(\d+)", script)[1])
+                          for key in ("gres=gpu:", "cpus-per-task=", "mem="))
+    names = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    for scale in ("small", "study", "paper"):
+        for stage, asked in read_resources(scale, names, ROOT / "cluster.yaml").items():
+            assert asked.cpus <= cpus and asked.gpus <= gpus and asked.memory < memory, (scale, stage)
 
 
 def test_every_scale_s_resources_are_read_and_what_is_wrong_is_named(tmp_path):

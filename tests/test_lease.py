@@ -65,3 +65,19 @@ def test_a_holder_that_lives_keeps_it_however_long_others_wait(tmp_path):
         order.append("first")
     other.join()
     assert order == ["first", "second"]
+
+
+def test_all_who_wait_for_a_dead_holder_get_it_in_the_end(tmp_path):
+    path, got = tmp_path / "stage", []
+    path.write_text("elsewhere 1 dead\n")
+
+    def work():
+        with hold(path, True, PATIENCE):
+            got.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 6 and list(tmp_path.iterdir()) == []
