@@ -20,14 +20,15 @@ test: setup
 
 # What takes seconds, for another Python: make test-fast PYTHON=python3.13 VENV=.venv-3.13.
 test-fast: setup
-	OMP_NUM_THREADS=1 python -m pytest -q -n auto --ignore tests/stages --ignore tests/experts --ignore tests/report \
-		--ignore tests/test_collect.py --ignore tests/faults
+	OMP_NUM_THREADS=1 python -m pytest -q -n auto --dist loadgroup --ignore tests/stages --ignore tests/experts \
+		--ignore tests/report --ignore tests/faults --ignore tests/export $(addprefix --ignore tests/test_,$(addsuffix .py, \
+		cluster collect compile experiments parallel plan slices wheel))
 
 # The suite as on other CPUs: without vector instructions, with AVX2 and as this one is, with one thread and with two.
 test-cpus: setup
 	for threads in 1 2; do for cpu in default avx2 native; do \
 		if [ $$cpu = native ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$cpu; fi; \
-		echo "$$cpu, $$threads threads"; OMP_NUM_THREADS=$$threads python -m pytest -q -n auto || exit 1; done; done
+		echo "$$cpu, $$threads threads"; OMP_NUM_THREADS=$$threads python -m pytest -q -n auto --dist loadgroup || exit 1; done; done
 
 # 300 injections of faults into the stages, and 1,000 mutated parameter files: an hour of one core.
 faults: setup
