@@ -44,7 +44,8 @@ class Compute(Section):
     devices: Annotated[int, Field(ge=1, le=64)]  # processes that train one model of ocp, lapo or bc, each with its GPU
     precision: Literal["float32", "bfloat16"]
     compile: bool
-    threads: Annotated[int, Field(ge=1, le=1024)]  # of one stage: results depend on it, so no machine may choose it
+    # Of one stage: results depend on it, so no machine may choose it. More stacks than these may exceed its memory.
+    threads: Annotated[int, Field(ge=1, le=128)]
 
 
 class Env(Section):
