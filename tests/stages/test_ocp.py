@@ -120,7 +120,7 @@ def test_slotcontrast_goes_the_whole_road(project, tmp_path, monkeypatch):
     weights = paths.ocp("cheetah-run", 0, 0)
     tensors, about = load_tensors(weights)
     assert about["model"] == "slotcontrast" and "slots.init.log_std" not in tensors
-    assert tensors["decoder.renderer.2.weight"].shape == (16, 16)  # the last layer gives the encoder's 16 features
+    assert tensors["decoder.renderer.2.weight"].shape == (17, 16)  # the encoder's 16 features and a mask
     counts = read_json(paths.parameters(weights))
     assert counts["trainable"] == sum(tensor.numel() for tensor in tensors.values()) < counts["total"]
     for row in read_csv(paths.log(weights)):
