@@ -223,6 +223,12 @@ def test_the_status_says_whether_to_call_again(tree):
     assert failed.returncode == 1 and failed.stderr.startswith(b"error: --until: 'none' given")
 
 
+def test_dvc_records_nothing_while_most_inputs_are_not_there_yet(tree):
+    Repo.init(no_scm=True).close()
+    record()
+    assert not Path("dvc.lock").exists()
+
+
 def test_dvc_records_what_is_done_and_what_it_has_recorded_is_not_run_again(tree):
     Repo.init(no_scm=True).close()
     Path("count.py").write_text(COUNT + 'if path.name == "0" and not Path("go").exists(): sys.exit("no room")\n')

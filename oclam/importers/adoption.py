@@ -18,7 +18,7 @@ def refuse_foreign(path: Path, folder: Path) -> None:
     """Raise UserError when there is a dataset at `path` that no stage wrote; `folder` is where it should be."""
     try:
         attributes = zarr.open_group(path, mode="r").attrs if path.is_dir() else {"versions"}
-    except (ValueError, KeyError, OSError):  # damaged: it is written anew
+    except (ValueError, KeyError, OSError):  # damaged: collected again
         return
     if not {"versions", "adopted"} & set(attributes):
         raise UserError(f"{path}: no stage wrote this dataset; move it to {folder / path.parent.name / path.name} and "
