@@ -111,7 +111,7 @@ def _slot_model(source, tensors, about):
         raise UserError(f"{source}: not the restart that the pipeline kept; export {paths.ocp(task, seed, kept)}")
     dataset = open_dataset(paths.dataset(task, "distracted"), task)
     pose = sum(mask_moments(torch.from_numpy(selection["mask"][e]) / 255).mean(0) for e in range(dataset.episodes))
-    encoder = load_encoder(paths.encoder) if about["model"] == "videosaur" else None
+    encoder = None if about["model"] == "steve" else load_encoder(paths.encoder)
     table = read_json(paths.slot_table(task, seed))
     figures = {"probe error of the agent's vector": table["mask"].get("vector_mse"),
                "IoU of mask and agent": table["mask"].get("agent_iou")}

@@ -93,7 +93,8 @@ def write_slots(params, vectors):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"registered": False, "masks": "soft", "vectors": "attention", "window": 4}, {"model": "steve"}])
+    {}, {"registered": False, "masks": "soft", "vectors": "attention", "window": 4}, {"model": "steve"},
+    {"model": "slotcontrast", "window": 4}])
 def test_exported_slots_and_latent_actions_are_the_pipelines(project, tmp_path, monkeypatch, options):
     project(**options)
     dataset, selection = open_dataset(paths.dataset(TASK, "distracted")), open_zarr(paths.selection(TASK, 0))
