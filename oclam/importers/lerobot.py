@@ -29,7 +29,7 @@ def from_lerobot(folder: Path, camera: str | None = None) -> Source:
         raise UserError(f"--camera: {camera} given, {folder} has {', '.join(cameras) or 'no camera'}")
     camera = camera or cameras[0]
     episodes = _episodes(folder)
-    table = Table(sorted((folder / "data").rglob("*.parquet")))
+    table = _table(folder / "data", {"episode_index"})
     films = _Films(folder, info, camera, episodes) if info["features"][camera]["dtype"] == "video" else None
 
     def read(index):
@@ -53,14 +53,19 @@ def from_lerobot(folder: Path, camera: str | None = None) -> Source:
 
 def _episodes(folder):
     """The rows of meta/episodes by their index."""
-    table = Table(sorted((folder / "meta/episodes").rglob("*.parquet")))
     needed = {"episode_index", "length", "dataset_from_index", "dataset_to_index"}
-    if not table.names or not needed <= table.names:
-        raise UserError(f"{folder}/meta/episodes: no Parquet files with {', '.join(sorted(needed))}")
+    table = _table(folder / "meta/episodes", needed)
     names = sorted(name for name in table.names if name in needed or name.startswith("videos/"))
     columns = [table.values(name, 0, table.rows) for name in names]
     return sorted((dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)),
                   key=lambda row: row["episode_index"])
+
+
+def _table(folder, needed):
+    table = Table(sorted(folder.rglob("*.parquet")))
+    if not needed <= table.names:
+        raise UserError(f"{folder}: no Parquet files with {', '.join(sorted(needed))}")
+    return table
 
 
 class _Films:

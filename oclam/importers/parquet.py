@@ -32,17 +32,17 @@ class Table:
             from pyarrow.parquet import ParquetFile
         except ModuleNotFoundError:
             raise UserError("reading Parquet needs pyarrow; pip install pyarrow") from None
-        self.groups, self.rows, self.names = [], 0, None
-        for path in files:
+        self.groups, self.rows, self.names = [], 0, set()
+        for number, path in enumerate(files):
             try:
                 file = ParquetFile(path)
             except (pyarrow.ArrowInvalid, OSError) as error:
                 raise UserError(f"{path}: damaged or not Parquet ({_line(error)}); get it again") from None
             names = set(file.schema_arrow.names)
-            self.names = names if self.names is None else self.names & names
-            for number in range(file.num_row_groups):
-                self.groups.append(_Group(path, file, number, self.rows))
-                self.rows += file.metadata.row_group(number).num_rows
+            self.names = self.names & names if number else names
+            for group in range(file.num_row_groups):
+                self.groups.append(_Group(path, file, group, self.rows))
+                self.rows += file.metadata.row_group(group).num_rows
 
     def values(self, column: str, first: int, stop: int) -> Iterator:
         """The values of a column in the rows from first to before stop, as Python objects."""

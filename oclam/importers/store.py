@@ -68,7 +68,7 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
     Raises UserError when no episode is left to train on or to hold out, or values are not finite or of another width.
     """
     sources = sorted(sources, key=lambda source: source.actions > 0)  # those with actions last, since they are held out
-    steps = steps or min(MOST, *(length for source in sources for length in source.lengths))
+    steps = steps or min([MOST, *(length for source in sources for length in source.lengths)])
     if not LEAST <= steps <= MOST:
         raise UserError(f"--steps: {steps} frames an episode, {LEAST} to {MOST} are allowed; longer ones are cut, "
                         "shorter ones left out")

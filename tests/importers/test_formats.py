@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from itertools import accumulate
 
 import av
@@ -166,6 +167,14 @@ def test_a_film_that_lacks_frames_is_named(tmp_path):
     write_lerobot(tmp_path / "in")
     film(tmp_path / "in/videos/observation.images.front/chunk-000/file-001.mp4", [grey(2, t) for t in range(9)])
     with pytest.raises(UserError, match="in: trajectory 2 has 9 frames, 20 are declared"):
+        imported(tmp_path, tmp_path / "in")
+
+
+@pytest.mark.parametrize("part", ["data", "meta/episodes"])
+def test_a_part_that_is_not_there_is_named(tmp_path, part):
+    write_lerobot(tmp_path / "in")
+    shutil.rmtree(tmp_path / "in" / part)
+    with pytest.raises(UserError, match=f"in/{part}: no Parquet files with .*episode_index"):
         imported(tmp_path, tmp_path / "in")
 
 

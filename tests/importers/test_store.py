@@ -77,7 +77,7 @@ def test_what_is_damaged_is_refused_and_leaves_nothing(tmp_path, given, message)
     ([16, 15], {}, "--steps: 15 frames an episode, 16 to 1000"),
     ([20, 30], {"steps": 40}, "0 episodes of 40 frames"),
     ([20, 30], {"test_episodes": 2}, "2 episodes of 20 frames; --test-episodes 2"),
-    ([20, 30], {"test_episodes": 0}, "--test-episodes 0"),
+    ([20, 30], {"test_episodes": 0}, "--test-episodes 0"), ([], {}, "0 episodes of 1000 frames"),
 ])
 def test_lengths_and_counts_that_do_not_fit_are_told(tmp_path, lengths, options, message):
     with pytest.raises(UserError, match=message):
