@@ -20,7 +20,7 @@ from oclam.cli import only_one
 from oclam.errors import UserError
 from oclam.lease import PATIENCE, hold
 from oclam.params import read
-from oclam.slices import Job, adopt, needed_for, read_stages, record, said, upstream
+from oclam.slices import Job, adopt, command, needed_for, read_stages, record, said, upstream
 
 OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
 try:
@@ -79,13 +79,11 @@ def _run_stage(folder: str, name: str, patience: float, *upstream: str) -> str:
     os.chdir(folder)
     params = read().model_dump()
     stage = read_stages(params)[name]
-    if Job(stage, params).done:
-        return ""
     gpus = ",".join(map(str, ray.get_gpu_ids()))
     while True:
         with hold(LEASES / name, wait=True, patience=patience) as held:
             job = Job(stage, params)
-            if job.done:  # by another node, which was only taken for dead
+            if job.done:  # before, or by another node, which was only taken for dead
                 return ""
             job.start(sorted(os.sched_getaffinity(0)), [], CUDA_VISIBLE_DEVICES=gpus, OCLAM_CORES=str(_cores()))
             try:
@@ -120,8 +118,9 @@ def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
     Raises UserError that names the stages that failed, once all that does not need them is done.
     """
     params = read().model_dump()
-    stages = needed_for(until, read_stages(params))
-    resources = read_resources(params["scale"], list(dict.fromkeys(name.split("@")[0] for name in read_stages(params))))
+    every = read_stages(params)
+    stages = needed_for(until, every)
+    resources = read_resources(params["scale"], list(dict.fromkeys(name.split("@")[0] for name in every)))
     needs = {name: upstream(stage, stages) for name, stage in stages.items()}
     tasks, done = {}, 0
     for name in TopologicalSorter(needs).static_order():
@@ -183,9 +182,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command resumes")
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command(main)

@@ -22,8 +22,8 @@ __all__ = ["train_for_comparison"]
 
 
 def train_for_comparison(name: str, task: str, seed: int, params: SimpleNamespace, settings,
-                 make: Callable[[int], torch.nn.Module], observer: Callable, device: torch.device, *inputs: Path,
-                 model: str) -> None:
+                         make: Callable[[int], torch.nn.Module], observer: Callable, device: torch.device,
+                         *inputs: Path, model: str) -> None:
     """Write the model's masks of the moments that the report shows and, where the agent is segmented, its measures.
 
     Args:

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from graphlib import TopologicalSorter
@@ -32,8 +33,8 @@ from oclam.errors import UserError
 from oclam.machine import cores
 from oclam.params import read
 
-__all__ = ["Job", "Stage", "adopt", "expand", "needed_for", "read_stages", "record", "run_slice", "said", "time_left",
-           "upstream"]
+__all__ = ["Job", "Stage", "adopt", "command", "expand", "needed_for", "read_stages", "record", "run_slice", "said",
+           "time_left", "upstream"]
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
@@ -327,10 +328,15 @@ def main():
         sys.exit(os.EX_TEMPFAIL)
 
 
-if __name__ == "__main__":
+def command(main: Callable[[], None]) -> None:
+    """Run main of a command that runs the graph: wrong input and an interruption are one line."""
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command resumes")
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    command(main)
