@@ -20,7 +20,7 @@ from oclam.cli import only_one
 from oclam.errors import UserError
 from oclam.lease import PATIENCE, hold
 from oclam.params import read
-from oclam.slices import Job, adopt, command, needed_for, read_stages, record, said, upstream
+from oclam.slices import Job, adopt, command, needed_for, read_stages, record, said, upstream, urgency
 
 OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
 try:
@@ -33,7 +33,6 @@ __all__ = ["Resources", "read_resources", "run_graph"]
 LEASES = Path(".resume/leases")
 GLANCE = 30.0  # seconds between two views of what runs
 RETRIES = 100  # of a task whose node died; each resumes from the stage's checkpoint
-SKIPPED = "skipped"
 
 
 class Resources(BaseModel):
@@ -72,10 +71,8 @@ def read_resources(scale: str, stages: list[str], path: Path = Path("cluster.yam
 
 
 @ray.remote(max_retries=RETRIES)
-def _run_stage(folder: str, name: str, patience: float, *upstream: str) -> str:
-    """"" when the stage is done, SKIPPED when one that it needs is not, else what it said last."""
-    if any(upstream):
-        return SKIPPED
+def _run_stage(folder: str, name: str, patience: float) -> str:
+    """"" when the stage is done, else what it said last."""
     os.chdir(folder)
     params = read().model_dump()
     stage = read_stages(params)[name]
@@ -102,11 +99,26 @@ def _cores():
     return max(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)), 1)
 
 
+def _amounts(asked: Resources) -> dict[str, float]:
+    """What a stage takes, under Ray's names."""
+    amounts = {"CPU": asked.cpus, "GPU": asked.gpus, "memory": asked.memory * 2**30, **asked.custom}
+    return {key: amount for key, amount in amounts.items() if amount}
+
+
 def _impossible(asked: Resources) -> bool:
     """Whether no node, not even an idle one, has so much."""
-    wanted = {"CPU": asked.cpus, "GPU": asked.gpus, "memory": asked.memory * 2**30, **asked.custom}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return not any(all(node.get(key, 0) >= amount for key, amount in wanted.items()) for node in nodes)
+    return not any(all(node.get(key, 0) >= amount for key, amount in _amounts(asked).items()) for node in nodes)
+
+
+def _wanted(asked: Resources, handed: list[Resources], total: dict[str, float]) -> bool:
+    """Whether Ray may get another task, beside those that it has; it starts tasks in the order in which it gets them.
+
+    So it gets no more than the nodes hold in total, and always one of each kind, for which it can ask for nodes.
+    """
+    amounts = [_amounts(other) for other in handed]
+    return asked not in handed or all(sum(other.get(key, 0) for other in amounts) < total.get(key, 0)
+                                      for key in _amounts(asked))
 
 
 def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
@@ -122,37 +134,50 @@ def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
     stages = needed_for(until, every)
     resources = read_resources(params["scale"], list(dict.fromkeys(name.split("@")[0] for name in every)))
     needs = {name: upstream(stage, stages) for name, stage in stages.items()}
-    tasks, done = {}, 0
-    for name in TopologicalSorter(needs).static_order():
-        waited = [tasks[other] for other in needs[name] if other in tasks]
-        if not waited and Job(stages[name], params).done:
-            done += 1
-            continue
-        asked = resources[name.split("@")[0]]
-        tasks[name] = _run_stage.options(
-            name=name, num_cpus=asked.cpus, num_gpus=asked.gpus, memory=int(asked.memory * 2**30),
-            resources=asked.custom).remote(os.getcwd(), name, patience, *waited)
-    print(f"of {len(stages)} stages {done} are done", flush=True)
-    names, failed, waiting, glance = {task: name for name, task in tasks.items()}, [], list(tasks.values()), 0.0
-    while waiting:
-        ready, waiting = ray.wait(waiting, timeout=1)
-        for task in ready:
+    asked_by = {name: resources[name.split("@")[0]] for name in stages}
+    graph, rank = TopologicalSorter(needs), urgency(needs)
+    graph.prepare()
+    ready, tasks, ran, failed, done, glance = [], {}, set(), [], 0, 0.0
+    while True:
+        while found := graph.get_ready():
+            for name in found:
+                if ran.isdisjoint(needs[name]) and Job(stages[name], params).done:  # else its inputs have just changed
+                    graph.done(name)
+                    done += 1
+                else:
+                    ready.append(name)
+        if not ready and not tasks:
+            break
+        total = ray.cluster_resources()
+        for name in sorted(ready, key=rank.get):
+            asked = asked_by[name]
+            if _wanted(asked, [asked_by[other] for other in tasks.values()], total):
+                task = _run_stage.options(
+                    name=name, num_cpus=asked.cpus, num_gpus=asked.gpus, memory=int(asked.memory * 2**30),
+                    resources=asked.custom).remote(os.getcwd(), name, patience)
+                tasks[task] = name
+                ready.remove(name)
+        for task in ray.wait(list(tasks), timeout=1)[0]:
+            name = tasks.pop(task)
             try:
                 failure = ray.get(task)
             except ray.exceptions.OutOfMemoryError:
                 failure = f"its node ran out of memory {OOM_RETRIES + 1} times; raise its memory in cluster.yaml"
             except ray.exceptions.RayError as error:  # of a node that cannot run it, as without oclam
                 failure = " ".join(str(error).split())[-300:]
-            done += not failure
-            if failure and failure != SKIPPED:
-                failed.append(names[task])
-                print(f"{names[task]} failed: {failure}", flush=True)
+            if failure:
+                failed.append(name)
+                print(f"{name} failed: {failure}", flush=True)
+            else:
+                graph.done(name)
+                ran.add(name)
+                done += 1
         if time.monotonic() > glance:
             glance = time.monotonic() + GLANCE
             running = [path.name for path in sorted(LEASES.glob("*")) if path.name in stages]
             lines = [f"  {name}: {said(name)}" for name in running]
             print("\n".join([f"{done} of {len(stages)} stages are done, {len(running)} run", *lines]), flush=True)
-            left = dict.fromkeys(names[task].split("@")[0] for task in waiting)
+            left = dict.fromkeys(name.split("@")[0] for name in [*tasks.values(), *ready])
             if absent := [stage for stage in left if _impossible(resources[stage])]:
                 print(f"  {', '.join(absent)}: no node has what cluster.yaml asks, so they wait", flush=True)
     if failed:

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from graphlib import TopologicalSorter
@@ -34,7 +34,7 @@ from oclam.machine import cores
 from oclam.params import read
 
 __all__ = ["Job", "Stage", "adopt", "command", "expand", "needed_for", "read_stages", "record", "run_slice", "said",
-           "time_left", "upstream"]
+           "time_left", "upstream", "urgency"]
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
@@ -100,6 +100,18 @@ def upstream(stage: Stage, stages: dict[str, Stage]) -> list[str]:
     """Names of the stages whose outputs this one reads: the same path, one inside it or a folder around it."""
     return [other.name for other in stages.values()
             if any(f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a in other.outs for b in stage.deps)]
+
+
+def urgency(needs: Mapping[str, list[str]]) -> dict[str, int]:
+    """The rank of each stage, 0 for the first to start: what the longest chain of others waits for.
+
+    Args:
+        needs: {stage: those whose outputs it reads}; those with equal chains keep this order.
+    """
+    chains = {}
+    for name in reversed(list(TopologicalSorter(needs).static_order())):
+        chains[name] = 1 + max((chain for later, chain in chains.items() if name in needs[later]), default=0)
+    return {name: rank for rank, name in enumerate(sorted(needs, key=chains.get, reverse=True))}
 
 
 def needed_for(until: str | None, stages: dict[str, Stage]) -> dict[str, Stage]:
@@ -217,9 +229,9 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
         raise UserError(f"--jobs: {jobs} given, 1 to {len(free)} can share {len(free)} cores")
     share, devices = len(free) // jobs, min(params["compute"]["devices"], len(gpus))
     stages = needed_for(until, read_stages(params))
-    graph = TopologicalSorter({name: upstream(stage, stages) for name, stage in stages.items()})
+    needs = {name: upstream(stage, stages) for name, stage in stages.items()}
+    graph, rank = TopologicalSorter(needs), urgency(needs)
     graph.prepare()
-    order = {name: place for place, name in enumerate(stages)}  # what most others wait for stands first
     done, reached, waiting, running, failed, glance = 0, set(), [], [], [], time.monotonic() + GLANCE
     try:
         while True:
@@ -237,7 +249,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                 return False
             possible = [job for job in waiting if job.devices(devices) <= len(gpus)]
             if possible and len(running) < jobs and len(free) >= share:
-                job = min(possible, key=lambda job: order[job.stage.name])
+                job = min(possible, key=lambda job: rank[job.stage.name])
                 count = max(share, len(free) // len(waiting)) if job.stage.name.split("@")[0] in WORKERS else share
                 job.start([free.pop() for _ in range(count)], [gpus.pop() for _ in range(job.devices(devices))])
                 waiting.remove(job)

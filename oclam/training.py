@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 from torch import distributed
@@ -19,6 +20,8 @@ from oclam.progress import Progress
 __all__ = ["autocast", "average", "best_device", "count_parameters", "exponential_decay", "linear_decay", "share",
            "train", "update"]
 
+EMULATING = ("NO AVX", "AVX2")  # instruction sets on which torch has no products in bfloat16
+
 
 def best_device(threads: int | None = None) -> torch.device:
     """The GPU where there is one, else the CPU; torch uses `threads` of the CPU from here on (None: as before)."""
@@ -30,8 +33,17 @@ def best_device(threads: int | None = None) -> torch.device:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The context of the forward pass: bfloat16 where `precision` says so, else float32."""
     if precision == "bfloat16":
+        if device.type == "cpu":
+            _warn_of_emulation()
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+@cache
+def _warn_of_emulation():
+    if (instructions := torch.backends.cpu.get_cpu_capability()) in EMULATING:
+        print(f"warning: this CPU ({instructions}) computes bfloat16 many times slower than float32; set "
+              "compute.precision: float32", file=sys.stderr, flush=True)
 
 
 def linear_decay(step: int, steps: int, warmup: float) -> float:

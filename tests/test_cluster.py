@@ -18,7 +18,7 @@ from tests import ROOT
 # Nodes talk by 127.0.0.1 alone, as Ray's do where firewalls ask for every other address.
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ray = pytest.importorskip("ray", reason="needs the extra cluster")
-from oclam.cluster import LEASES, Resources, _impossible, read_resources, run_graph  # noqa: E402
+from oclam.cluster import LEASES, Resources, _impossible, _wanted, read_resources, run_graph  # noqa: E402
 
 PIPELINE = {"stages": {
     "last": {"cmd": "python stage.py b all", "deps": ["stage.py", "b"], "outs": ["all"]},
@@ -85,12 +85,34 @@ def until(holds, seconds=60):
 
 def test_stages_run_in_the_order_of_the_graph_and_once(cluster, tree, capsys):
     assert run_graph() and ran("end")[0] == "a" and set(ran("end")[1:3]) == {"b/0", "b/1"} and ran("end")[3:] == ["all"]
-    assert Path("all").read_text() == "20 steps of all" and "of 4 stages 0 are done" in capsys.readouterr().out
+    assert Path("all").read_text() == "20 steps of all" and "0 of 4 stages are done" in capsys.readouterr().out
     Path("b/1").unlink()
     Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL | {"memory": 0.06}}}))  # nothing is stale
     Path("work-1").unlink()
     assert run_graph() and ran("end")[4:] == ["b/1"]
     assert not list(LEASES.iterdir())
+
+
+def test_what_the_longest_chain_waits_for_starts_first(cluster, tree):
+    def stage(source, target):
+        return {"cmd": f"python stage.py {source} {target}", "deps": ["stage.py", source], "outs": [target]}
+
+    pairs = {"short": "params.yaml x", "other": "params.yaml y", "last": "b c", "middle": "a b",
+             "first": "params.yaml a"}
+    Path("dvc.yaml").write_text(yaml.dump({"stages": {name: stage(*pair.split()) for name, pair in pairs.items()}},
+                                          sort_keys=False))
+    Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL | {"custom": {"one": 1}}}}))
+    single = cluster.add_node(num_cpus=1, resources={"one": 1}, object_store_memory=80 << 20)
+    assert run_graph() and ran("end") == ["a", "b", "x", "y", "c"]
+    cluster.remove_node(single)
+
+
+def test_ray_gets_what_the_nodes_hold_and_one_of_each_kind():
+    total, half = {"CPU": 4, "GPU": 1, "memory": 2**34}, Resources(cpus=1, gpus=0.5, memory=1)
+    assert _wanted(half, [], {}) and not _wanted(half, [half], {})  # one, by which a cluster learns to grow
+    assert _wanted(half, [half], total) and not _wanted(half, 2 * [half], total)
+    render = Resources(cpus=2, gpus=0, memory=1)
+    assert _wanted(render, 2 * [half], total) and not _wanted(render, 2 * [half, render], total)
 
 
 def test_a_failure_is_told_once_and_what_does_not_need_it_goes_on(cluster, tree, capsys):

@@ -1,9 +1,11 @@
 """What DVC would run, in the order of its graph, in slices."""
 
 import os
+import random
 import subprocess
 import sys
 import time
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from dvc.repo import Repo
 from oclam.artifacts import write_json
 from oclam.errors import UserError
 from oclam.params import read
-from oclam.slices import RECORDS, adopt, expand, needed_for, record, run_slice, time_left, upstream
+from oclam.slices import RECORDS, adopt, expand, needed_for, record, run_slice, time_left, upstream, urgency
 from tests import ROOT
 
 STAGES = expand(yaml.safe_load((ROOT / "dvc.yaml").read_text()), read(ROOT / "params.yaml").model_dump())
@@ -45,6 +47,21 @@ def test_until_leaves_out_what_is_not_needed():
     assert needed_for("slot-select@cheetah-run-0", STAGES) == found and needed_for(None, STAGES) == STAGES
     with pytest.raises(UserError, match="--until: 'lappo' given, stages are backgrounds, expert,"):
         needed_for("lappo", STAGES)
+
+
+def test_the_longest_chain_ranks_first():
+    generator = random.Random(0)
+    for size in (1, 5, 9):
+        names = [f"stage{number}" for number in range(size)]
+        needs = {name: [other for other in names[:place] if generator.random() < 0.4]
+                 for place, name in enumerate(names)}
+        # Every subset of the stages that is a chain, by its first stage.
+        subsets = [chosen for count in range(1, size + 1) for chosen in combinations(names, count)]
+        chains = [chosen for chosen in subsets if all(one in needs[other] for one, other in pairwise(chosen))]
+        longest = {name: max(len(chain) for chain in chains if chain[0] == name) for name in names}
+        shuffled = dict(sorted(needs.items(), key=lambda _: generator.random()))
+        assert list(urgency(shuffled)) == sorted(shuffled, key=lambda name: -longest[name])
+        assert list(urgency(shuffled).values()) == list(range(size))
 
 
 PIPELINE = {"stages": {  # `last` stands first, so that the file's order is not the graph's

@@ -10,7 +10,7 @@ from oclam import checkpoint as checkpoint_module
 from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
 from oclam.seeding import torch_rng
-from oclam.training import best_device, exponential_decay, linear_decay, train, update
+from oclam.training import _warn_of_emulation, autocast, best_device, exponential_decay, linear_decay, train, update
 from tests import ROOT
 
 
@@ -190,3 +190,14 @@ def test_an_update_has_a_rate_for_each_group_and_clips_by_the_norm(norm, scale):
     optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=0)
     update(optimizer, (3 * weights[0] - 4 * weights[1]).sum(), [1.0, 10.0], 1.0, norm)
     assert [weight.item() for weight in weights] == pytest.approx([-3 * scale, 40 * scale])
+
+
+@pytest.mark.parametrize(("instructions", "warns"), [("AVX2", True), ("AVX512", False), ("AMX", False)])
+def test_a_cpu_that_emulates_bfloat16_is_told_of_once(monkeypatch, capsys, instructions, warns):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: instructions)
+    _warn_of_emulation.cache_clear()
+    for precision in ("float32", "bfloat16", "bfloat16"):
+        autocast(torch.device("cpu"), precision)
+    told = capsys.readouterr().err
+    assert told.count("warning") == warns and ("set compute.precision: float32" in told) == warns
+    _warn_of_emulation.cache_clear()

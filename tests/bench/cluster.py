@@ -15,7 +15,7 @@ import yaml
 
 from oclam.params import read
 from oclam.plan import TFLOPS, Plan
-from oclam.slices import expand, run_slice, upstream
+from oclam.slices import expand, run_slice, upstream, urgency
 from tests import ROOT
 
 COUNT = 20  # stages that only start Python
@@ -24,13 +24,13 @@ COUNT = 20  # stages that only start Python
 def makespan(hours: Mapping[str, float], needs: Mapping[str, list[str]], gpus: int, on_gpu: set[str]) -> float:
     """Hours until all is done when a stage starts as soon as what it needs is there and, if it wants one, a GPU.
 
-    Ready stages are taken in the order of `hours`, as Ray does; stages without a GPU never wait.
+    Ready stages are taken by `urgency`, as `oclam.cluster` does; stages without a GPU never wait.
     """
-    order, missing = {name: place for place, name in enumerate(hours)}, {name: len(needs[name]) for name in hours}
+    rank, missing = urgency(needs), {name: len(needs[name]) for name in hours}
     later = {name: [other for other in hours if name in needs[other]] for name in hours}
     ready, ends, now, free = [name for name in hours if not missing[name]], [], 0.0, gpus
     while ready or ends:
-        for name in sorted(ready, key=order.get):
+        for name in sorted(ready, key=rank.get):
             if name not in on_gpu or free:
                 free -= name in on_gpu
                 ready.remove(name)
