@@ -30,10 +30,11 @@ test-cpus: setup
 		if [ $$cpu = native ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$cpu; fi; \
 		echo "$$cpu, $$threads threads"; OMP_NUM_THREADS=$$threads python -m pytest -q -n auto --dist loadgroup || exit 1; done; done
 
-# 300 injections of faults into the stages, and 1,000 mutated parameter files: an hour of one core.
+# 300 injections of faults into the stages, 1,000 mutated parameter files, 20 nodes that die: an hour of one core.
 faults: setup
 	OMP_NUM_THREADS=1 python -m tests.faults --count 300
 	OMP_NUM_THREADS=1 python -m tests.faults.params --count 1000
+	OMP_NUM_THREADS=1 python -m tests.faults.nodes --kills 20
 
 lint: setup
 	ruff check .
