@@ -21,11 +21,12 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER":
 import ray
 from ray.cluster_utils import Cluster
 
+from oclam import paths
 from oclam.artifacts import digest
 from oclam.cluster import LEASES, run_graph
 from oclam.slices import RECORDS
 from tests import ROOT
-from tests.stages.tiny import build, expanded
+from tests.stages.tiny import build, expanded, run
 
 PAUSE = (3.0, 12.0)  # seconds between two kills, of the few that a stage takes; Ray needs some to see each
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -95,7 +96,13 @@ def processes(node) -> list[psutil.Process]:
 
 
 def differences(finished: Path) -> list[str]:
-    """The stages whose outputs in the working folder are not those of the finished project, or that left work."""
+    """The stages whose outputs in the working folder are not those of the finished project, or that left work.
+
+    The report shows durations, so the finished project's is made again with the durations of here.
+    """
+    shutil.copytree(paths.reports / "durations", finished / paths.reports / "durations", dirs_exist_ok=True)
+    with chdir(finished):
+        run(expanded()["report"])
     other = [name for name, stage in expanded().items()
              if any(not Path(out).exists() or digest(out) != digest(finished / out) for out in stage.outs)]
     known = {"locks", "logs", RECORDS.name, LEASES.name}
