@@ -28,7 +28,7 @@ from oclam.slices import RECORDS
 from tests import ROOT
 from tests.stages.tiny import build, expanded, run
 
-PAUSE = (3.0, 12.0)  # seconds between two kills, of the few that a stage takes; Ray needs some to see each
+PAUSE = (3.0, 12.0)  # seconds between two kills; the shorter, the more of them fall into the early stages
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
