@@ -185,7 +185,7 @@ def test_a_policy_acts_the_same_without_the_repository_and_its_card_says_how(pol
     agents = [Agent([one], STACK) for one in (policy, policies)]
     for frame in frames[:4]:
         np.testing.assert_array_equal(*(agent.act(frame[None]) for agent in agents))
-    for words in ("license: apache-2.0", "# Policy of lapo on cheetah-run", "| scale | small |", "| seed | 0 |",
+    for words in ("license: apache-2.0", "# Policy of lapo on cheetah-run", "| scale | tiny |", "| seed | 0 |",
                   "generated background videos, camera (0.1), colours (0.1)", f"| commit | {commit} |",
                   "| true actions | 8 trajectories |",
                   "| return, test backgrounds | 12.0 ± 2.0 (standard error, 2 episodes) |", "Apache 2.0."):

@@ -14,24 +14,11 @@ from oclam.params import read
 from oclam.slices import Stage, expand, upstream
 from tests import ROOT
 
-TASK, EPISODES, TEST_EPISODES, STEPS, SIZE, LATENT_DIM, BUDGETS = "cheetah-run", 3, 2, 24, 32, 8, [1, 2]
-TINY = {
-    "restarts": [0, 1],
-    "env": {"image_size": SIZE, "texture_size": 16}, "backgrounds": {"videos": 2, "frames": 3},
-    "collect": {"episodes": EPISODES, "test_episodes": TEST_EPISODES, "segmented_episodes": 1, "steps": STEPS},
-    "encoder": {"image_size": SIZE},
-    "ocp": {"slots": 3, "slot_dim": 8, "feature_hidden": 8, "decoder_hidden": 8, "decoder_layers": 1, "kept_clips": 8,
-            "decoded_patches": 8, "batch_size": 2, "steps": 3, "warmup_steps": 1, "decay_steps": 3},
-    "steve": {"feature_hidden": 4, "decoder_hidden": 4, "batch_size": 2, "steps": 2},
-    "slotcontrast": {"steps": 2},
-    "slot_select": {"labelled_episodes": 2, "max_slots": 1},
-    "lapo": {"latent_dim": LATENT_DIM, "future_offset": 3, "batch_size": 16, "epochs": 1, "warmup_epochs": 0},
-    "lapo_slots": {"hidden_dim": 8, "batch_size": 16, "epochs": 1, "warmup_epochs": 0},
-    "laom": {"hidden_dim": 8, "batch_size": 16, "epochs": 1, "warmup_epochs": 0}, "laom_labels": {"batch_size": 4},
-    "bc": {"batch_size": 16, "epochs": 1},
-    "finetune": {"budgets": BUDGETS, "hidden_dim": 8, "batch_size": 8, "updates": 3}, "scratch": {"updates": 3},
-    "eval": {"episodes": 2},
-}
+TINY = yaml.safe_load((ROOT / "params" / "tiny.yaml").read_text())
+del TINY["base"]
+TASK, STEPS, SIZE = "cheetah-run", TINY["collect"]["steps"], TINY["env"]["image_size"]
+EPISODES, TEST_EPISODES = TINY["collect"]["episodes"], TINY["collect"]["test_episodes"]
+LATENT_DIM, BUDGETS = TINY["lapo"]["latent_dim"], TINY["finetune"]["budgets"]
 
 
 def run(stage: Stage) -> None:
