@@ -1,7 +1,8 @@
-"""The stages of dvc.yaml as Ray tasks, on this machine or on all nodes of a cluster that share this folder.
+"""The stages of dvc.yaml as Ray tasks, on this machine or on all nodes of a cluster.
 
 `python -m oclam.cluster` skips what is done and resumes what is not, as `oclam.slices` does, whose records it shares.
 `cluster.yaml` says what each stage needs; a change of it makes nothing stale. DVC is called on this host alone.
+Nodes share this folder, or exchange data by a DVC remote (`--remote`) and get code and parameters from Ray.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from oclam.cli import only_one
 from oclam.errors import UserError
 from oclam.lease import PATIENCE, hold
 from oclam.params import read
-from oclam.slices import Job, adopt, command, needed_for, read_stages, record, said, upstream, urgency
+from oclam.paths import duration
+from oclam.remote import Remote, Version
+from oclam.slices import LOGS, Job, Stage, adopt, command, needed_for, read_stages, record, said, upstream, urgency
 
 OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
 try:
@@ -31,6 +34,7 @@ except ModuleNotFoundError:
 __all__ = ["Resources", "read_resources", "run_graph"]
 
 LEASES = Path(".resume/leases")
+SHIPPED = ("oclam", "stages", "dvc.yaml", "params.yaml")  # to nodes that do not share the folder, in which they run
 GLANCE = 30.0  # seconds between two views of what runs
 RETRIES = 100  # of a task whose node died; each resumes from the stage's checkpoint
 
@@ -71,9 +75,59 @@ def read_resources(scale: str, stages: list[str], path: Path = Path("cluster.yam
 
 
 @ray.remote(max_retries=RETRIES)
-def _run_stage(folder: str, name: str, patience: float) -> str:
-    """"" when the stage is done, else what it said last."""
+def _run_stage(folder: str, name: str, patience: float) -> tuple[str, dict[str, Version], str]:
+    """Why the stage failed or "", and of outputs and log nothing: they are in the folder, which the node shares."""
     os.chdir(folder)
+    return _run(name, patience), {}, ""
+
+
+@ray.remote(max_retries=RETRIES)
+def _run_elsewhere(remote: Remote, inputs: dict[str, Version], name: str,
+                   patience: float) -> tuple[str, dict[str, Version], str]:
+    """The same in a folder of the node's own, with the outputs, which it pushed, and the log."""
+    try:
+        with hold(LEASES.with_name("pull"), wait=True, patience=patience):  # for two stages may need the same
+            for path, version in inputs.items():
+                remote.pull(path, version)
+        failure, stage = _run(name, patience), read_stages(read().model_dump())[name]
+        made = {} if failure else {out: remote.push(out) for out in [*stage.outs, *_duration(stage)]}
+    except UserError as error:
+        return str(error), {}, ""
+    return failure, made, log.read_text(errors="replace") if (log := LOGS / f"{name}.log").exists() else ""
+
+
+def _duration(stage: Stage) -> list[str]:
+    """The file in which a stage recorded how long it took, which it does not declare; nothing where there is none."""
+    _, _, module, *words = stage.cmd.split()
+    path = duration("-".join([module.removeprefix("stages.").replace("_", "-"), *words]))
+    return [str(path)] if path.exists() else []
+
+
+def _inputs(stage: Stage, stages: dict[str, Stage]) -> list[str]:
+    """The files and folders that the stage reads, without those that Ray ships and those outside this folder."""
+    made = [out for other in upstream(stage, stages) for out in stages[other].outs]
+    found = [[out for out in made if _within(out, dep) or _within(dep, out)] or [dep] for dep in stage.deps]
+    found += map(_duration, stages.values()) if stage.name == "report" else []
+    return [path for paths in found for path in paths if not os.path.isabs(path)
+            and not any(_within(path, shipped) for shipped in SHIPPED)]
+
+
+def _receive(remote: Remote, made: dict[str, Version], log: str, job: Job) -> None:
+    """Bring here what a stage made elsewhere, nothing if it failed, and its log."""
+    for path, version in made.items():
+        remote.pull(path, version)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.write_text(log)
+    if made:
+        job.write(done=True)
+
+
+def _within(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")
+
+
+def _run(name: str, patience: float) -> str:
+    """"" when the stage is done, else what it said last."""
     params = read().model_dump()
     stage = read_stages(params)[name]
     gpus = ",".join(map(str, ray.get_gpu_ids()))
@@ -121,12 +175,13 @@ def _wanted(asked: Resources, handed: list[Resources], total: dict[str, float]) 
                                       for key in _amounts(asked))
 
 
-def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
+def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remote | None = None) -> bool:
     """Run what is not done yet on the cluster that Ray is connected to; whether all is done.
 
     Args:
         until: as in `oclam.slices.needed_for`.
         patience: seconds after which a stage on a silent node may run on another.
+        remote: by which nodes that do not share this folder get inputs and give outputs, all of which come here.
     Raises UserError that names the stages that failed, once all that does not need them is done.
     """
     params = read().model_dump()
@@ -137,7 +192,7 @@ def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
     asked_by = {name: resources[name.split("@")[0]] for name in stages}
     graph, rank = TopologicalSorter(needs), urgency(needs)
     graph.prepare()
-    ready, tasks, ran, failed, done, glance = [], {}, set(), [], 0, 0.0
+    ready, tasks, ran, failed, pushed, done, glance = [], {}, set(), [], {}, 0, 0.0
     while True:
         while found := graph.get_ready():
             for name in found:
@@ -152,15 +207,26 @@ def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
         for name in sorted(ready, key=rank.get):
             asked = asked_by[name]
             if _wanted(asked, [asked_by[other] for other in tasks.values()], total):
-                task = _run_stage.options(
-                    name=name, num_cpus=asked.cpus, num_gpus=asked.gpus, memory=int(asked.memory * 2**30),
-                    resources=asked.custom).remote(os.getcwd(), name, patience)
+                options = {"name": name, "num_cpus": asked.cpus, "num_gpus": asked.gpus,
+                           "memory": int(asked.memory * 2**30), "resources": asked.custom}
+                if remote is None:
+                    task = _run_stage.options(**options).remote(os.getcwd(), name, patience)
+                else:
+                    inputs = _inputs(stages[name], stages)
+                    pushed |= {path: remote.push(path) for path in inputs if path not in pushed}
+                    task = _run_elsewhere.options(**options).remote(
+                        remote, {path: pushed[path] for path in inputs}, name, patience)
                 tasks[task] = name
                 ready.remove(name)
         for task in ray.wait(list(tasks), timeout=1)[0]:
             name = tasks.pop(task)
             try:
-                failure = ray.get(task)
+                failure, made, log = ray.get(task)
+                if remote is not None:
+                    _receive(remote, made, log, Job(stages[name], params))
+                    pushed |= made
+            except UserError as error:
+                failure = str(error)
             except ray.exceptions.OutOfMemoryError:
                 failure = f"its node ran out of memory {OOM_RETRIES + 1} times; raise its memory in cluster.yaml"
             except ray.exceptions.RayError as error:  # of a node that cannot run it, as without oclam
@@ -174,7 +240,8 @@ def run_graph(until: str | None = None, patience: float = PATIENCE) -> bool:
                 done += 1
         if time.monotonic() > glance:
             glance = time.monotonic() + GLANCE
-            running = [path.name for path in sorted(LEASES.glob("*")) if path.name in stages]
+            running = sorted(tasks.values()) if remote else [
+                path.name for path in sorted(LEASES.glob("*")) if path.name in stages]
             lines = [f"  {name}: {said(name)}" for name in running]
             print("\n".join([f"{done} of {len(stages)} stages are done, {len(running)} run", *lines]), flush=True)
             left = dict.fromkeys(name.split("@")[0] for name in [*tasks.values(), *ready])
@@ -192,15 +259,20 @@ def main():
     parser.add_argument("--until", metavar="STAGE", help="the last stage, or instance such as slots@cheetah-run-0")
     parser.add_argument("--patience", type=float, default=PATIENCE, metavar="SECONDS",
                         help=f"of silence, after which a holder of a stage is taken for dead (default {PATIENCE:.0f})")
+    parser.add_argument("--remote", metavar="NAME", help="the DVC remote by which nodes that do not share this folder "
+                        "exchange data; each runs its stages in a folder of Ray's")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
+    remote = Remote.named(arguments.remote) if arguments.remote else None
     ours = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    environment = {"env_vars": {"PYTHONPATH": ours}} if remote is None else {
+        "working_dir": os.getcwd(), "excludes": [f"/{path}" for path in os.listdir() if path not in SHIPPED]}
     with only_one("slices"), hold(LEASES.with_name("driver"), wait=False, patience=arguments.patience):
         adopt()
         ray.init(address=arguments.address, include_dashboard=False, log_to_driver=False,
-                 runtime_env={"env_vars": {"PYTHONPATH": ours}})
+                 runtime_env=environment)
         try:
-            run_graph(arguments.until, arguments.patience)
+            run_graph(arguments.until, arguments.patience, remote)
         finally:
             ray.shutdown()
             record()

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 
-from oclam.errors import UserError
+from oclam.errors import Absent, UserError
 
 __all__ = ["is_worker", "launch", "work"]
 
@@ -29,7 +29,7 @@ def is_worker() -> bool:
 def launch(processes: int) -> None:
     """Run the command of this process once more in so many processes, and wait for them.
 
-    Raises UserError with the message of the process that failed, or with its traceback where it has no message.
+    Raises UserError or Absent as a process did, or UserError with the traceback of its other error.
     """
     import torch  # here, because workers that only simulate start faster without it
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
@@ -51,7 +51,7 @@ def launch(processes: int) -> None:
         except SignalException as error:
             stopped = error.sigval
         except ChildFailedError as error:
-            raise UserError(_cause(list(error.failures.values()))) from None
+            raise _cause(list(error.failures.values())) from None
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -60,14 +60,15 @@ def launch(processes: int) -> None:
 
 
 def _cause(failures):
-    """What the processes' failures say: a user's error before all others, such as those of the lost connection."""
+    """The error that the processes tell of: a user's before all others, such as those of the lost connection."""
     told = [failure.message for failure in failures if isinstance(failure.message, dict)]
     for message in told:
-        if message["message"].startswith("UserError: "):
-            return message["message"].removeprefix("UserError: ")
+        for kind in (UserError, Absent):
+            if message["message"].startswith(name := f"{kind.__name__}: "):
+                return kind(message["message"].removeprefix(name))
     if told:
-        return told[0]["extraInfo"]["py_callstack"]
-    return f"process {failures[0].local_rank} of the training ended with status {failures[0].exitcode}"
+        return UserError(told[0]["extraInfo"]["py_callstack"])
+    return UserError(f"process {failures[0].local_rank} of the training ended with status {failures[0].exitcode}")
 
 
 def work(main: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,28 @@ def test_the_driver_is_killed_and_started_again_and_dvc_knows_the_result(cluster
     assert ran("end")[-1] == "all" and Path("a").exists()
     status = subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, text=True)
     assert "up to date" in status.stdout
+
+
+def test_nodes_that_share_no_folder_exchange_data_by_a_dvc_remote(cluster, tree, tmp_path):
+    dvc, environment = [sys.executable, "-m", "dvc"], os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "oclam.cluster", "--address", cluster.address, "--remote"]
+    subprocess.run([*dvc, "init", "-q", "--no-scm"], check=True)
+    subprocess.run([*dvc, "remote", "add", "-q", "store", tmp_path / "store"], check=True)
+    unknown = subprocess.run([*command, "nowhere"], env=environment, capture_output=True, text=True)
+    assert unknown.stderr == "error: --remote: 'nowhere' given, `dvc remote list` has store\n"
+    Path("fail").touch()  # here, so that no stage sees it
+    subprocess.run([*command, "store"], env=environment, check=True)
+    assert not Path("ran").exists() and not Path("work-a").exists()  # it all ran in the node's folder
+    status = subprocess.run([*dvc, "status"], capture_output=True, text=True)
+    assert "up to date" in status.stdout
+    other = tmp_path / "other"  # what Git would carry, and the remote
+    shutil.copytree(".", other, ignore=shutil.ignore_patterns("a", "b", "all", "store", "other", ".resume", "cache"))
+    subprocess.run([*dvc, "pull", "-q", "-r", "store"], cwd=other, check=True)
+    for path in ("a", "b/0", "b/1", "all"):
+        assert (other / path).read_bytes() == Path(path).read_bytes()
+    Path("b/1").unlink()  # what is made again there begins with what the node still has
+    subprocess.run([*command, "store"], env=environment, check=True)
+    assert Path("b/1").read_bytes() == (other / "b/1").read_bytes()
 
 
 def test_what_no_node_could_run_is_known(cluster):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 
 from oclam import paths
-from oclam.artifacts import load_tensors, read_csv
+from oclam.artifacts import is_absent, load_tensors, read_csv, write_absent
 from oclam.checkpoint import FOLDER, Checkpoint
 from oclam.datasets import Frames, FrameSampler, FrameStacks, TripleSampler
 from oclam.errors import UserError
@@ -225,6 +226,20 @@ def test_a_stage_on_two_devices_writes_what_it_writes_on_one(tmp_path):
         assert two == pytest.approx(one, rel=2e-5)
     for name, tensor in weights.items():
         torch.testing.assert_close(weights_of_two[name], tensor, atol=2e-4, rtol=1e-3)
+
+
+def test_what_demonstrations_do_not_allow_is_absent_on_two_devices_too():
+    project()
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    Path("params.yaml").write_text(yaml.safe_dump(params | {"tasks": ["a-b"], "collect": params["collect"] | {
+        "source": "files"}}))
+    shutil.copy(ROOT / "dvc.yaml", ".")
+    shutil.rmtree(paths.latents("a-b", 0, "lapo"))
+    write_absent(paths.latents("a-b", 0, "lapo"), "no clean twin")
+    stage = start("stages.bc", "a-b", "0", "lapo")
+    said = stage.communicate(timeout=120)[1]
+    assert stage.returncode == 0 and said.endswith("absent: no clean twin\n"), said
+    assert is_absent(paths.actor("a-b", 0, "lapo"))
 
 
 def test_more_devices_than_gpus_are_refused(monkeypatch):

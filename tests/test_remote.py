@@ -1,0 +1,66 @@
+"""Files and folders through a DVC remote in a local folder, and what is missing or damaged there."""
+
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from oclam.artifacts import digest
+from oclam.errors import UserError
+from oclam.remote import Remote
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A remote named relative to the repository, which is the working folder."""
+    (repository := tmp_path / "repository").mkdir()
+    monkeypatch.chdir(repository)
+    Repo.init(no_scm=True)
+    with Path(".dvc/config").open("a") as config:  # as `dvc remote add store ../store` writes it
+        config.write("""['remote "store"']\nurl = ../../store\n""")
+        config.write("""['remote "kept"']\nurl = s3://bucket\nversion_aware = true\n""")
+    Path("set/inner").mkdir(parents=True)
+    Path("set/inner/x").write_bytes(bytes(range(256)))
+    Path("set/y").write_text("y")
+    Path("file").write_text("text")
+    return Remote.named("store")
+
+
+@pytest.mark.parametrize("path", ["set", "file"])
+def test_what_was_pushed_is_pulled_elsewhere_and_over_what_is_there(remote, path, monkeypatch):
+    version, content = remote.push(path), digest(path)
+    monkeypatch.chdir("..")  # no repository
+    remote.pull(f"new/{path}", version)
+    assert digest(f"new/{path}") == content == version.content
+    changed = Path("new", path) if path == "file" else Path("new/set/y")
+    changed.write_text("changed")
+    (Path("new/set").mkdir(exist_ok=True), Path("new/set/more").touch())
+    remote.pull(f"new/{path}", version)
+    assert digest(f"new/{path}") == content
+
+
+def test_what_is_there_already_does_not_need_the_remote(remote):
+    version = remote.push("set")
+    Path("../store").rename("../away")
+    remote.pull("set", version)
+    with pytest.raises(UserError, match="^new: it does not come from the remote .*store"):
+        remote.pull("new", version)
+
+
+def test_a_damaged_object_is_not_taken_for_the_file(remote):
+    version = remote.push("file")
+    [kept] = Path("../store/files/md5").glob("*/*")
+    kept.chmod(0o644)
+    kept.write_text("damaged")
+    with pytest.raises(UserError, match="^new: "):
+        remote.pull("new", version)
+
+
+def test_remotes_that_cannot_be_used_are_refused(remote, tmp_path):
+    with pytest.raises(UserError, match="^--remote: 'nowhere' given, `dvc remote list` has store, kept$"):
+        Remote.named("nowhere")
+    with pytest.raises(UserError, match="^--remote: 'kept' keeps versions"):
+        Remote.named("kept")
+    (tmp_path / "store").write_text("a file in its place")
+    with pytest.raises(UserError, match="^file: the remote .*store does not take it"):
+        remote.push("file")
