@@ -7,6 +7,7 @@ Nodes share this folder, or exchange data by a DVC remote (`--remote`) and get c
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -17,8 +18,10 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from oclam.artifacts import atomic, digest
 from oclam.cli import only_one
 from oclam.errors import UserError
+from oclam.importers.adoption import refuse_foreign
 from oclam.lease import PATIENCE, hold
 from oclam.params import read
 from oclam.paths import duration
@@ -35,6 +38,7 @@ __all__ = ["Resources", "read_resources", "run_graph"]
 
 LEASES = Path(".resume/leases")
 SHIPPED = ("oclam", "stages", "dvc.yaml", "params.yaml")  # to nodes that do not share the folder, in which they run
+LOG_END = 50_000  # characters of a log; Ray keeps larger results on the node, which may leave
 GLANCE = 30.0  # seconds between two views of what runs
 RETRIES = 100  # of a task whose node died; each resumes from the stage's checkpoint
 
@@ -84,7 +88,8 @@ def _run_stage(folder: str, name: str, patience: float) -> tuple[str, dict[str, 
 @ray.remote(max_retries=RETRIES)
 def _run_elsewhere(remote: Remote, inputs: dict[str, Version], name: str,
                    patience: float) -> tuple[str, dict[str, Version], str]:
-    """The same in a folder of the node's own, with the outputs, which it pushed, and the log."""
+    """The same in a folder of the node's own, with the outputs, which it pushed, and the log's end."""
+    _enter_own_folder()
     try:
         with hold(LEASES.with_name("pull"), wait=True, patience=patience):  # for two stages may need the same
             for path, version in inputs.items():
@@ -93,7 +98,19 @@ def _run_elsewhere(remote: Remote, inputs: dict[str, Version], name: str,
         made = {} if failure else {out: remote.push(out) for out in [*stage.outs, *_duration(stage)]}
     except UserError as error:
         return str(error), {}, ""
-    return failure, made, log.read_text(errors="replace") if (log := LOGS / f"{name}.log").exists() else ""
+    log = LOGS / f"{name}.log"
+    return failure, made, log.read_text(errors="replace")[-LOG_END:] if log.exists() else ""
+
+
+def _enter_own_folder() -> None:
+    """Go to a copy of what Ray shipped: Ray empties its own folder when another node starts on the same host."""
+    shipped = Path.cwd()
+    own = shipped.parents[2] / "oclam" / shipped.name  # in the session's folder, where `ray start --temp-dir` says
+    if shipped.parent != own.parent:  # else an earlier task of this process has gone there
+        if not own.exists():
+            with atomic(own) as copy:
+                shutil.copytree(shipped, copy)
+        os.chdir(own)
 
 
 def _duration(stage: Stage) -> list[str]:
@@ -112,14 +129,41 @@ def _inputs(stage: Stage, stages: dict[str, Stage]) -> list[str]:
             and not any(_within(path, shipped) for shipped in SHIPPED)]
 
 
-def _receive(remote: Remote, made: dict[str, Version], log: str, job: Job) -> None:
-    """Bring here what a stage made elsewhere, nothing if it failed, and its log."""
-    for path, version in made.items():
-        remote.pull(path, version)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.log.write_text(log)
-    if made:
-        job.write(done=True)
+class _Exchange:
+    """What nodes that do not share this folder get from it and bring here, by a remote."""
+
+    def __init__(self, remote, stages, params):
+        self.remote, self.stages, self.params = remote, stages, params
+        self.pushed, self.jobs, self.shipped = {}, {}, _shipped()
+
+    def submit(self, name, options, patience):
+        """Let Ray run the stage; raises UserError when its inputs cannot be sent."""
+        stage = self.stages[name]
+        for out in stage.outs if name.startswith("collect") else []:  # which on a node could not see it
+            refuse_foreign(Path(out), Path(self.params["collect"]["path"]))
+        inputs = _inputs(stage, self.stages)
+        self.pushed |= {path: self.remote.push(path) for path in inputs if path not in self.pushed}
+        self.jobs[name] = Job(stage, self.params)
+        return _run_elsewhere.options(**options).remote(
+            self.remote, {path: self.pushed[path] for path in inputs}, name, patience)
+
+    def receive(self, name, made, log):
+        """Bring here what the stage made, nothing if it failed, and its log; raises UserError when that fails."""
+        job = self.jobs[name]
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        job.log.write_text(log)
+        if made and self.shipped != _shipped():
+            raise UserError("code or parameters changed here while it ran; the same command runs it again")
+        for path, version in made.items():
+            self.remote.pull(path, version)
+        self.pushed |= made
+        if made:
+            job.write(done=True)
+
+
+def _shipped():
+    """The content of what Ray ships, as hashes."""
+    return [digest(path) for path in SHIPPED if Path(path).exists()]
 
 
 def _within(path: str, folder: str) -> bool:
@@ -192,7 +236,13 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
     asked_by = {name: resources[name.split("@")[0]] for name in stages}
     graph, rank = TopologicalSorter(needs), urgency(needs)
     graph.prepare()
-    ready, tasks, ran, failed, pushed, done, glance = [], {}, set(), [], {}, 0, 0.0
+    ready, tasks, ran, failed, done, glance = [], {}, set(), [], 0, 0.0
+    exchange = remote and _Exchange(remote, stages, params)
+
+    def fail(name, why):
+        failed.append(name)
+        print(f"{name} failed: {why}", flush=True)
+
     while True:
         while found := graph.get_ready():
             for name in found:
@@ -209,22 +259,19 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
             if _wanted(asked, [asked_by[other] for other in tasks.values()], total):
                 options = {"name": name, "num_cpus": asked.cpus, "num_gpus": asked.gpus,
                            "memory": int(asked.memory * 2**30), "resources": asked.custom}
-                if remote is None:
-                    task = _run_stage.options(**options).remote(os.getcwd(), name, patience)
-                else:
-                    inputs = _inputs(stages[name], stages)
-                    pushed |= {path: remote.push(path) for path in inputs if path not in pushed}
-                    task = _run_elsewhere.options(**options).remote(
-                        remote, {path: pushed[path] for path in inputs}, name, patience)
-                tasks[task] = name
                 ready.remove(name)
-        for task in ray.wait(list(tasks), timeout=1)[0]:
+                try:
+                    task = exchange.submit(name, options, patience) if exchange else \
+                        _run_stage.options(**options).remote(os.getcwd(), name, patience)
+                    tasks[task] = name
+                except UserError as error:
+                    fail(name, error)
+        for task in ray.wait(list(tasks), timeout=1)[0] if tasks else []:
             name = tasks.pop(task)
             try:
                 failure, made, log = ray.get(task)
-                if remote is not None:
-                    _receive(remote, made, log, Job(stages[name], params))
-                    pushed |= made
+                if exchange:
+                    exchange.receive(name, made, log)
             except UserError as error:
                 failure = str(error)
             except ray.exceptions.OutOfMemoryError:
@@ -232,8 +279,7 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
             except ray.exceptions.RayError as error:  # of a node that cannot run it, as without oclam
                 failure = " ".join(str(error).split())[-300:]
             if failure:
-                failed.append(name)
-                print(f"{name} failed: {failure}", flush=True)
+                fail(name, failure)
             else:
                 graph.done(name)
                 ran.add(name)
@@ -259,8 +305,8 @@ def main():
     parser.add_argument("--until", metavar="STAGE", help="the last stage, or instance such as slots@cheetah-run-0")
     parser.add_argument("--patience", type=float, default=PATIENCE, metavar="SECONDS",
                         help=f"of silence, after which a holder of a stage is taken for dead (default {PATIENCE:.0f})")
-    parser.add_argument("--remote", metavar="NAME", help="the DVC remote by which nodes that do not share this folder "
-                        "exchange data; each runs its stages in a folder of Ray's")
+    parser.add_argument("--remote", metavar="NAME", help="the DVC remote by which nodes exchange data, if they do not "
+                        "share this folder")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
     remote = Remote.named(arguments.remote) if arguments.remote else None

@@ -4,19 +4,21 @@ Its objects are those of `dvc push` and `dvc pull`; DVC's locks and records are 
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from dvc.fs import LocalFileSystem, get_cloud_fs
 from dvc.repo import Repo
 from dvc_data.hashfile import load
 from dvc_data.hashfile.build import build
-from dvc_data.hashfile.checkout import CheckoutError, checkout
+from dvc_data.hashfile.checkout import checkout
 from dvc_data.hashfile.db import HashFileDB, get_odb
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
-from dvc_objects.errors import ObjectFormatError
 
 from oclam.artifacts import digest
 from oclam.errors import UserError
@@ -42,7 +44,7 @@ class Remote:
     @classmethod
     def named(cls, name: str) -> "Remote":
         """The remote of the repository in the working folder; raises UserError for one that cannot be used."""
-        with Repo() as repo:
+        with _told(f"--remote: {name}"), Repo() as repo:
             known = repo.config["remote"]
             if name not in known:
                 raise UserError(f"--remote: {name!r} given, `dvc remote list` has {', '.join(known) or 'none'}")
@@ -56,26 +58,40 @@ class Remote:
 
     def push(self, path: str | Path) -> Version:
         """Copy a file or folder to the remote; raises UserError when it does not take all of it."""
-        content, objects = digest(path), self._objects()
-        try:
+        content = digest(path)
+        if link := next((entry for entry in Path(path).rglob("*") if entry.is_symlink() and entry.is_dir()), None):
+            raise UserError(f"{link}: DVC follows no link to a folder inside {path}; put the folder itself there")
+        with _told(f"{path}: the remote {self.folder} does not take it"):
+            objects = self._objects()
             staged, _, found = build(objects, os.path.abspath(path), LocalFileSystem(), "md5")
             failed = transfer(staged, objects, {found.hash_info}, shallow=False).failed
-        except OSError as error:
-            raise UserError(f"{path}: the remote {self.folder} does not take it ({error})") from None
         if failed:
             raise UserError(f"{path}: the remote {self.folder} does not take {len(failed)} of its files; is it full?")
         return Version(found.hash_info.value, content)
 
     def pull(self, path: str | Path, version: Version) -> None:
         """Make `path` this version, unless it is; raises UserError when the remote lacks some of it."""
-        if Path(path).exists() and digest(path) == version.content:
+        path, identity = Path(path), HashInfo("md5", version.name)
+        if path.exists() and digest(path) == version.content:
             return
-        objects = self._objects()
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            found = load(objects, HashInfo("md5", version.name))
-            checkout(os.path.abspath(path), LocalFileSystem(), found, objects, force=True, quiet=True)
-        except (CheckoutError, ObjectFormatError, OSError) as error:
-            raise UserError(f"{path}: it does not come from the remote {self.folder} ({error})") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            path.unlink()
+        with _told(f"{path}: it does not come from the remote {self.folder}"), \
+                TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as here:
+            local = get_odb(LocalFileSystem(), os.path.abspath(here), hash_name="md5", type=["hardlink", "copy"])
+            transfer(self._objects(), local, {identity}, shallow=False)  # many files at once, unlike checkout
+            checkout(os.path.abspath(path), local.fs, load(local, identity), local, force=True, quiet=True)
         if digest(path) != version.content:
             raise UserError(f"{path}: the remote {self.folder} gave other content; remove that file there, and here")
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn whatever DVC and the libraries of clouds raise into a UserError that begins with `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from error

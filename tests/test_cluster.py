@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+import zarr
 
 from oclam.errors import UserError
 from tests import ROOT
@@ -19,7 +20,21 @@ from tests import ROOT
 # Nodes talk by 127.0.0.1 alone, as Ray's do where firewalls ask for every other address.
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ray = pytest.importorskip("ray", reason="needs the extra cluster")
-from oclam.cluster import LEASES, Resources, _impossible, _wanted, read_resources, run_graph  # noqa: E402
+from dvc.fs import LocalFileSystem  # noqa: E402
+
+from oclam.cluster import (  # noqa: E402
+    LEASES,
+    Resources,
+    _Exchange,
+    _impossible,
+    _shipped,
+    _wanted,
+    read_resources,
+    run_graph,
+)
+from oclam.params import read  # noqa: E402
+from oclam.remote import Remote  # noqa: E402
+from oclam.slices import LOGS, Job, Stage, read_stages  # noqa: E402
 
 PIPELINE = {"stages": {
     "last": {"cmd": "python stage.py b all", "deps": ["stage.py", "b"], "outs": ["all"]},
@@ -187,9 +202,32 @@ def test_nodes_that_share_no_folder_exchange_data_by_a_dvc_remote(cluster, tree,
     subprocess.run([*dvc, "pull", "-q", "-r", "store"], cwd=other, check=True)
     for path in ("a", "b/0", "b/1", "all"):
         assert (other / path).read_bytes() == Path(path).read_bytes()
-    Path("b/1").unlink()  # what is made again there begins with what the node still has
+    Path("b/1").unlink()
     subprocess.run([*command, "store"], env=environment, check=True)
     assert Path("b/1").read_bytes() == (other / "b/1").read_bytes()
+
+
+def test_what_a_node_made_of_code_that_changed_meanwhile_is_not_taken(tree, tmp_path):
+    remote, stages = Remote(LocalFileSystem, {}, str(tmp_path / "store")), read_stages(read().model_dump())
+    exchange = _Exchange(remote, stages, read().model_dump())
+    exchange.jobs["first"] = Job(stages["first"], exchange.params)
+    Path("a").write_text("made")
+    made = {"a": remote.push("a")}
+    Path("a").unlink()
+    Path("params.yaml").write_text(Path("params.yaml").read_text() + "# changed\n")
+    with pytest.raises(UserError, match="^code or parameters changed here while it ran"):
+        exchange.receive("first", made, "its log")
+    assert not Path("a").exists() and (LOGS / "first.log").read_text() == "its log"
+    exchange.shipped = _shipped()
+    exchange.receive("first", made, "its log")
+    assert Path("a").read_text() == "made" and Job(stages["first"], exchange.params).done
+
+
+def test_a_dataset_that_no_stage_wrote_is_not_replaced_by_a_node_s(tree):
+    zarr.open_group("data/set.zarr", mode="w")
+    stage = Stage("collect@a", "python -m stages.collect a distracted", [], [], ["data/set.zarr"])
+    with pytest.raises(UserError, match="^data/set.zarr: no stage wrote this dataset"):
+        _Exchange(None, {stage.name: stage}, read().model_dump()).submit(stage.name, {}, 1.0)
 
 
 def test_what_no_node_could_run_is_known(cluster):

@@ -47,6 +47,21 @@ def test_what_is_there_already_does_not_need_the_remote(remote):
         remote.pull("new", version)
 
 
+def test_a_folder_replaces_a_file_and_a_file_a_folder(remote):
+    versions = {path: remote.push(path) for path in ("set", "file")}
+    for path, other in (("set", "file"), ("file", "set"), ("set", "file")):
+        remote.pull("new", versions[other])
+        remote.pull("new", versions[path])
+        assert digest("new") == digest(path)
+    assert [path.name for path in Path().glob("*")].count("new") == 1 and not list(Path().rglob("*.tmp"))
+
+
+def test_a_link_to_a_folder_inside_is_refused_since_its_files_would_be_missing(remote):
+    Path("set/link").symlink_to("../..")
+    with pytest.raises(UserError, match="^set/link: DVC follows no link"):
+        remote.push("set")
+
+
 def test_a_damaged_object_is_not_taken_for_the_file(remote):
     version = remote.push("file")
     [kept] = Path("../store/files/md5").glob("*/*")
@@ -56,7 +71,7 @@ def test_a_damaged_object_is_not_taken_for_the_file(remote):
         remote.pull("new", version)
 
 
-def test_remotes_that_cannot_be_used_are_refused(remote, tmp_path):
+def test_remotes_that_cannot_be_used_are_refused(remote, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="^--remote: 'nowhere' given, `dvc remote list` has store, kept$"):
         Remote.named("nowhere")
     with pytest.raises(UserError, match="^--remote: 'kept' keeps versions"):
@@ -64,3 +79,6 @@ def test_remotes_that_cannot_be_used_are_refused(remote, tmp_path):
     (tmp_path / "store").write_text("a file in its place")
     with pytest.raises(UserError, match="^file: the remote .*store does not take it"):
         remote.push("file")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^--remote: store .*not inside of a DVC repository"):
+        Remote.named("store")
