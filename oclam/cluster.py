@@ -11,14 +11,16 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from graphlib import TopologicalSorter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from oclam.artifacts import atomic, digest
+from oclam.artifacts import digest
 from oclam.cli import only_one
 from oclam.errors import UserError
 from oclam.importers.adoption import refuse_foreign
@@ -105,12 +107,16 @@ def _run_elsewhere(remote: Remote, inputs: dict[str, Version], name: str,
 def _enter_own_folder() -> None:
     """Go to a copy of what Ray shipped: Ray empties its own folder when another node starts on the same host."""
     shipped = Path.cwd()
+    if shipped.parent.name != "working_dir_files":  # an earlier task of this process has gone to the copy
+        return
     own = shipped.parents[2] / "oclam" / shipped.name  # in the session's folder, where `ray start --temp-dir` says
-    if shipped.parent != own.parent:  # else an earlier task of this process has gone there
-        if not own.exists():
-            with atomic(own) as copy:
-                shutil.copytree(shipped, copy)
-        os.chdir(own)
+    if not own.exists():
+        own.parent.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=own.parent) as copy:
+            tree = shutil.copytree(shipped, Path(copy, "tree"))
+            with suppress(OSError):  # where another task has just put its copy
+                os.rename(tree, own)
+    os.chdir(own)
 
 
 def _duration(stage: Stage) -> list[str]:

@@ -25,6 +25,7 @@ from dvc.fs import LocalFileSystem  # noqa: E402
 from oclam.cluster import (  # noqa: E402
     LEASES,
     Resources,
+    _enter_own_folder,
     _Exchange,
     _impossible,
     _shipped,
@@ -221,6 +222,19 @@ def test_what_a_node_made_of_code_that_changed_meanwhile_is_not_taken(tree, tmp_
     exchange.shipped = _shipped()
     exchange.receive("first", made, "its log")
     assert Path("a").read_text() == "made" and Job(stages["first"], exchange.params).done
+
+
+def test_every_task_of_a_node_works_in_one_copy_of_what_ray_shipped(tmp_path, monkeypatch):
+    (package := tmp_path / "session/runtime_resources/working_dir_files/package").mkdir(parents=True)
+    (package / "params.yaml").write_text("scale: tiny")
+    for _ in range(2):  # processes
+        monkeypatch.chdir(package)
+        for _ in range(2):  # tasks
+            _enter_own_folder()
+            assert Path.cwd() == tmp_path / "session/oclam/package"
+            assert Path("params.yaml").read_text() == "scale: tiny" and (os.listdir("..") == ["package"])
+        Path("made").touch()
+    assert not (package / "made").exists()
 
 
 def test_a_dataset_that_no_stage_wrote_is_not_replaced_by_a_node_s(tree):
