@@ -127,7 +127,7 @@ def _duration(stage: Stage) -> list[str]:
 
 
 def _inputs(stage: Stage, stages: dict[str, Stage]) -> list[str]:
-    """The files and folders that the stage reads, without those that Ray ships and those outside this folder."""
+    """The files and folders that the stage reads, without those that Ray ships or that have absolute paths."""
     made = [out for other in upstream(stage, stages) for out in stages[other].outs]
     found = [[out for out in made if _within(out, dep) or _within(dep, out)] or [dep] for dep in stage.deps]
     found += map(_duration, stages.values()) if stage.name == "report" else []
