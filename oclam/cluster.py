@@ -28,7 +28,20 @@ from oclam.lease import PATIENCE, hold
 from oclam.params import read
 from oclam.paths import duration
 from oclam.remote import Remote, Version
-from oclam.slices import LOGS, Job, Stage, adopt, command, needed_for, read_stages, record, said, upstream, urgency
+from oclam.slices import (
+    LOGS,
+    Job,
+    Stage,
+    adopt,
+    command,
+    needed_for,
+    overlap,
+    read_stages,
+    record,
+    said,
+    upstream,
+    urgency,
+)
 
 OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
 try:
@@ -129,10 +142,10 @@ def _duration(stage: Stage) -> list[str]:
 def _inputs(stage: Stage, stages: dict[str, Stage]) -> list[str]:
     """The files and folders that the stage reads, without those that Ray ships or that have absolute paths."""
     made = [out for other in upstream(stage, stages) for out in stages[other].outs]
-    found = [[out for out in made if _within(out, dep) or _within(dep, out)] or [dep] for dep in stage.deps]
+    found = [[out for out in made if overlap(out, dep)] or [dep] for dep in stage.deps]
     found += map(_duration, stages.values()) if stage.name == "report" else []
     return [path for paths in found for path in paths if not os.path.isabs(path)
-            and not any(_within(path, shipped) for shipped in SHIPPED)]
+            and not any(overlap(path, shipped) for shipped in SHIPPED)]
 
 
 class _Exchange:
@@ -170,10 +183,6 @@ class _Exchange:
 def _shipped():
     """The content of what Ray ships, as hashes."""
     return [digest(path) for path in SHIPPED if Path(path).exists()]
-
-
-def _within(path: str, folder: str) -> bool:
-    return f"{path}/".startswith(f"{folder}/")
 
 
 def _run(name: str, patience: float) -> str:

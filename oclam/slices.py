@@ -33,8 +33,8 @@ from oclam.errors import UserError
 from oclam.machine import cores
 from oclam.params import read
 
-__all__ = ["Job", "Stage", "adopt", "command", "expand", "needed_for", "read_stages", "record", "run_slice", "said",
-           "time_left", "upstream", "urgency"]
+__all__ = ["Job", "Stage", "adopt", "command", "expand", "needed_for", "overlap", "read_stages", "record", "run_slice",
+           "said", "time_left", "upstream", "urgency"]
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
@@ -98,8 +98,12 @@ def _value(scope, key):
 
 def upstream(stage: Stage, stages: dict[str, Stage]) -> list[str]:
     """Names of the stages whose outputs this one reads: the same path, one inside it or a folder around it."""
-    return [other.name for other in stages.values()
-            if any(f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a in other.outs for b in stage.deps)]
+    return [other.name for other in stages.values() if any(overlap(a, b) for a in other.outs for b in stage.deps)]
+
+
+def overlap(a: str, b: str) -> bool:
+    """Whether two paths are the same, or one is inside the other."""
+    return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
 
 
 def urgency(needs: Mapping[str, list[str]]) -> dict[str, int]:
