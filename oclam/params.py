@@ -217,8 +217,8 @@ class LapoImage(Section):
     learning_rate: Rate
 
 
-class LapoSlots(Section):
-    """The slot latent action model (paper, Table 7)."""
+class Heads(Section):
+    """Training of latent action models whose two parts are MLPs."""
 
     hidden_dim: Size
     expansion: Size
@@ -226,6 +226,13 @@ class LapoSlots(Section):
     epochs: Positive
     warmup_epochs: NonNegative
     learning_rate: Rate
+    target_rate: Annotated[float, Field(gt=0, le=1)]  # laom: how far its target encoder follows at every step
+
+
+class LapoSlots(Heads):
+    """The slot latent action model (paper, Table 7)."""
+
+    model: Literal["lapo", "laom"]  # which one learns from the slots
 
 
 class LapoFocus(Section):
@@ -234,10 +241,9 @@ class LapoFocus(Section):
     background_weight: Annotated[float, Field(ge=0, le=1)]
 
 
-class Laom(LapoSlots):
+class Laom(Heads):
     """LAOM (arXiv 2502.00379): laom, laom-masks, laom-labels. Heads as those of lapo-slots; other sizes are lapo's."""
 
-    target_rate: Annotated[float, Field(gt=0, le=1)]  # how far the target encoder follows the encoder at every step
     augmentation: Annotated[float, Field(ge=0, le=1)]  # strength: 1 is the published one, 0 none
     centred: bool  # embeddings less the mean of the first batch; published: false
 

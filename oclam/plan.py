@@ -22,8 +22,8 @@ from oclam import paths, suite
 from oclam.artifacts import load_tensors
 from oclam.datasets import FrameSampler
 from oclam.errors import UserError
-from oclam.laom.models import LaomModel
-from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
+from oclam.laom.models import SLOT_MODELS, LaomModel
+from oclam.latent_actions.models import ImageLatentActionModel
 from oclam.params import Ocp, Params, read
 from oclam.policies.networks import ActionDecoder, Actor
 from oclam.policies.training import updates_of
@@ -224,7 +224,7 @@ class Plan:
         sizes = 3 * lapo.frame_stack, size, lapo.latent_dim, lapo.encoder_scale, lapo.residual_blocks
         images, frames = ImageLatentActionModel(*sizes), torch.empty(1, 3 * lapo.frame_stack, size, size)
         laom = LaomModel(*sizes, self.params.laom.hidden_dim, self.params.laom.expansion)
-        slots = SlotLatentActionModel(self.slot_width, lapo.latent_dim, heads.hidden_dim, heads.expansion)
+        slots = SLOT_MODELS[heads.model](self.slot_width, lapo.latent_dim, heads.hidden_dim, heads.expansion)
         measured = {section: (self.measure(model, lambda model=model, x=x: model(x, x)[1]),
                               self.measure(model, lambda model=model, x=x: model.idm(x, x).detach()))
                     for section, model, x in (("lapo", images, frames), ("laom", laom, frames),

@@ -1,4 +1,6 @@
-"""Train the slot latent action model on the chosen slots; then label every transition and probe the labels."""
+"""Train a latent action model on the chosen slots; then label every transition and probe the labels."""
+
+from types import SimpleNamespace
 
 import torch
 
@@ -7,9 +9,10 @@ from oclam.artifacts import open_zarr
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
-from oclam.latent_actions.models import SlotLatentActionModel
+from oclam.laom.models import SLOT_MODELS
+from oclam.laom.training import train_laom
 from oclam.latent_actions.observations import SlotObservations
-from oclam.latent_actions.training import learn
+from oclam.latent_actions.training import learn, train_model
 from oclam.params import load
 from oclam.seeding import seed_of
 from oclam.training import best_device
@@ -19,16 +22,19 @@ from oclam.variants import view_of
 def main():
     task, seed, variant = arguments("task", "seed", "variant")
     params = load("compute", "lapo.latent_dim", "lapo.future_offset", "lapo_slots")
+    settings = params.lapo_slots
     dataset, device = open_dataset(paths.dataset(task, view_of(variant)), task), best_device(params.compute.threads)
     slots = open_zarr(paths.selection(task, seed))["slots"]  # (E, T, D)
     observe = SlotObservations.load(slots, dataset.episodes, device)
     torch.manual_seed(seed_of("lapo", task, seed))
     with device:
-        model = SlotLatentActionModel(slots.shape[-1], params.lapo.latent_dim, params.lapo_slots.hidden_dim,
-                                      params.lapo_slots.expansion)
+        model = SLOT_MODELS[settings.model](slots.shape[-1], params.lapo.latent_dim, settings.hidden_dim,
+                                            settings.expansion)
     checkpoint = Checkpoint(f"{variant}-{task}-{seed}", params, [dataset.path, paths.selection(task, seed)])
-    learn(task, seed, variant, model, observe, dataset, params.lapo_slots, params.lapo.future_offset, params.compute,
-          checkpoint)
+    if settings.model == "laom":  # slots are centred already, and no image that could be augmented
+        settings = SimpleNamespace(**settings.model_dump(), augmentation=0.0, centred=False)
+    learn(task, seed, variant, model, observe, dataset, settings, params.lapo.future_offset, params.compute, checkpoint,
+          trainer=train_laom if settings.model == "laom" else train_model)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from oclam.agent.store import CROP
 from oclam.datasets import stack_index, to_image
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.export.hub import Hub
-from oclam.laom.models import LaomModel
+from oclam.laom.models import LaomModel, SlotLaomModel
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.params import Ocp
 from oclam.slots.models import make_model
@@ -29,7 +29,8 @@ from oclam.slots.steve import to_unit
 __all__ = ["HubEncoder", "HubLatentActionModel", "HubSlotModel"]
 
 BATCH = 64  # frames that an encoder sees at a time
-MODELS = {"lapo": ImageLatentActionModel, "laom": LaomModel, "slots": SlotLatentActionModel}
+MODELS = {"lapo": ImageLatentActionModel, "laom": LaomModel, "slots": SlotLatentActionModel,
+          "laom-slots": SlotLaomModel}
 
 
 class HubEncoder(FrozenEncoder, Hub):
@@ -47,7 +48,7 @@ class HubLatentActionModel(nn.Module, Hub):
     """A latent action model with all that its input needs.
 
     Args:
-        model: lapo, laom or slots.
+        model: lapo, laom, slots or laom-slots.
         sizes: the arguments of that model.
         components: of slots, how many numbers of a masked frame they are components of; 0 where they are slot
             attention's own.
@@ -56,7 +57,7 @@ class HubLatentActionModel(nn.Module, Hub):
     def __init__(self, model: str, sizes: dict, components: int, origin: dict):
         super().__init__()
         self.origin, self.model = origin, MODELS[model](**sizes)
-        if model == "slots":
+        if "slot_dim" in sizes:
             width = sizes["slot_dim"]
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("std", torch.ones(width))
@@ -69,7 +70,7 @@ class HubLatentActionModel(nn.Module, Hub):
         frames: uint8 (T, H, W, 3), masked where the variant observes masked frames or their components
         (HubSlotModel.agent masks them); slot attention's own vectors are (T, D).
         """
-        if isinstance(self.model, SlotLatentActionModel):
+        if "slot_dim" in self.model.sizes:
             if len(self.basis):
                 crops = F.adaptive_avg_pool2d(frames.movedim(-1, 1).float() / 255, CROP).flatten(1)
                 frames = ((crops - self.crop_mean) @ self.basis).half()  # as the pipeline stores them

@@ -95,8 +95,8 @@ def _latent_action_model(tensors, about):
     masked = components or row.observes == "masked frames"
     origin["observes"] = "the chosen slots (T, D)" if row.observes == "slots" and not components else (
         "frames uint8 (T, H, W, 3)" + ", masked by HubSlotModel.agent" * bool(masked))
-    model = HubLatentActionModel(model="slots" if row.observes == "slots" else row.model, sizes=about["sizes"],
-                                 components=components, origin=origin)
+    kind = row.model if row.observes != "slots" else "laom-slots" if "centre" in tensors else "slots"
+    model = HubLatentActionModel(model=kind, sizes=about["sizes"], components=components, origin=origin)
     return _filled(model, {f"model.{name}": tensor for name, tensor in tensors.items()} | parts)
 
 

@@ -17,7 +17,7 @@ from oclam.laom.models import LaomModel
 from oclam.latent_actions.training import action_error, learn, open_frames
 from oclam.params import Compute
 from oclam.seeding import seed_of, torch_rng
-from oclam.training import autocast, best_device, linear_decay, train, update
+from oclam.training import autocast, best_device, linear_decay, share, train, update
 
 __all__ = ["Labels", "follow", "learn_laom", "train_laom"]
 
@@ -44,7 +44,7 @@ def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
         slow.lerp_(fast, rate)
 
 
-def train_laom(model: LaomModel, observe: Callable, sampler: TripleSampler, actions: torch.Tensor, settings,
+def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, actions: torch.Tensor, settings,
                compute: Compute, checkpoint: Checkpoint, labels: Labels | None = None,
                scale: torch.Tensor | None = None) -> list[dict]:
     """`oclam.latent_actions.training.train_model` for LAOM, which predicts the target encoder's embedding of t+1.
@@ -67,7 +67,7 @@ def train_laom(model: LaomModel, observe: Callable, sampler: TripleSampler, acti
                             f"labels {sampler.seed}")
 
     def make(i):
-        t, after, future = sampler.batch(i)
+        t, after, future = map(share, sampler.batch(i))
         moments, owners = [t, after, future], [t]
         if labels:
             now, _, later = (places[index // few.steps] + index % few.steps for index in few.batch(i))

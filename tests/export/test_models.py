@@ -25,7 +25,7 @@ from oclam.export import hub
 from oclam.export.models import HubEncoder, HubLatentActionModel, HubSlotModel
 from oclam.export.pipeline import export_model
 from oclam.export.policies import HubPolicy
-from oclam.laom.models import LaomModel
+from oclam.laom.models import LaomModel, SlotLaomModel
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.latent_actions.observations import FrameObservations, SlotObservations
 from oclam.params import read
@@ -92,14 +92,15 @@ def write_slots(params, vectors):
     write_json(paths.slot_table(TASK, 0), {"mask": {"vector_mse": 0.25}})
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"registered": False, "masks": "soft", "vectors": "attention", "window": 4}, {"model": "steve"},
-    {"model": "slotcontrast", "window": 4}])
-def test_exported_slots_and_latent_actions_are_the_pipelines(project, tmp_path, monkeypatch, options):
+@pytest.mark.parametrize("kind, options", [
+    (SlotLatentActionModel, {}), (SlotLaomModel, {"model": "steve"}),
+    (SlotLatentActionModel, {"registered": False, "masks": "soft", "vectors": "attention", "window": 4}),
+    (SlotLatentActionModel, {"model": "slotcontrast", "window": 4})])
+def test_exported_slots_and_latent_actions_are_the_pipelines(project, tmp_path, monkeypatch, kind, options):
     project(**options)
     dataset, selection = open_dataset(paths.dataset(TASK, "distracted")), open_zarr(paths.selection(TASK, 0))
     observe = SlotObservations.load(selection["slots"], dataset.episodes, CPU)
-    slots = SlotLatentActionModel(selection["slots"].shape[2], 4, 8, 1)
+    slots = kind(selection["slots"].shape[2], 4, 8, 1)
     save_tensors(paths.lapo(TASK, 0, "lapo-slots"), slots.state_dict(), task=TASK, seed=0, variant="lapo-slots",
                  sizes=slots.sizes)
     export_model(paths.ocp(TASK, 0, 1), tmp_path / "ocp")

@@ -1,11 +1,14 @@
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oclam.laom.models import LaomModel
+from oclam.laom.models import LaomModel, SlotLaomModel
 from oclam.laom.training import follow
 
 SIZES = {"channels": 6, "size": 16, "latent_dim": 5, "scale": 1, "residual_blocks": 1, "hidden_dim": 8, "expansion": 2}
+SLOTS = {"slot_dim": 7, "latent_dim": 5, "hidden_dim": 8, "expansion": 2}
+on_both = pytest.mark.parametrize("kind, sizes", [(LaomModel, SIZES), (SlotLaomModel, SLOTS)])
 
 
 def parameters(module):
@@ -33,16 +36,18 @@ def test_published_sizes_have_the_published_architecture_s_parameters():
     assert parameters(model) == 192_307_136
 
 
-def seeded():
+def seeded(kind, sizes):
     torch.manual_seed(0)
-    model = LaomModel(**SIZES)
+    model = kind(**sizes)
     for parameter in model.parameters():  # biases too
         nn.init.normal_(parameter, std=0.3)
     model.centre.normal_()
-    return model, *torch.rand(2, 3, 6, 16, 16) * 2 - 1
+    return model, *torch.rand(2, 3, *((7,) if kind is SlotLaomModel else (6, 16, 16))) * 2 - 1
 
 
 def naive_embedding(state, images):
+    if images.ndim == 2:  # slots
+        return images @ state["encoder.weight"].T + state["encoder.bias"]
     for k in range(3):
         def conv(x, name, stride=1, k=k):
             return F.conv2d(x, state[f"encoder.0.{k}.{name}.weight"], state[f"encoder.0.{k}.{name}.bias"], stride, 1)
@@ -66,8 +71,9 @@ def naive_head(state, name, x, skip):
     return affine("output", h)
 
 
-def test_forward_pass_is_the_published_equations():
-    model, now, future = seeded()
+@on_both
+def test_forward_pass_is_the_published_equations(kind, sizes):
+    model, now, future = seeded(kind, sizes)
     state = {name: value.double() for name, value in model.state_dict().items()}
     e, later = (naive_embedding(state, images.double()) - state["centre"] for images in (now, future))
     both = torch.cat([e, later], 1)
@@ -79,8 +85,9 @@ def test_forward_pass_is_the_published_equations():
     torch.testing.assert_close(model.idm(now.double(), future.double()), latent)
 
 
-def test_the_prediction_reaches_the_encoder_through_the_latent_alone():
-    model, now, future = seeded()
+@on_both
+def test_the_prediction_reaches_the_encoder_through_the_latent_alone(kind, sizes):
+    model, now, future = seeded(kind, sizes)
     latent, prediction, code = model(now, future)
     assert not code.requires_grad
     weights = list(model.encoder.parameters())
