@@ -4,11 +4,15 @@
 state is the normalised slot, not the slot; attention logits are multiplied by head width^0.5 instead of divided by it
 (in the predictor and in the decoder's transformer); attention weights start Xavier-uniform, their biases and those of
 the feature MLP and the decoder's MLP at zero.
+
+Otherwise the agent gets a slot of its own from nearly every initialisation by two starting values: queries and keys are
+one orthogonal matrix, so that slots first hold the patches most like them, and slots are centres of clusters.
 """
 
 from itertools import pairwise
 
 import torch
+from scipy.cluster.vq import kmeans2
 from torch import nn
 from torch.nn import functional as F
 
@@ -112,6 +116,9 @@ class SlotAttention(nn.Module):
         self.published = published
         self.norm_features, self.norm_slots = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        if not published:
+            nn.init.orthogonal_(self.query.weight)
+            self.key.load_state_dict(self.query.state_dict())
         self.gru = nn.GRUCell(dim, dim)
         self.residual = nn.Sequential(nn.LayerNorm(dim), *mlp(dim, 4 * dim, dim)) if residual else None
 
@@ -169,6 +176,18 @@ class RecurrentSlots(nn.Module):
             slots = self.attention(slots, key[:, t], value[:, t], iterations=3 if first else 2)
             through_time.append(slots)
         return torch.stack(through_time, 1)
+
+    @torch.no_grad()
+    def start_from_clusters(self, features: torch.Tensor, seed: int) -> None:
+        """Make the initial slots' means the centres of the normalised features' clusters (k-means++).
+
+        Each slot then begins with patches of its own; from random means, one often takes the whole frame.
+
+        features: of many frames' patches, (..., P, D).
+        """
+        normalised = self.attention.norm_features(features).flatten(0, -2).float().cpu().numpy()
+        centres, _ = kmeans2(normalised, len(self.init.mean), iter=20, minit="++", rng=seed)
+        self.init.mean.copy_(torch.from_numpy(centres))
 
     def masks(self, slots: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Attention masks (B, K, P) of slots (B, K, D) on the features (B, P, D) of their own frame.

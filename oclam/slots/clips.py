@@ -25,6 +25,8 @@ def clip_index(count: int, episodes: int, steps: int, length: int, generator: to
 class Clips:
     """`clips(step)` is this process's share of a training step's batch: tensors (B, T, ...), as `observe` gives them.
 
+    `clips(step, whole=True)` is all of the batch.
+
     Args:
         frames: uint8 images.
         observe: uint8 (N, H, W, 3) -> tensors (N, ...), such as the frozen encoder.
@@ -41,12 +43,13 @@ class Clips:
         self.draw = lambda count, *purpose: clip_index(count, episodes, steps, length, torch_rng(*purpose, seed))
         self.batch_size, self.kept = batch_size, kept
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, ...]:
+    def __call__(self, step: int, whole: bool = False) -> tuple[torch.Tensor, ...]:
+        part = (lambda batch: batch) if whole else share
         if self.kept is None:
-            index = share(self.draw(self.batch_size, "clips", step))
+            index = part(self.draw(self.batch_size, "clips", step))
             outputs = self.observe(self.frames.gather(index.flatten()))
             return tuple(output.unflatten(0, index.shape) for output in outputs)
-        chosen = share(torch.randint(self.kept, (self.batch_size,), generator=torch_rng("clips", step, self.seed)))
+        chosen = part(torch.randint(self.kept, (self.batch_size,), generator=torch_rng("clips", step, self.seed)))
         return tuple(tensor[chosen.to(tensor.device)].float() for tensor in self._store)
 
     @cached_property

@@ -7,7 +7,7 @@ import torch
 
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames
-from oclam.seeding import torch_rng
+from oclam.seeding import seed_of, torch_rng
 from oclam.slots.clips import Clips
 from oclam.slots.published_steve import PublishedSteve
 from oclam.training import exponential_decay, share, train, update
@@ -49,6 +49,10 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
     losses_of = torch.compile(model) if compiled else model
 
     def step(i):
+        if i == 0 and not (published or model.slots.attention.published):
+            with forward(), torch.no_grad():
+                projected = model.project(clips(0, whole=True)[0])
+            model.slots.start_from_clusters(projected, seed_of("clusters", seed))
         clips_of_step = clips(i)
         noise = torch.randn(settings.batch_size, settings.slots, settings.slot_dim,
                             generator=torch_rng("slot noise", seed, i))

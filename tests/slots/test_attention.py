@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn.functional import layer_norm
 
 from oclam.slots.attention import RecurrentSlots, SlotAttention, SlotInit, Transformer, TransformerBlock
 
@@ -93,3 +94,27 @@ def test_published_attention_starts_xavier_uniform_without_biases():
     for layer in (block.query, block.key, block.value, block.output):
         assert not layer.bias.any() and layer.weight.abs().max() <= bound
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_slots_begin_by_the_similarity_of_normalised_slots_and_patches_and_published_ones_do_not():
+    torch.manual_seed(0)
+    slots, features = 3 * torch.randn(2, 3, 8), torch.randn(2, 16, 8) + 1
+    similarity = layer_norm(slots, (8,)) @ layer_norm(features, (8,)).mT / 8**0.5
+    for published in (False, True):
+        attention = SlotAttention(8, published)
+        found = attention.share(slots, attention.read(features)[0])
+        assert torch.allclose(found, similarity.softmax(1), atol=1e-5) != published
+
+
+def test_slots_that_start_from_clusters_divide_patches_by_cluster():
+    torch.manual_seed(0)
+    model, kinds = RecurrentSlots(3, 32), torch.arange(90) % 3
+    features = 5 * torch.randn(3, 32)[kinds] + 0.1 * torch.randn(90, 32) + 2
+    model.start_from_clusters(features.view(2, 3, 15, 32), seed=0)
+    normalised = layer_norm(features, (32,))
+    centres = torch.stack([normalised[kinds == kind].mean(0) for kind in range(3)])
+    nearest = torch.cdist(centres, model.init.mean).argmin(1)
+    assert sorted(nearest.tolist()) == [0, 1, 2]
+    torch.testing.assert_close(model.init.mean[nearest].detach(), centres)
+    first = model.attention.share(model.init(1), model.attention.read(features[None])[0])[0]  # (K, P)
+    assert torch.equal(first.argmax(0), nearest[kinds])

@@ -33,11 +33,9 @@ def test_the_papers_table_is_the_model_with_eight_slots():
     assert trainable == 6_343_440 and trainable + 85_806_336 == 92_149_776
 
 
-@pytest.mark.parametrize(("published", "drawn", "losses"), [
-    (True, 0.67007673, (0.27823344, 0.27714038)), (False, 0.59692031, (0.28030142, 0.27951184))])
-def test_a_seeded_step_is_what_it_was_before_slotcontrast_shared_its_modules(published, drawn, losses):
-    model = small(published=published)
-    assert torch.rand(1).item() == pytest.approx(drawn)  # as many random numbers
+def test_the_published_model_is_what_it_was_before_slotcontrast_shared_its_modules():
+    model = small(published=True)
+    assert torch.rand(1).item() == pytest.approx(0.67007673)  # as many random numbers
     assert [name for name in model.state_dict() if "init" in name] == ["slots.init.mean", "slots.init.log_std"]
     optimizer, found = torch.optim.SGD(model.parameters(), 3), []
     for _ in range(2):
@@ -45,7 +43,7 @@ def test_a_seeded_step_is_what_it_was_before_slotcontrast_shared_its_modules(pub
         model.zero_grad()
         found[-1].backward()
         optimizer.step()
-    torch.testing.assert_close(torch.stack(found).detach(), torch.tensor(losses), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.stack(found).detach(), torch.tensor((0.27823344, 0.27714038)), rtol=1e-5, atol=0)
 
 
 def test_similarity_target_in_closed_form():
