@@ -261,6 +261,7 @@ class Bc(Section):
     frame_stack: Size
     encoder_scale: Size
     residual_blocks: Size
+    cells: Annotated[int, Field(ge=1, le=64)]  # the actor sees the mean of each of cells x cells; paper: one mean
     batch_size: Size
     epochs: Positive
     warmup_epochs: NonNegative

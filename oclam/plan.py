@@ -250,7 +250,7 @@ class Plan:
 
     def actor(self, outputs: int) -> Measured:
         bc, size = self.params.bc, self.params.env.image_size
-        actor = Actor(3 * bc.frame_stack, outputs, bc.encoder_scale, bc.residual_blocks)
+        actor = Actor(3 * bc.frame_stack, outputs, bc.encoder_scale, bc.residual_blocks, bc.cells)
         return self.measure(actor, lambda: actor(torch.empty(1, 3 * bc.frame_stack, size, size)))
 
     @cached_property

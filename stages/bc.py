@@ -24,7 +24,8 @@ def main():
         raise UserError(f"{inputs[1]}: latents {latents.shape} of another dataset than {inputs[0]}; run `dvc repro`")
 
     card = Card(task, view, variant, seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
-                encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=latents.shape[2])
+                encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, cells=bc.cells,
+                latent_dim=latents.shape[2])
     actor = seeded(card.actor, "bc", task, seed).to(device)
     images = FrameStacks(Frames.load(dataset.pixels, episodes, device), stack=bc.frame_stack, steps=steps)
     targets = Frames.load(latents, episodes, device)

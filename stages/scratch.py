@@ -26,8 +26,8 @@ def main():
     dataset = open_dataset(inputs[0], task)
     # Actor and decoder meet in two linear layers, so a latent wider than the decoder could express nothing more.
     card = Card(task, view, "scratch", seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
-                encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, latent_dim=settings.hidden_dim,
-                hidden_dim=settings.hidden_dim, action_dim=dataset.actions.shape[2])
+                encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, cells=bc.cells,
+                latent_dim=settings.hidden_dim, hidden_dim=settings.hidden_dim, action_dim=dataset.actions.shape[2])
     checkpoints = {budget: Checkpoint(f"scratch-{task}-{seed}-{budget}", params, inputs)
                    for budget in settings.budgets}
 

@@ -18,7 +18,8 @@ from oclam.policies.networks import ActionDecoder, Actor, Policy
 
 __all__ = ["Agent", "Card", "load_actor", "load_policies", "save_actor", "save_policy"]
 
-SIZES = ("image_size", "frame_stack", "encoder_scale", "residual_blocks", "latent_dim", "hidden_dim", "action_dim")
+SIZES = ("image_size", "frame_stack", "encoder_scale", "residual_blocks", "cells", "latent_dim", "hidden_dim",
+         "action_dim")
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class Card:
     hidden_dim: int | None = None  # None here and below: no decoder yet
     action_dim: int | None = None
     budget: int | None = None  # labelled trajectories, 0 for all
+    cells: int = 1  # of the actor's means
 
     def actor(self) -> Actor:
         """An untrained actor of these sizes."""
         outputs = self.action_dim if self.latent_dim is None else self.latent_dim
-        return Actor(3 * self.frame_stack, outputs, self.encoder_scale, self.residual_blocks)
+        return Actor(3 * self.frame_stack, outputs, self.encoder_scale, self.residual_blocks, self.cells)
 
     def decoder(self) -> ActionDecoder | None:
         """An untrained decoder of these sizes, or None where the actor predicts true actions."""

@@ -10,20 +10,22 @@ __all__ = ["ActionDecoder", "Actor", "Policy"]
 
 
 class Actor(nn.Module):
-    """Three encoder blocks, mean over positions, ReLU6, linear. (B, channels, H, W) in [-1, 1] -> (B, outputs).
+    """Three encoder blocks, means over cells, ReLU6, linear. (B, channels, H, W) in [-1, 1] -> (B, outputs).
 
-    `outputs` is the width of the latent action, or of the true action where that is cloned directly. 107,541,504
-    parameters at the paper's sizes (Table 4).
+    `outputs` is the width of the latent action, or of the true action where that is cloned directly. The map is divided
+    into cells x cells, one mean each; the paper takes a single mean, which few channels cannot tell a pose with.
+    107,541,504 parameters at the paper's sizes (Table 4).
     """
 
-    def __init__(self, channels: int, outputs: int, scale: int, residual_blocks: int):
+    def __init__(self, channels: int, outputs: int, scale: int, residual_blocks: int, cells: int = 1):
         super().__init__()
-        self.encoder = ImageEncoder(channels, scale, residual_blocks)
-        self.head = nn.Linear(self.encoder.channels, outputs)
+        self.encoder, self.cells = ImageEncoder(channels, scale, residual_blocks), cells
+        self.head = nn.Linear(self.encoder.channels * cells**2, outputs)
         orthogonal(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(F.relu6(self.encoder(images).mean((2, 3))))
+        means = F.adaptive_avg_pool2d(self.encoder(images), self.cells)
+        return self.head(F.relu6(means.flatten(1)))
 
 
 class ActionDecoder(nn.Sequential):

@@ -24,6 +24,16 @@ def test_decoder_is_three_linear_layers(latent, hidden, actions):
     assert torch.allclose(decoder(x), (hidden_1 @ second.weight.T).clamp(0, 6) @ last.weight.T, atol=1e-5)
 
 
+def test_an_actor_with_cells_sees_the_mean_of_each():
+    actor = Actor(channels=3, outputs=5, scale=1, residual_blocks=0, cells=2)
+    assert actor.head.in_features == 4 * actor.encoder.channels
+    actor.encoder, actor.head = torch.nn.Identity(), torch.nn.Linear(12, 5)
+    x = 20 * torch.randn(2, 3, 4, 4)
+    means = torch.stack([x[..., i:i + 2, j:j + 2].mean((2, 3)) for i in (0, 2) for j in (0, 2)], 2)  # (2, 3, 4)
+    expected = F.linear(means.flatten(1).clamp(0, 6), actor.head.weight, actor.head.bias)
+    torch.testing.assert_close(actor(x), expected)
+
+
 def test_actor_averages_over_positions():
     actor = Actor(channels=3, outputs=5, scale=1, residual_blocks=0)
     actor.encoder = torch.nn.Identity()  # what remains: mean, ReLU6, linear
