@@ -15,6 +15,7 @@ from oclam.params import Compute
 from oclam.policies import training as bc_training
 from oclam.policies.networks import Actor
 from oclam.slots import training as slots_training
+from oclam.slots.attention import RecurrentSlots
 from oclam.slots.clips import Clips
 from oclam.slots.extraction import _project, _slots_of
 from oclam.slots.slotcontrast import SlotContrast
@@ -87,14 +88,16 @@ def test_behaviour_cloning():
     lambda sizes: (VideoSaur(48, 16, feature_hidden=8, **sizes), [torch.empty(B, 3, 16, 48)] * 2),
     lambda sizes: (SlotContrast(48, 16, feature_hidden=8, **sizes), [torch.empty(B, 3, 16, 48)] * 2),
     lambda sizes: (Steve(SIZE, feature_hidden=8, vocabulary=16, **sizes), [torch.empty(B, 3, 3, SIZE, SIZE)])])
-def test_object_centric_models(make, decoded):
+def test_object_centric_models(monkeypatch, make, decoded):
+    clustered = []  # k-means is on the CPU and needs true numbers
+    monkeypatch.setattr(RecurrentSlots, "start_from_clusters", lambda self, features, seed: clustered.append(features))
     with GPU:
         model, clips = make({"slots": 3, "slot_dim": 8, "decoder_hidden": 8, "decoder_layers": 1})
     settings = SimpleNamespace(slots=3, slot_dim=8, clip_length=3, batch_size=B, steps=5, decoded_patches=decoded,
                                learning_rate=1e-3, warmup_steps=1, decay_steps=6, clip_norm=0.05)
-    losses = slots_training.train_slots(model, lambda _: clips, settings, UNSAVED, seed=0, compiled=False,
+    losses = slots_training.train_slots(model, lambda _, **whole: clips, settings, UNSAVED, seed=0, compiled=False,
                                         forward=lambda: autocast(GPU, "bfloat16"))
-    assert {loss.device.type for loss in losses.values()} == {"cuda"}
+    assert {loss.device.type for loss in losses.values()} | {features.device.type for features in clustered} == {"cuda"}
 
 
 def test_clips_and_extraction():

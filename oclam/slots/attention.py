@@ -5,8 +5,8 @@ state is the normalised slot, not the slot; attention logits are multiplied by h
 (in the predictor and in the decoder's transformer); attention weights start Xavier-uniform, their biases and those of
 the feature MLP and the decoder's MLP at zero.
 
-Otherwise the agent gets a slot of its own from nearly every initialisation by two starting values: queries and keys are
-one orthogonal matrix, so that slots first hold the patches most like them, and slots are centres of clusters.
+Otherwise two starting values help an agent to a slot of its own: queries and keys are one orthogonal matrix, so that
+slots first hold the patches most like them, and slots are centres of clusters.
 """
 
 from itertools import pairwise
