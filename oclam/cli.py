@@ -20,7 +20,7 @@ from oclam.memory import keep_freed_memory, limit_memory
 from oclam.parallel import is_worker, launch, work
 from oclam.params import read
 
-__all__ = ["arguments", "only_one", "run"]
+__all__ = ["arguments", "only_one", "run", "run_name"]
 
 TYPES = {"seed": int, "restart": int}
 MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise `ulimit -f`",
@@ -37,6 +37,11 @@ def arguments(*names: str):
     return values[0] if len(values) == 1 else values
 
 
+def run_name(script: str, words: list[str]) -> str:
+    """The name of a stage's run, such as bc-full-cheetah-run-0-bc, from its script (bc_full) and its arguments."""
+    return "-".join([script.replace("_", "-"), *words])
+
+
 def run(main: Callable[[], None], parallel: bool = False) -> None:
     """Run a stage's main: wrong input or a full disk end it with one line; its duration is written to reports.
 
@@ -45,7 +50,7 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
     started = time.time() - float(os.environ.get("OCLAM_SPENT", 0))  # seconds of earlier slices (oclam.slices)
     keep_freed_memory()
     limit_memory()
-    name = "-".join([Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
+    name = run_name(Path(sys.argv[0]).stem, sys.argv[1:])
     if is_worker():
         return work(_mended()(main))
     _end_by_exception(signal.SIGTERM)

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from oclam.artifacts import digest
-from oclam.cli import only_one
+from oclam.cli import only_one, run_name
 from oclam.errors import UserError
 from oclam.importers.adoption import refuse_foreign
 from oclam.lease import PATIENCE, hold
@@ -135,7 +135,7 @@ def _enter_own_folder() -> None:
 def _duration(stage: Stage) -> list[str]:
     """The file in which a stage recorded how long it took, which it does not declare; nothing where there is none."""
     _, _, module, *words = stage.cmd.split()
-    path = duration("-".join([module.removeprefix("stages.").replace("_", "-"), *words]))
+    path = duration(run_name(module.removeprefix("stages."), words))
     return [str(path)] if path.exists() else []
 
 
