@@ -50,8 +50,9 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
 
     def step(i):
         if i == 0 and not (published or model.slots.attention.published):
+            first = clips(0, whole=True)[0]
             with forward(), torch.no_grad():
-                projected = model.project(clips(0, whole=True)[0])
+                projected = model.project(first)
             model.slots.start_from_clusters(projected, seed_of("clusters", seed))
         clips_of_step = clips(i)
         noise = torch.randn(settings.batch_size, settings.slots, settings.slot_dim,
