@@ -196,7 +196,7 @@ def _mapped_file(array, episodes):
     place = hashlib.sha256(repr((os.fspath(source.absolute()), episodes)).encode()).hexdigest()[:16]
     path = FOLDER / f"frames-{place}-{digest(array.store.root)[:16]}"
     for old in set(FOLDER.glob(f"frames-{place}-*")) - {path}:
-        old.unlink()
+        old.unlink(missing_ok=True)  # another process that maps the array may be faster
     return once(path, lambda file: file.writelines(np.ascontiguousarray(rows).data for rows in _read(array, episodes)))
 
 
@@ -220,7 +220,7 @@ class FrameSampler:
     """
 
     def __init__(self, episodes: int, steps: int, batch_size: int, seed: int | str):
-        self.episodes, self.steps, self.batch_size, self.seed = episodes, steps, batch_size, seed
+        self.steps, self.batch_size, self.seed = steps, batch_size, seed
         self.samples = episodes * (steps - 1)
         self.steps_per_epoch = -(-self.samples // batch_size)
         self._orders = {}

@@ -93,6 +93,8 @@ def main():
     parser.add_argument("--image-size", type=int, default=64, metavar="N", help="edge of a frame (default 64)")
     parser.add_argument("--camera", metavar="NAME", help="of a LeRobot dataset with several")
     given = parser.parse_args()
+    if given.test_episodes < 2:
+        raise UserError(f"--test-episodes: {given.test_episodes} given, probes need 2 or more")
     params = import_sources(given.sources, given.to, given.task, given.view, given.steps, given.test_episodes,
                             given.image_size, given.camera)
     print(yaml.safe_dump(params, sort_keys=False), end="")

@@ -1,11 +1,13 @@
 """What this process may use of the machine: cores and memory, as its control groups (version 1 or 2) grant them."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_memory", "cores", "total_memory"]
+__all__ = ["available_memory", "cores", "end_with_parent", "total_memory"]
 
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 GROUPS, MEMBERSHIP, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
 
 
@@ -25,6 +27,11 @@ def _quotas():
             quota, period = _read(group / "cpu.cfs_quota_us") or "-1", _read(group / "cpu.cfs_period_us")
         if int(quota) > 0:
             yield int(quota) / int(period)
+
+
+def end_with_parent(number: int) -> None:
+    """Ask Linux to send this process the signal `number` when its parent ends, by kill -9 too."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def available_memory() -> int:

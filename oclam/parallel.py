@@ -4,7 +4,6 @@ Every process takes an equal share of each batch; `oclam.training` averages the 
 on alone when training is done, and is the only one that writes.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -14,11 +13,11 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 
 from oclam.errors import Absent, UserError
+from oclam.machine import end_with_parent
 
 __all__ = ["is_worker", "launch", "work"]
 
 HANDLED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # by torchrun, which replaces our handlers
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def is_worker() -> bool:
@@ -78,7 +77,7 @@ def work(main: Callable[[], None]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     # Killed with the launcher, even by kill -9. A signal must not wait for Python: it may be within a collective call.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A process sees its own GPU only, in all its threads; this must stand before CUDA is asked for anything.
     rank, visible = int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML, YAMLError
 from oclam.artifacts import atomic
 from oclam.errors import UserError
 
-__all__ = ["PAPER_ENV", "Params", "load", "one_line", "read", "replace"]
+__all__ = ["DEFAULT_ENV", "Params", "load", "one_line", "read", "replace"]
 
 # Upper limits catch slips of the keyboard before memory or a day is lost; nothing published comes near them.
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -65,9 +65,9 @@ class Env(Section):
     humanoid_camera: Literal["back", "front"]  # front: as in the published datasets, by a limit of the package
 
 
-PAPER_ENV = Env(image_size=64, renderer="fast", texture_size=128, background=True, background_dynamic=True, color=True,
-                color_scale=0.1, color_dynamic=True, camera=True, camera_scale=0.1, camera_dynamic=True,
-                humanoid_camera="back")
+DEFAULT_ENV = Env(image_size=64, renderer="fast", texture_size=128, background=True, background_dynamic=True,
+                  color=True, color_scale=0.1, color_dynamic=True, camera=True, camera_scale=0.1, camera_dynamic=True,
+                  humanoid_camera="back")
 
 
 class Backgrounds(Section):
@@ -109,7 +109,8 @@ class Collect(Section):
     source: Literal["simulator", "files"]
     path: Name  # files: of `python -m oclam.import`, <task>/distracted.zarr and, if there is one, <task>/clean.zarr
     episodes: Count
-    test_episodes: Count  # held out after the first `episodes`; probes and slot measures are taken on them
+    # held out after the first `episodes`: half chooses a probe's penalty, half measures it, and slots
+    test_episodes: Annotated[int, Field(ge=2, le=10**9)]
     segmented_episodes: Annotated[int, Field(ge=0, le=10**9)]  # of the held-out ones, with true masks
     steps: Annotated[int, Field(ge=16, le=1000)]  # an episode of the suite has 1000
     action_noise: NonNegative  # standard deviation of the noise on the expert's actions; the sum is recorded
@@ -127,7 +128,7 @@ class Encoder(Section):
     teacher_weights: str | None  # distill only: safetensors, or null for the hub
     distill_frames: Count
     distill_steps: Count
-    distill_batch: Size
+    distill_batch: Annotated[int, Field(ge=2, le=2**16)]  # pairs of neighbouring frames
     distill_learning_rate: Rate
 
 
@@ -261,7 +262,7 @@ class Bc(Section):
     frame_stack: Size
     encoder_scale: Size
     residual_blocks: Size
-    cells: Annotated[int, Field(ge=1, le=64)]  # the actor sees the mean of each of cells x cells; paper: one mean
+    cells: Annotated[int, Field(ge=1, le=64)]  # the actor's last map is pooled to cells x cells; paper: 1
     batch_size: Size
     epochs: Positive
     warmup_epochs: NonNegative
@@ -357,7 +358,9 @@ class Params(Section):
                 "the simulator gives 1 or more")
         require(collect.segmented_episodes <= collect.test_episodes, "collect.segmented_episodes",
                 collect.segmented_episodes, f"collect.test_episodes is {collect.test_episodes}")
-        budgets = self.finetune.budgets
+        encoder, budgets = self.encoder, self.finetune.budgets
+        require(encoder.distill_batch <= encoder.distill_frames, "encoder.distill_batch", encoder.distill_batch,
+                f"encoder.distill_frames is {encoder.distill_frames}")
         require(max(budgets) <= collect.episodes, "finetune.budgets", budgets,
                 f"at most collect.episodes = {collect.episodes} trajectories are labelled")
         require(sorted(set(budgets)) == budgets, "finetune.budgets", budgets, "budgets rise, each once")

@@ -5,7 +5,6 @@ with its `data`, `reports` and `.resume`. Every stage writes its log to `.resume
 """
 
 import argparse
-import ctypes
 import hashlib
 import json
 import logging
@@ -18,8 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from graphlib import TopologicalSorter
 from itertools import product
 from operator import getitem
@@ -30,7 +30,7 @@ import yaml
 from oclam.artifacts import digest, read_json, write_json
 from oclam.cli import only_one
 from oclam.errors import UserError
-from oclam.machine import cores
+from oclam.machine import cores, end_with_parent
 from oclam.params import read
 
 __all__ = ["Job", "Stage", "adopt", "command", "expand", "needed_for", "overlap", "read_stages", "record", "run_slice",
@@ -39,7 +39,6 @@ __all__ = ["Job", "Stage", "adopt", "command", "expand", "needed_for", "overlap"
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
 GLANCE = 30.0  # seconds between two views of what runs
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 PLACE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -141,8 +140,9 @@ class Job:
         self.log = LOGS / f"{stage.name}.log"
         record = self._read()
         started, made = record.get("key") == self.key, record.get("made")
+        self.seconds = record.get("seconds", 0.0)  # of the last run, whatever it made
         self.done = started and made is not None and made == stage.made()
-        self.spent = record.get("seconds", 0.0) if started and made is None else 0.0
+        self.spent = self.seconds if started and made is None else 0.0
 
     def _read(self):
         try:
@@ -173,7 +173,8 @@ class Job:
         # A group of its own, so that its workers end with it, but the queue's session, so that no job outlives it.
         with self.log.open("a" if self.spent else "w") as log:
             self.process = subprocess.Popen([sys.executable, *shlex.split(self.stage.cmd)[1:]], env=environment,
-                                            stdout=log, stderr=log, process_group=0, preexec_fn=_end_with_parent)
+                                            stdout=log, stderr=log, process_group=0,
+                                            preexec_fn=partial(end_with_parent, signal.SIGTERM))
         os.sched_setaffinity(0, ours)
 
     def end(self, recorded: bool = True) -> int:
@@ -200,9 +201,10 @@ def time_left(rest: list[str], running: list[tuple[str, float]], jobs: int) -> s
     """
     known = {}  # kind of stage -> seconds of each instance that ended
     for path in RECORDS.glob("*.json"):
-        record = read_json(path)
-        if record.get("made") is not None:
-            known.setdefault(path.stem.split("@")[0], []).append(record.get("seconds", 0.0))
+        with suppress(UserError):  # one that is damaged says so when its stage comes
+            record = read_json(path)
+            if record.get("made") is not None and record.get("seconds"):  # 0: taken from DVC's cache
+                known.setdefault(path.stem.split("@")[0], []).append(record["seconds"])
     usual = {kind: sum(seconds) / len(seconds) for kind, seconds in known.items()}
     needed = [max(usual.get(name.split("@")[0], 0) - spent, 0) for name, spent in [*running, *((n, 0) for n in rest)]]
     unknown = sorted({name.split("@")[0] for name in rest} - usual.keys())
@@ -210,11 +212,6 @@ def time_left(rest: list[str], running: list[tuple[str, float]], jobs: int) -> s
         return ""
     return f", about {sum(needed) / jobs / 60:.0f} minutes are left" + (
         f" and what {', '.join(unknown)} need, which never ran here" if unknown else "")
-
-
-def _end_with_parent():
-    """Ask Linux to send SIGTERM to this process when its parent ends, by kill -9 too."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | None = None) -> bool:
@@ -306,7 +303,8 @@ def adopt() -> None:
     params = read().model_dump()
     for name, stage in read_stages(params).items():
         if name not in changed:
-            Job(stage, params).write(done=True)
+            job = Job(stage, params)
+            job.write(done=True, seconds=job.seconds)
 
 
 def record() -> None:

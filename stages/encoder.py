@@ -43,7 +43,8 @@ def distilled(params):
     key = "encoder.teacher_weights"
     teacher = make_encoder(watched(settings.teacher_weights or "hub", key), settings.teacher, key)
     teacher.resize(student.grid * teacher.patch_size)  # as many patches as the student's
-    checkpoint = Checkpoint("encoder", params, [paths.backgrounds])
+    checkpoint = Checkpoint("encoder", params,
+                            [paths.backgrounds, Path(params.expert.folder), paths.embedded_encoder.parent])
     frames = rendered(settings.distill_frames, Path(params.expert.folder), checkpoint.folder / "frames.npy")
     targets = teach(teacher.to(best_device()), frames, checkpoint.folder)
     distill(student, frames, targets, checkpoint, steps=settings.distill_steps, batch_size=settings.distill_batch,
@@ -61,7 +62,7 @@ def rendered(count, experts, path):
         policies = {task: load_expert(experts / f"{task}.safetensors", task) for task in TASKS
                     if (experts / f"{task}.safetensors").exists()}
         print(f"encoder: experts of {', '.join(policies) or 'no task'}, random actions elsewhere", file=sys.stderr)
-        environments = [envs.make(task, "distracted", envs.PAPER, paths.backgrounds) for task in TASKS]
+        environments = [envs.make(task, "distracted", envs.DEFAULT, paths.backgrounds) for task in TASKS]
         episodes = [pixels for pixels, _ in islice(render(environments, policies), -(-count // EPISODE_FRAMES))]
         np.save(file, np.concatenate(episodes)[:count])
 

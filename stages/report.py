@@ -10,8 +10,8 @@ from oclam.report.results import gather, metrics
 
 
 def main():
-    params = load("scale", "tasks", "seeds", "restarts")
-    results = gather(params.scale, params.tasks, params.seeds, params.restarts)
+    params = load("scale", "tasks", "seeds", "restarts", "finetune.budgets")
+    results = gather(params.scale, params.tasks, params.seeds, params.restarts, params.finetune.budgets)
     for name in ("probes", "returns", "losses", "slots", "durations"):
         rows = getattr(results, name)
         write_csv(paths.reports / f"{name}.csv", rows) if rows else write_absent(

@@ -38,8 +38,8 @@ def main():
     table["labels"] = select.labelled_episodes if used else 0
     vectors = [selection["slots"][e].astype(np.float32) for e in labelled]
     table["mask"] = {"vector_mse": probe(vectors, [dataset.group["actions"][e] for e in labelled]).mse}
-    if segmentation is not None:  # imported datasets have none
-        measures = slot_measures(masks, segmentation[:], found.chosen)
+    measures = {} if segmentation is None else slot_measures(masks, segmentation[:], found.chosen)
+    if measures:  # imported datasets have no segmentation, or none that shows the agent
         measures["slots"] = [a | b for a, b in zip(table["slots"], measures["slots"], strict=True)]
         inside = np.concatenate([selection["mask"][e] for e in episodes]) > 127
         table |= measures

@@ -38,7 +38,7 @@ def test_the_return_is_the_sum_of_the_rewards_of_the_policys_actions(folder):
     from oclam import envs
 
     gained, frames, rewards, card = play(folder, steps=4, seed=3)
-    env = envs.DistractingEnv("cheetah-run", "clean", envs.PAPER.model_copy(update={"image_size": 16}))
+    env = envs.DistractingEnv("cheetah-run", "clean", envs.DEFAULT.model_copy(update={"image_size": 16}))
     shown, expected = [env.reset(seed=3)[0]], []
     for _ in range(4):
         pixels, reward, *_ = env.step(np.full(6, 0.5))

@@ -36,7 +36,7 @@ class Wave:
 def plan_of(backgrounds, view="distracted", **changes):
     params = {"source": "simulator", "path": "unused", "episodes": 3, "test_episodes": 2, "segmented_episodes": 1,
               "steps": 16, "action_noise": 0.0, "shard_episodes": 2, "seed": 0}
-    env = envs.PAPER.model_copy(update={"image_size": 32, "texture_size": 32})
+    env = envs.DEFAULT.model_copy(update={"image_size": 32, "texture_size": 32})
     return Collection("cheetah-run", view, Collect(**params | changes), env, Wave(6), backgrounds)
 
 

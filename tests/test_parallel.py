@@ -254,7 +254,7 @@ def test_a_process_sees_its_own_gpu_only(monkeypatch, visible, own):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == own
 
     monkeypatch.setattr(distributed, "init_process_group", lambda backend: None)
-    monkeypatch.setattr("oclam.parallel.ctypes.CDLL", lambda _: SimpleNamespace(prctl=lambda *_: None))
+    monkeypatch.setattr("oclam.parallel.end_with_parent", lambda _: None)
     monkeypatch.setattr("oclam.parallel.signal.signal", lambda *_: None)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")  # first, so that the test's end restores it

@@ -178,6 +178,8 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "slot_select.max_slots": ({"slot_select.max_slots": 7}, "7 given, ocp.slots is 6"),
     "slot_select.labelled_episodes": ({"slot_select.labelled_episodes": 21}, "21 given, collect.episodes is 20"),
     "collect.segmented_episodes": ({"collect.segmented_episodes": 5}, "5 given, collect.test_episodes is 4"),
+    "collect.test_episodes": ({"collect.test_episodes": 1}, "1 given, should be greater than or equal to 2"),
+    "encoder.distill_batch": ({"encoder.distill_frames": 8}, "16 given, encoder.distill_frames is 8"),
     "lapo.future_offset": ({"lapo.future_offset": 1000}, "1000 given, an episode has collect.steps = 1000"),
     "bc.warmup_epochs": ({"bc.warmup_epochs": 5}, "5.0 given, bc.epochs is 2.0"),
     "ocp.similarity_weight": ({"ocp.similarity_weight": 0, "ocp.reconstruction_weight": 0}, "0.0 given, it and"),

@@ -126,6 +126,7 @@ def test_the_time_left_is_what_such_stages_took(tree):
     for name, seconds, made in (("each@0", 60, {}), ("each@1", 120, {}), ("first", 600, None), ("last", 30, {})):
         write_json(RECORDS / f"{name}.json", {"key": "k", "seconds": seconds, "made": made})
     assert time_left(["each@2", "each@3"], [("last", 10.0)], 2) == ", about 2 minutes are left"  # (90 + 90 + 20) / 2
+    (RECORDS / "each@4.json").write_text("{damaged")
     assert time_left(["each@2", "first"], [], 1) == (
         ", about 2 minutes are left and what first need, which never ran here")
 
@@ -261,5 +262,8 @@ def test_dvc_records_what_is_done_and_what_it_has_recorded_is_not_run_again(tree
     for path in RECORDS.iterdir():
         path.unlink()
     Path("all").unlink()
+    write_json(RECORDS / "first.json", {"key": "before", "seconds": 60.0, "made": {}})
     adopt()
+    assert time_left(["first", "last"], [], 1) == (  # what DVC had takes no time that is known
+        ", about 1 minutes are left and what last need, which never ran here")
     assert run_slice() and ran() == ["all"]

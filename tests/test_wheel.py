@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from oclam.export.policies import HubPolicy
-from oclam.params import PAPER_ENV
+from oclam.params import DEFAULT_ENV
 from oclam.policies.files import Card
 from tests import ROOT
 
@@ -48,7 +48,7 @@ def test_everything_of_the_package_is_in_the_wheel(built):
 def test_an_exported_policy_acts_with_the_wheel_alone(built, run, tmp_path):
     card = Card("cheetah-run", "distracted", "lapo", 0, image_size=16, frame_stack=2, encoder_scale=1,
                 residual_blocks=0, latent_dim=4, hidden_dim=4, action_dim=6, budget=2)
-    origin = {"env": PAPER_ENV.model_dump() | {"image_size": 16, "texture_size": 16}, "trained": [], "figures": [],
+    origin = {"env": DEFAULT_ENV.model_dump() | {"image_size": 16, "texture_size": 16}, "trained": [], "figures": [],
               "licence": "", "version": ""}
     HubPolicy(card=vars(card), origin=origin).save_pretrained(tmp_path / "policy")
     assert run("-c", "import oclam; print(oclam.__file__)").stdout.startswith(str(built / "target"))

@@ -73,9 +73,14 @@ def slot_measures(masks: np.ndarray, segmentation: np.ndarray, chosen: list[int]
     Returns: slots, a list of agent_iou, agent_recall, area and stability (the share of frames in which this slot
         covers the most of the agent); the same four of the chosen slots together (stability: mean over episodes of the
         most frequent slot's share); fg_ari, mean over frames; segmentation_choice, the slot with the highest IoU.
+        Episodes without the agent are left out; empty where no episode has it.
     """
     labels, slots, grid = masks.argmax(2), masks.shape[2], masks.shape[-1]
     agent = np.stack([agent_patches(episode, grid) for episode in segmentation])
+    seen = agent.any((1, 2, 3))
+    if not seen.any():
+        return {}
+    labels, agent = labels[seen], agent[seen]
     stability = np.stack([assignment_stability(*episode, slots) for episode in zip(labels, agent, strict=True)])
     flat_labels, flat_agent = labels.reshape(-1, grid, grid), agent.reshape(-1, grid, grid)
     rows = [agent_scores(flat_labels == k, flat_agent) | {"stability": float(stability[:, k].mean())}

@@ -35,12 +35,12 @@ WARMUP = 0.05  # share of the steps
 RELATION_WEIGHT = 10.0
 
 
-def new_student(image_size: int, seed: int = 0) -> FrozenEncoder:
+def new_student(image_size: int) -> FrozenEncoder:
     """The untrained student: a timm ViT with patches of 4 pixels."""
     kwargs = {"img_size": image_size, "patch_size": PATCH, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS,
               "mlp_ratio": MLP_RATIO, "class_token": False, "global_pool": ""}
     with torch.random.fork_rng():
-        torch.manual_seed(seed_of("student", seed))
+        torch.manual_seed(seed_of("student", 0))
         vit = timm.create_model(ARCHITECTURE, num_classes=0, **kwargs)
     return FrozenEncoder(vit, name=ARCHITECTURE, kwargs=kwargs, image_size=image_size, mean=MEAN, std=STD,
                          source="random")
@@ -129,23 +129,23 @@ def relations(outputs: torch.Tensor) -> torch.Tensor:
 
 
 def distill(student: FrozenEncoder, frames: np.ndarray, chunks: Sequence[np.ndarray], checkpoint: Checkpoint, *,
-            steps: int, batch_size: int, learning_rate: float, seed: int = 0) -> list[dict]:
+            steps: int, batch_size: int, learning_rate: float) -> list[dict]:
     """Train the student in place on frames uint8 (N, H, W, 3) and the chunks of `teach`: rows of the loss."""
     device = best_device()
     sample = torch.from_numpy(np.concatenate(chunks[::max(len(chunks) // 8, 1)])).float()
     with torch.random.fork_rng():
-        torch.manual_seed(seed_of("heads", seed))
+        torch.manual_seed(seed_of("heads", 0))
         model = Distillation(student, sample.mean((0, 2)), sample.std((0, 2))).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.02)
     pairs, drawn = len(frames) // 2, batch_size // 2
 
     def step(i):
         epoch, k = divmod(i, pairs // drawn)
-        order = torch.randperm(pairs, generator=torch_rng("distill", seed, epoch))[k * drawn:(k + 1) * drawn]
+        order = torch.randperm(pairs, generator=torch_rng("distill", 0, epoch))[k * drawn:(k + 1) * drawn]
         index = (2 * order[:, None] + torch.arange(2)).flatten().tolist()  # two neighbours each
         images = torch.from_numpy(frames[index]).to(device)
         targets = torch.from_numpy(np.stack([chunks[n // CHUNK][n % CHUNK] for n in index])).to(device).float()
-        if torch.rand((), generator=torch_rng("mirror", seed, i)) < 0.5:
+        if torch.rand((), generator=torch_rng("mirror", 0, i)) < 0.5:
             images, targets = images.flip(2), flip(targets)
         loss = model(images, targets)
         update(optimizer, loss["loss"], learning_rate * linear_decay(i, steps, int(WARMUP * steps)), clip_norm=1.0)

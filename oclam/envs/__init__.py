@@ -11,10 +11,10 @@ import gymnasium
 from oclam.envs import rendering
 from oclam.envs.distracting import DistractingEnv, make
 from oclam.errors import UserError
-from oclam.params import PAPER_ENV as PAPER
+from oclam.params import DEFAULT_ENV as DEFAULT
 from oclam.suite import TASKS
 
-__all__ = ["PAPER", "DistractingEnv", "make"]
+__all__ = ["DEFAULT", "DistractingEnv", "make"]
 
 for _task in TASKS:
     gymnasium.register(f"oclam/{_task}-v0", "oclam.envs:DistractingEnv", kwargs={"task": _task})

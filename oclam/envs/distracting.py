@@ -12,7 +12,7 @@ from oclam.backgrounds.store import StoredVideos, texture_edge
 from oclam.envs import rendering
 from oclam.envs.distractors import Background, distract, reseed
 from oclam.errors import UserError
-from oclam.params import PAPER_ENV, Env, one_line
+from oclam.params import DEFAULT_ENV, Env, one_line
 
 __all__ = ["DistractingEnv", "make"]
 
@@ -36,7 +36,7 @@ class DistractingEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
 
-    def __init__(self, task: str = "cheetah-run", view: str = "distracted", params: Env = PAPER_ENV,
+    def __init__(self, task: str = "cheetah-run", view: str = "distracted", params: Env = DEFAULT_ENV,
                  backgrounds: Path | None = None, split: str = "train", render_mode: str | None = None,
                  **changes):
         if view not in ("distracted", "clean"):

@@ -111,7 +111,7 @@ def _ends(folder, table):
     """[0, the row after the first trajectory, ..., the number of rows]."""
     episodes = next((name for name in ("episode", "episode_index") if name in table.names), None)
     if episodes:
-        last = np.diff(table.numbers(episodes)[:, 0]) != 0
+        last = [now != later for now, later in pairwise(table.values(episodes, 0, table.rows))]
     elif set(ENDS) & table.names:
         last = sum(table.numbers(name)[:-1, 0] for name in ENDS if name in table.names) > 0
     else:

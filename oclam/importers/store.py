@@ -65,7 +65,8 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
         view: distracted or clean.
         steps: None takes the shortest trajectory's length, at most 1000.
         image_size: edge of a frame in the dataset, in pixels.
-    Raises UserError when no episode is left to train on or to hold out, or values are not finite or of another width.
+    Raises UserError when no episode (none with actions, where there are any) is left to train on or to hold out, or
+    values are not finite or of another width.
     """
     sources = sorted(sources, key=lambda source: source.actions > 0)  # those with actions last, since they are held out
     steps = steps or min([MOST, *(length for source in sources for length in source.lengths)])
@@ -75,9 +76,13 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
     pieces = [(source, index, part) for source in sources for index, length in enumerate(source.lengths)
               for part in range(length // steps)]
     held_out = _held_out(pieces, test_episodes)
+    names, labelled = ", ".join(source.name for source in sources), sum(source.actions > 0 for source, *_ in pieces)
     if not 0 < held_out < len(pieces):
-        raise UserError(f"{', '.join(source.name for source in sources)}: {len(pieces)} episodes of {steps} frames; "
-                        f"--test-episodes {test_episodes} holds out too many or none")
+        raise UserError(f"{names}: {len(pieces)} episodes of {steps} frames; --test-episodes {test_episodes} holds out "
+                        "too many or none")
+    if 0 < labelled <= held_out:
+        raise UserError(f"{names}: {labelled} episodes with actions; --test-episodes {test_episodes} holds out all of "
+                        "them, and some are needed to learn from")
     if left := sum(length for source in sources for length in source.lengths) - steps * len(pieces):
         print(f"{left} frames do not fill episodes of {steps} and are left out", file=sys.stderr)
     with atomic(path) as temporary:
@@ -100,8 +105,9 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
                         [missing if value is None else value for value in values])
                 largest = max([largest, *(np.abs(episode.actions).max() for episode in shard
                                           if episode.actions is not None)])
-                masks += [_shrunk(episode.masks, image_size) for place, episode in enumerate(shard, first)
-                          if place >= trained and episode.masks is not None]
+                for place, episode in enumerate(shard, first):
+                    if place - trained == len(masks) and episode.masks is not None:  # row i is held-out episode i
+                        masks.append(_shrunk(episode.masks, image_size))
                 bar.update(len(shard))
         if masks:
             group.create_array("segmentation", data=np.stack(masks), chunks=(1, steps, image_size, image_size))

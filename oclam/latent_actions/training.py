@@ -99,11 +99,12 @@ def pictures(model: nn.Module, observe: FrameObservations, moments: torch.Tensor
 
 
 def projection(latents: torch.Tensor) -> torch.Tensor:
-    """The first two principal components of latents (n, L): (n, 2) float32, with fixed signs."""
+    """The first two principal components of latents (n, L): (n, 2) float32, with fixed signs; 0 where L is 1."""
     centred = latents.double() - latents.double().mean(0)
     directions = torch.linalg.svd(centred, full_matrices=False).Vh[:2]  # (2, L)
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return (centred @ (directions * largest.sign()).T).float()
+    points = (centred @ (directions * largest.sign()).T).float()
+    return F.pad(points, (0, 2 - points.shape[1]))
 
 
 def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callable, dataset: Dataset, settings,
@@ -143,8 +144,9 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
     watched = {}
     if "state_variance" in rows[0]:  # its share of the first row's; 0 where embeddings collapsed, or all frames are one
         watched["state_variance_kept"] = late("state_variance") / max(rows[0]["state_variance"], 1e-12)
-    samples, true = {}, actions[dataset.episodes:, :-1].flatten(0, 1)  # (test_episodes x (T-1), A)
-    if true.isfinite().all():
+    samples, known = {}, actions.isfinite().all(2).all(1)  # (E,)
+    true = actions[dataset.episodes:, :-1].flatten(0, 1)  # (test_episodes x (T-1), A)
+    if known[dataset.episodes:].all() and known[:dataset.episodes].any():
         write_json(paths.probe(task, seed, variant), {
             "online_mse": late("probe_mse"),  # on training batches
             **watched,
@@ -154,9 +156,9 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
         points = torch.linspace(0, len(held_out) - 1, min(POINTS, len(held_out))).long()
         samples = {"latents": projection(held_out[points]), "actions": true[points]}
     else:
-        write_absent(paths.probe(task, seed, variant), f"{dataset.path} has no actions")
+        write_absent(paths.probe(task, seed, variant), f"{dataset.path} lacks actions to fit or to measure a probe")
     if isinstance(model, ImageLatentActionModel):
-        shown = torch.linspace(0, len(held_out) - 1, PICTURES + 2).long()[1:-1]
+        shown = torch.linspace(0, len(true) - 1, PICTURES + 2).long()[1:-1]
         moments = dataset.episodes * steps + frame_of(shown, steps)
         samples |= pictures(model, observe, moments, device, compute.precision)
     save_tensors(paths.samples(task, seed, variant), samples)

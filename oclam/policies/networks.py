@@ -10,10 +10,10 @@ __all__ = ["ActionDecoder", "Actor", "Policy"]
 
 
 class Actor(nn.Module):
-    """Three encoder blocks, means over cells, ReLU6, linear. (B, channels, H, W) in [-1, 1] -> (B, outputs).
+    """Three encoder blocks, average pooling, ReLU6, linear. (B, channels, H, W) in [-1, 1] -> (B, outputs).
 
-    `outputs` is the width of the latent action, or of the true action where that is cloned directly. The map is divided
-    into cells x cells, one mean each; the paper takes a single mean, which few channels cannot tell a pose with.
+    `outputs` is the width of the latent action, or of the true action where that is cloned directly. The map is pooled
+    to cells x cells, in the paper to 1 x 1, which loses the pose unless there are many channels.
     107,541,504 parameters at the paper's sizes (Table 4).
     """
 

@@ -51,8 +51,8 @@ class Results:
         return f"{self.scale.capitalize()} scale, {_count(len(self.seeds), 'seed')}, {_count(self.episodes, 'episode')}"
 
 
-def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int]) -> Results:
-    """Every result of a finished pipeline, as Results.
+def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], budgets: list[int]) -> Results:
+    """Every result of a finished pipeline with these parameters (budgets: finetune's), as Results.
 
     Raises UserError for a missing or damaged file, except for durations of stages that DVC restored from its cache.
     """
@@ -61,7 +61,7 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int]) 
               if not is_absent(path := paths.slot_table(task, seed))]
     selection = max((table["labels"] for *_, table in tables), default=0)
     returns = [row for task in tasks for row in _returns(task, seeds, selection)]
-    largest = max((row["budget"] for row in returns), default=0)
+    largest = max(budgets)
 
     def kept(task, seed):
         return next((table["restart"] for *names, table in tables if names == [task, seed]), restarts[0])
@@ -107,8 +107,9 @@ def metrics(results: Results) -> dict:
                                 **{row["variant"]: _round(row["mean"]) for row in full}}
         found = {row["variant"]: row["mean"] for row in select(results.returns, task=task, budget=largest)}
         tree["recovery"][task] = {
-            name: {variant: _round(recovery(*(values.get(key) for key in (variant, "lapo", CLEAN))))
-                   for variant in RECOVERING} for name, values in (("probe", tree["probe"][task]), ("return", found))}
+            name: {variant: _round(recovery(*(values.get(key) for key in (variant, "lapo", CLEAN)), errors))
+                   for variant in RECOVERING}
+            for name, values, errors in (("probe", tree["probe"][task], True), ("return", found, False))}
         tree["slots"][task] = {key: _mean(select(results.selections, task=task), key)
                                for key in (*_SLOT_MEASURES, "fg_ari")}
     return tree

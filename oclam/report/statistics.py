@@ -23,13 +23,14 @@ def improvement(returns: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (returns > others).mean((-2, -1)) + (returns == others).mean((-2, -1)) / 2
 
 
-def recovery(value: float | None, lapo: float | None, clean: float | None) -> float | None:
+def recovery(value: float | None, lapo: float | None, clean: float | None, errors: bool = False) -> float | None:
     """How much of what distractors cost lapo a variant wins back: 0 at lapo's value, 1 at that without distractors.
 
-    The measure of arXiv 2502.09680v3, for probe errors and returns alike. None where a value is missing or distractors
-    cost nothing.
+    The measure of arXiv 2502.09680v3. None where a value is missing or distractors cost nothing.
+
+    errors: whether less is better, as of probe errors; else more is, as of returns.
     """
-    if None in (value, lapo, clean) or lapo == clean:
+    if None in (value, lapo, clean) or (clean >= lapo if errors else clean <= lapo):
         return None
     return (value - lapo) / (clean - lapo)
 

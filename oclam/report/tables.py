@@ -118,13 +118,13 @@ def _present(rows, variants):
 
 
 def number(value: float | None, spread: float | None = None) -> str:
-    """Three significant digits (integers whole), a dash for None; `spread` is added after ± with as many decimals."""
+    """Three significant digits (integers whole), a dash for None; after ± a known `spread` with as many decimals."""
     if value is None:
         return "–"
     if isinstance(value, int):
         return f"{value:,}"
     decimals = max(2 - math.floor(math.log10(abs(value))), 0) if value else 0
-    return f"{value:,.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")
+    return f"{value:,.{decimals}f}" + ("" if spread is None or math.isnan(spread) else f" ± {spread:.{decimals}f}")
 
 
 def _probes(results):
@@ -219,19 +219,19 @@ def _recovery(results):
         probes = {name: _average([row["ridge_mse"] for row in select(results.probes, task=task, variant=name)])
                   for name in LATENT}
         used = _used({row["variant"]: row for row in select(results.probes, task=task)}, 0)
-        rows.append(("ridge probe, error", _recovered(probes, used)))
+        rows.append(("ridge probe, error", _recovered(probes, used, errors=True)))
         for budget in sorted({row["budget"] for row in results.returns} - {0}):
             found = {row["variant"]: row for row in select(results.returns, task=task, budget=budget)}
             means = {name: found[name]["mean"] if name in found else None for name in LATENT}
-            rows.append((f"return, {budget} labelled", _recovered(means, _used(found, budget))))
+            rows.append((f"return, {budget} labelled", _recovered(means, _used(found, budget), errors=False)))
     note = ("(variant - lapo) / (lapo-no-distractors - lapo), the measure of the paper's later version "
             "(arXiv 2502.09680v3): 0% is lapo, 100% is no distractors. It says little where those two are close.")
     return Table("returns", "Recovery: what a variant wins back of what distractors cost lapo", note,
                  ("labels used", *RECOVERING), rows)
 
 
-def _recovered(values, used):
-    shares = [recovery(values[name], values["lapo"], values[CLEAN]) for name in RECOVERING]
+def _recovered(values, used, errors):
+    shares = [recovery(values[name], values["lapo"], values[CLEAN], errors) for name in RECOVERING]
     return [Cell(used), *(Cell("–" if share is None else f"{share:.0%}") for share in shares)]
 
 

@@ -185,7 +185,7 @@ class RecurrentSlots(nn.Module):
 
         features: of many frames' patches, (..., P, D).
         """
-        normalised = self.attention.norm_features(features).flatten(0, -2).float().cpu().numpy()
+        normalised = self.attention.norm_features(features.float()).flatten(0, -2).cpu().numpy()
         centres, _ = kmeans2(normalised, len(self.init.mean), iter=20, minit="++", rng=seed)
         self.init.mean.copy_(torch.from_numpy(centres))
 

@@ -101,7 +101,7 @@ def write_components(store: zarr.Group, pixels: zarr.Array, training: int) -> No
         reference += torch.stack([mask_moments(hard[:, k]).mean(0) for k in range(slots)]) / training
     stride, sample = max(training * steps // SAMPLE, 1), []
     for episode in range(training):
-        index = torch.arange(-episode * steps % stride, steps, stride)
+        index = torch.arange(steps)[-episode * steps % stride::stride]  # empty in some episodes of many
         if len(index):
             sample.append([crop for crop, _ in _described(store, pixels, episode, reference, index)])
     components = [Components(torch.cat(of_slot), width - TRANSFORM) for of_slot in zip(*sample, strict=True)]

@@ -73,3 +73,10 @@ def test_measures_of_a_known_assignment():
     assert found["slots"][1] == {"agent_iou": 0, "agent_recall": 0, "area": 0, "stability": 0}
     together = slot_measures(masks, segmentation, chosen=[0, 2])
     assert (together["agent_recall"], together["area"], together["agent_iou"]) == (1, 1, 0.25)
+
+
+def test_episodes_without_the_agent_are_left_out_and_nothing_is_measured_where_none_has_it():
+    masks, segmentation = np.random.default_rng(0).random((2, 3, 4, 4, 4)), np.zeros((2, 3, 16, 16), np.uint8)
+    assert slot_measures(masks, segmentation, [1]) == {}
+    segmentation[1, 1, 4:8] = 1
+    assert slot_measures(masks, segmentation, [1]) == slot_measures(masks[1:], segmentation[1:], [1])

@@ -20,7 +20,7 @@ from oclam.backgrounds.footage import square
 from oclam.backgrounds.generated import dead_leaves
 from oclam.backgrounds.store import write_store
 from oclam.collect import Collection, collect
-from oclam.envs import PAPER, make
+from oclam.envs import DEFAULT, make
 from oclam.params import Collect
 from tests.bench.package import FRAMES, RESETS, TASK, cpu_seconds
 
@@ -29,7 +29,7 @@ VIDEOS = 2
 
 def ours(store, mode):
     """CPU seconds of our step and reset."""
-    env = make("-".join(TASK), "distracted", PAPER.model_copy(update={"renderer": mode}), store)
+    env = make("-".join(TASK), "distracted", DEFAULT.model_copy(update={"renderer": mode}), store)
     action, seeds = np.zeros(env.action_space.shape), iter(range(10**6))
     reset = cpu_seconds(lambda: env.reset(seed=next(seeds)), RESETS)
     frames = FRAMES if mode == "fast" else FRAMES // 4
@@ -50,7 +50,7 @@ def collected(store, workers, folder):
     for steps in (50, 550):  # the difference is free of starting processes
         params = Collect(source="simulator", path="unused", episodes=3, test_episodes=1, segmented_episodes=1,
                          steps=steps, action_noise=0, shard_episodes=1, seed=0)
-        plan = Collection("-".join(TASK), "distracted", params, PAPER, Still(), store)
+        plan = Collection("-".join(TASK), "distracted", params, DEFAULT, Still(), store)
         started = time.perf_counter()
         collect(plan, folder / "work", folder / "out.zarr", workers)
         seconds.append(time.perf_counter() - started)

@@ -60,7 +60,7 @@ def main():
 def held_out(rounds):
     """Frames uint8 (N, H, W, 3) and masks uint8 (N, H, W), episode after episode, the tasks in turn."""
     policies = {task: load_expert(paths.expert(task), task) for task in TASKS if paths.expert(task).exists()}
-    environments = [envs.make(task, "distracted", envs.PAPER, paths.backgrounds, "test") for task in TASKS]
+    environments = [envs.make(task, "distracted", envs.DEFAULT, paths.backgrounds, "test") for task in TASKS]
     episodes = islice(render(environments, policies, FIRST), rounds * len(TASKS))
     return map(np.concatenate, zip(*episodes, strict=True))
 

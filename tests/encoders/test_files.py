@@ -98,7 +98,7 @@ def test_the_embedded_encoder():
 
 
 def test_the_embedded_encoder_follows_the_agent_better_than_random_weights():
-    env, rng = envs.make("cheetah-run", "distracted", envs.PAPER), np.random.default_rng(0)
+    env, rng = envs.make("cheetah-run", "distracted", envs.DEFAULT), np.random.default_rng(0)
     scores = {"learned": [], "random": []}
     encoders = {"learned": load_encoder(paths.embedded_encoder), "random": new_student(64)}
     for episode in range(3):

@@ -15,7 +15,7 @@ from oclam.backgrounds.generated import dead_leaves
 from oclam.backgrounds.store import write_store
 from oclam.errors import UserError
 
-SMALL = envs.PAPER.model_copy(update={"texture_size": 32})
+SMALL = envs.DEFAULT.model_copy(update={"texture_size": 32})
 
 
 @pytest.fixture(scope="module")

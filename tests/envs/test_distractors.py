@@ -14,7 +14,7 @@ from oclam.envs import distractors
 from oclam.errors import UserError
 
 DAVIS = Path("../shared/assets/DAVIS/JPEGImages/480p")
-ALONE = envs.PAPER.model_copy(update={"color": False, "camera": False})
+ALONE = envs.DEFAULT.model_copy(update={"color": False, "camera": False})
 
 
 class PackageVideo(DistractingBackgroundEnv):
@@ -53,7 +53,7 @@ def test_changes_stay_within_the_scale():
     env = suite.load_task("cheetah-run")
     physics = env.physics
     original = physics.model.mat_rgba[:, :3].copy()
-    wrapped, wrappers = distractors.distract(env, "cheetah", 0, envs.PAPER)
+    wrapped, wrappers = distractors.distract(env, "cheetah", 0, envs.DEFAULT)
     radii, colours = [], []
     for seed in range(3):
         for name in wrappers:
@@ -73,7 +73,7 @@ def test_changes_stay_within_the_scale():
 @pytest.mark.parametrize("side", ["back", "front"])
 def test_the_humanoids_camera_stays_on_its_side(side):
     env = suite.load_task("humanoid-walk")
-    params = envs.PAPER.model_copy(update={"humanoid_camera": side})
+    params = envs.DEFAULT.model_copy(update={"humanoid_camera": side})
     wrapped, wrappers = distractors.distract(env, "humanoid", 0, params)
     for seed in range(6):
         distractors.reseed(wrappers["camera"], seed)

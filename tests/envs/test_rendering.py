@@ -33,7 +33,7 @@ env.reset()
 renderer = mujoco.Renderer(suite.load("walker", "run").physics.model.ptr, 64, 64)
 option = mujoco.MjvOption()
 option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = 0
-ours = oclam.envs.make("cheetah-run", "clean", oclam.envs.PAPER)  # left open, as dm_control's
+ours = oclam.envs.make("cheetah-run", "clean", oclam.envs.DEFAULT)  # left open, as dm_control's
 views = []
 for action in (1, -1, 1):
     ours.reset(seed=0)
@@ -60,7 +60,7 @@ def test_reference_is_the_suites_own_picture_and_mujocos_drawn_beside_ours(tmp_p
 
 
 def test_a_terrain_of_this_episode_is_drawn():
-    env = envs.make("quadruped-escape", "clean", envs.PAPER)
+    env = envs.make("quadruped-escape", "clean", envs.DEFAULT)
     first, second = (env.reset(seed=seed)[0] for seed in (0, 1))
     env._physics.model.hfield_data[:] = 0
     env._renderer.upload_terrain()
@@ -70,13 +70,13 @@ def test_a_terrain_of_this_episode_is_drawn():
 
 
 def test_another_thread_and_a_closed_environment_are_refused_in_one_line():
-    env = envs.make("cheetah-run", "clean", envs.PAPER)
+    env = envs.make("cheetah-run", "clean", envs.DEFAULT)
     before = env.reset(seed=0)[0]
     with ThreadPoolExecutor(1) as thread:
         for call in (env.reset, env.close):
             with pytest.raises(UserError, match="make one in each thread"):
                 thread.submit(call).result()
-        there = thread.submit(lambda: envs.make("cheetah-run", "clean", envs.PAPER).reset(seed=0)[0]).result()
+        there = thread.submit(lambda: envs.make("cheetah-run", "clean", envs.DEFAULT).reset(seed=0)[0]).result()
     np.testing.assert_array_equal(there, before)
     np.testing.assert_array_equal(env.reset(seed=0)[0], before)
     env.close()
@@ -87,7 +87,7 @@ def test_another_thread_and_a_closed_environment_are_refused_in_one_line():
 def test_shadows_are_those_of_the_reference_and_fast_differs_from_it_by_light_alone():
     pictures = {}
     for mode in ("fast", "shadows", "reference"):
-        env = envs.make("walker-run", "clean", envs.PAPER.model_copy(update={"renderer": mode}))
+        env = envs.make("walker-run", "clean", envs.DEFAULT.model_copy(update={"renderer": mode}))
         pictures[mode] = env.reset(seed=0)[0].astype(int)
         env.close()
     difference = np.abs(pictures["fast"] - pictures["reference"])
@@ -115,7 +115,7 @@ def test_an_environment_left_open_ends_quietly(monkeypatch, backend):
     monkeypatch.setenv("MUJOCO_GL", backend)
     if not rendering._probe(backend):
         pytest.skip(f"{backend} does not work here")
-    code = "from oclam import envs; env = envs.make('cartpole-swingup', 'clean', envs.PAPER); env.reset(seed=0)"
+    code = "from oclam import envs; env = envs.make('cartpole-swingup', 'clean', envs.DEFAULT); env.reset(seed=0)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stderr.startswith(f"rendering with {backend}") and answer.stderr.count("\n") == 1
 
@@ -179,7 +179,7 @@ def test_no_renderer_is_one_line_with_the_package(unchosen, monkeypatch, given, 
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     monkeypatch.setenv("MUJOCO_GL", given)
     with pytest.raises(UserError, match=f"MUJOCO_GL: {said} Debian's libosmesa6"):
-        envs.make("hopper-hop", "clean", envs.PAPER)
+        envs.make("hopper-hop", "clean", envs.DEFAULT)
 
 
 def test_importing_environments_loads_no_opengl():

@@ -126,6 +126,15 @@ def test_nested_lists_are_pictures_and_an_episode_column_ends_trajectories(tmp_p
     assert np.isnan(dataset.rewards).all()
 
 
+@pytest.mark.parametrize("first", [20240101001, "a"])  # float32 holds no such number
+def test_neighbouring_episode_numbers_and_names_stay_apart(tmp_path, first):
+    pairs, columns = steps(0, 1, 2)
+    names = [first, first + 1, first + 2] if isinstance(first, int) else ["a", "b", "c"]
+    table(tmp_path / "in/a.parquet", columns | {
+        "observation": [grey(i, t).tolist() for i, t in pairs], "episode": [names[i] for i, _ in pairs]})
+    imported(tmp_path, tmp_path / "in")
+
+
 def test_videos_have_frames_alone(tmp_path):
     write_videos(tmp_path / "in")
     dataset = imported(tmp_path, tmp_path / "in")
@@ -202,9 +211,12 @@ def test_a_source_that_is_not_there_and_a_task_that_is_none_are_told(tmp_path, s
 def test_the_command_prints_a_scale_and_never_overwrites(tmp_path, capsys, monkeypatch):
     write_videos(tmp_path / "in")
     monkeypatch.setattr("sys.argv", ["import", str(tmp_path / "in"), "--to", str(tmp_path / "out"), "--task", "a-b",
-                                     "--test-episodes", "1", "--image-size", "16", "--view", "clean"])
+                                     "--test-episodes", "2", "--image-size", "16", "--view", "clean"])
     command.main()
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["tasks"] == ["a-b"] and printed["env"] == {"image_size": 16} and printed["base"] == "../params.yaml"
     with pytest.raises(UserError, match="clean.zarr: already there"):
+        command.main()
+    monkeypatch.setattr("sys.argv", ["import", str(tmp_path / "in"), "--test-episodes", "1"])
+    with pytest.raises(UserError, match="--test-episodes: 1 given, probes need 2 or more"):
         command.main()

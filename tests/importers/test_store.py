@@ -43,6 +43,19 @@ def test_true_masks_of_held_out_episodes_become_the_segmentation(tmp_path):
     np.testing.assert_array_equal(dataset.group["segmentation"][:], np.broadcast_to(np.arange(16) < 8, (2, 16, 16, 16)))
 
 
+def test_the_segmentation_s_row_i_is_held_out_episode_i(tmp_path):
+    plain, shown = source([16, 16], masks=None), source([16])
+    none = write(tmp_path / "a.zarr", plain, shown, test_episodes=2)  # held out: plain, shown
+    assert none.attrs["segmented_episodes"] == 0 and "segmentation" not in none.group
+    one = write(tmp_path / "b.zarr", plain, shown, source([16], masks=None), test_episodes=2)  # shown, plain
+    assert one.attrs["segmented_episodes"] == one.group["segmentation"].shape[0] == 1
+
+
+def test_some_episodes_with_actions_are_left_to_learn_from(tmp_path):
+    with pytest.raises(UserError, match="2 episodes with actions; --test-episodes 2 holds out all of them"):
+        write(tmp_path / "out.zarr", source([16, 16]), source([32], "film", 0), steps=16, test_episodes=2)
+
+
 def test_videos_without_actions_are_trained_on_and_never_labelled(tmp_path):
     dataset = write(tmp_path / "out.zarr", source([16, 16]), source([32], "film", 0), steps=16)
     assert (dataset.episodes, dataset.test_episodes) == (3, 1)  # the film's two first

@@ -7,7 +7,7 @@ import torch
 import zarr
 
 from oclam import paths
-from oclam.artifacts import load_tensors, read_csv, read_json
+from oclam.artifacts import is_absent, load_tensors, read_csv, read_json
 from oclam.checkpoint import FOLDER, Checkpoint
 from oclam.datasets import Frames, FrameStacks, open_dataset, stack_index
 from oclam.latent_actions import training as lapo_training
@@ -71,6 +71,14 @@ def test_each_variant_writes_all_its_artifacts(world, variant):
         **{name: (6, SIZE, SIZE, 3) for name in ("current", "target", "prediction", "swapped")},
         "latents": (22, 2), "actions": (22, 2)}
     assert not list(paths.DATA.glob("**/*.tmp")) and not list(FOLDER.iterdir())
+
+
+@pytest.mark.parametrize("unknown", [slice(E), slice(E + 1, None)])  # of training, or of a held-out episode
+def test_without_actions_to_fit_or_to_measure_the_probe_is_absent(world, unknown):
+    zarr.open_group(paths.dataset("a-b", "distracted"))["actions"][unknown] = np.nan
+    learn_from_images("a-b", 0, "lapo", PARAMS)
+    assert is_absent(paths.probe("a-b", 0, "lapo"))
+    assert set(load_tensors(paths.samples("a-b", 0, "lapo"))[0]) == {"current", "target", "prediction", "swapped"}
 
 
 def stored(kind, variant):
@@ -211,3 +219,8 @@ def test_projection_finds_the_two_directions_of_largest_variance():
     centred = plane - plane.mean(0)
     axes = torch.linalg.eigh(torch.cov(plane.T)).eigenvectors.flip(1)
     torch.testing.assert_close(points.abs(), (centred @ axes).abs(), rtol=0, atol=0.1)
+
+
+def test_a_single_latent_is_drawn_on_a_line():
+    latents = torch.arange(5.0)[:, None]
+    torch.testing.assert_close(projection(latents), torch.stack([latents[:, 0] - 2, torch.zeros(5)], 1))

@@ -24,7 +24,7 @@ def results(folder, monkeypatch):
     monkeypatch.chdir(folder)
     if not paths.encoder.exists():
         tree.write()
-    return gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS)
+    return gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS, tree.BUDGETS)
 
 
 def table(results, title):
@@ -110,7 +110,7 @@ def test_slots_without_segmentation_are_shown_and_not_judged(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     tree.write()
     tree.forget_segmentation()
-    results = gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS)
+    results = gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS, tree.BUDGETS)
     entry = table(results, "Choice of slots")
     assert "has no segmentation to judge" in entry.note
     assert [cell.value for cell in row(entry, "chosen, together").values()] == ["0.200", "0.700", "0.500", *5 * "–"]
@@ -181,7 +181,7 @@ def test_the_divisors_share_of_the_expert_is_named(results):
 def test_trained_encoder_and_weak_cloning(results, monkeypatch):
     monkeypatch.setitem(results.experts, tree.TASK, 1000.0)
     save_tensors(paths.encoder, {}, source="distill")
-    found = warnings(gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS))
+    found = warnings(gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS, tree.BUDGETS))
     save_tensors(paths.encoder, {}, source="random")
     assert not any("random weights" in text for text in found)
     assert sum("reaches 40% of the expert's return" in text for text in warnings(results)) == 1

@@ -30,7 +30,7 @@ def written(tmp_path, monkeypatch):
 
 
 def read():
-    return gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS)
+    return gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS, tree.BUDGETS)
 
 
 def test_normalised_return_is_a_share_of_cloning_in_the_same_view(results):

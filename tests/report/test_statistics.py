@@ -44,7 +44,8 @@ def test_interval_of_the_probability_of_improvement_contains_a_half_where_nothin
 
 def test_recovery_is_0_at_lapo_and_1_without_distractors_whether_more_or_less_is_better():
     assert recovery(10, 10, 30) == 0 and recovery(30, 10, 30) == 1 and recovery(5, 10, 30) == -0.25
-    assert recovery(0.2, 0.3, 0.1) == pytest.approx(0.5)  # errors fall
+    assert recovery(0.2, 0.3, 0.1, errors=True) == pytest.approx(0.5)  # errors fall
+    assert recovery(5, 10, 9) is recovery(9, 5, 10, errors=True) is None  # distractors cost nothing
     assert recovery(1.0, 2.0, 2.0) is None and recovery(None, 1.0, 2.0) is None
 
 

@@ -106,6 +106,14 @@ def test_slots_begin_by_the_similarity_of_normalised_slots_and_patches_and_publi
         assert torch.allclose(found, similarity.softmax(1), atol=1e-5) != published
 
 
+def test_clusters_are_those_of_normalised_features_in_float32_whatever_their_precision():
+    torch.manual_seed(0)
+    features, models = torch.randn(2, 3, 15, 32).bfloat16(), [RecurrentSlots(3, 32) for _ in range(2)]
+    for model, given in zip(models, (features, features.float()), strict=True):
+        model.start_from_clusters(given, seed=0)
+    assert torch.equal(models[0].init.mean, models[1].init.mean)
+
+
 def test_slots_that_start_from_clusters_divide_patches_by_cluster():
     torch.manual_seed(0)
     model, kinds = RecurrentSlots(3, 32), torch.arange(90) % 3

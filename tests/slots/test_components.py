@@ -122,3 +122,9 @@ def test_components_are_those_of_the_covariance():
     np.testing.assert_allclose(coordinates.var(0, ddof=1)[:3], values[::-1][:3], rtol=1e-4)
     np.testing.assert_allclose(np.abs(found.basis[:, 0]), np.abs(directions[:, -1]), atol=1e-4)
     np.testing.assert_allclose(coordinates @ found.basis.numpy().T + found.mean.numpy(), rows, atol=1e-3)
+
+
+def test_a_sample_smaller_than_the_number_of_episodes_skips_some(monkeypatch):
+    pixels, masks, _ = scene()
+    monkeypatch.setattr("oclam.slots.components.SAMPLE", 1)  # one frame of 4 episodes of 60
+    assert np.isfinite(stored(pixels, masks)["slots"][:]).all()

@@ -58,6 +58,8 @@ def test_latent_actions_of_all_frames_are_probed_where_actions_are_known(project
 
 def test_the_report_has_the_variants_that_exist(project):
     with (paths.reports / "probes.csv").open() as file:
-        assert {row["variant"] for row in csv.DictReader(file)} == set(OBSERVED) & set(LATENT)
+        labels = {row["variant"]: int(row["labels"]) for row in csv.DictReader(file)}
+    assert set(labels) == set(OBSERVED) & set(LATENT)
+    assert labels["laom-labels"] == max(BUDGETS)  # also where no policy acted
     page = Path(paths.reports / "index.html").read_text()
     assert "Table 1. Action probes" in page and "Table 2" not in page and "no policies acted" in page
