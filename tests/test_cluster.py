@@ -93,7 +93,7 @@ def ran(word):
     return [line[1] for line in lines if line[0] == word]
 
 
-def until(holds, seconds=60):
+def until(holds, seconds=300):  # a busy machine takes a minute to start a node
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come to that"

@@ -185,7 +185,7 @@ def test_a_damaged_shard_is_remade(backgrounds, undisturbed, tmp_path, monkeypat
 
 
 def test_the_clean_view_depends_on_no_distractor(backgrounds, tmp_path):
-    one = plan_of(None, "clean", episodes=1, test_episodes=1)
+    one = plan_of(None, "clean", episodes=1)
     changed = {"texture_size": 16, "background": False, "background_dynamic": False, "color": False, "color_scale": 0.9,
                "color_dynamic": False, "camera": False, "camera_scale": 0.9, "camera_dynamic": False,
                "humanoid_camera": "front"}
