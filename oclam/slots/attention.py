@@ -5,8 +5,8 @@ state is the normalised slot, not the slot; attention logits are multiplied by h
 (in the predictor and in the decoder's transformer); attention weights start Xavier-uniform, their biases and those of
 the feature MLP and the decoder's MLP at zero.
 
-Otherwise two starting values help an agent to a slot of its own: queries and keys are one orthogonal matrix, so that
-slots first hold the patches most like them, and slots are centres of clusters.
+Otherwise three starting values help an agent to a slot of its own: queries and keys are one orthogonal matrix, so that
+slots first hold the patches most like them; slots are centres of clusters; and updates hardly change them.
 """
 
 from itertools import pairwise
@@ -121,6 +121,11 @@ class SlotAttention(nn.Module):
             self.key.load_state_dict(self.query.state_dict())
         self.gru = nn.GRUCell(dim, dim)
         self.residual = nn.Sequential(nn.LayerNorm(dim), *mlp(dim, 4 * dim, dim)) if residual else None
+        if not published:
+            nn.init.constant_(self.gru.bias_hh[dim:2 * dim], 3)  # of the update gate: 0.95 of a slot stays
+            if residual:
+                nn.init.zeros_(self.residual[-1].weight)
+                nn.init.zeros_(self.residual[-1].bias)
 
     def read(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the patches, which do not depend on the slots: (..., P, D) -> two (..., P, D)."""

@@ -14,6 +14,10 @@ from oclam.training import exponential_decay, share, train, update
 
 __all__ = ["clips_of", "train_slots"]
 
+# Of the learning rate, where slots start from clusters. Adam moves a weight by the rate however small its gradient, so
+# at the full rate the gradients of a decoder that has learned nothing yet took the slots apart.
+SLOT_RATE = 0.1
+
 
 def clips_of(dataset: Dataset, observer: Callable, settings, *, seed: int, device: torch.device,
              forward: Callable) -> Clips:
@@ -45,11 +49,12 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
     """
     device = next(model.parameters()).device
     published = isinstance(model, PublishedSteve)
-    optimizer = torch.optim.Adam(model.groups() if published else model.parameters(), lr=settings.learning_rate)
+    clustered = not (published or model.slots.attention.published)
+    optimizer = torch.optim.Adam(model.groups() if published else _groups(model), lr=settings.learning_rate)
     losses_of = torch.compile(model) if compiled else model
 
     def step(i):
-        if i == 0 and not (published or model.slots.attention.published):
+        if i == 0 and clustered:
             first = clips(0, whole=True)[0]
             with forward(), torch.no_grad():
                 projected = model.project(first)
@@ -62,7 +67,8 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
         if published:
             rates = model.schedule(i, settings.learning_rate, settings.warmup_steps, settings.decay_steps)
         else:
-            rates = settings.learning_rate * exponential_decay(i, settings.decay_steps, settings.warmup_steps)
+            rate = settings.learning_rate * exponential_decay(i, settings.decay_steps, settings.warmup_steps)
+            rates = [SLOT_RATE * rate if clustered else rate, rate]
         with forward():
             losses = losses_of(*clips_of_step, share(noise).to(device), decoded.to(device))
         update(optimizer, losses["loss"], rates, settings.clip_norm, math.inf if published else 2.0)
@@ -73,3 +79,10 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
                  unit="frames")
     checkpoint.save(parts, step=settings.steps, rows=rows)
     return rows
+
+
+def _groups(model):
+    """The optimizer's groups: what forms the slots, and the rest."""
+    forming = [*model.features.parameters(), *model.slots.parameters()]
+    known = set(map(id, forming))
+    return [{"params": forming}, {"params": [p for p in model.parameters() if id(p) not in known]}]

@@ -126,3 +126,15 @@ def test_slots_that_start_from_clusters_divide_patches_by_cluster():
     torch.testing.assert_close(model.init.mean[nearest].detach(), centres)
     first = model.attention.share(model.init(1), model.attention.read(features[None])[0])[0]  # (K, P)
     assert torch.equal(first.argmax(0), nearest[kinds])
+
+
+def test_untrained_updates_leave_slots_with_their_clusters():
+    torch.manual_seed(0)
+    for model in (RecurrentSlots(3, 32), RecurrentSlots(3, 32, residual=True)):
+        features = torch.randn(1, 1, 60, 32)  # not divided clearly
+        model.start_from_clusters(features, seed=0)
+        key, value = model.attention.read(features[0])
+        first = model.init(1)
+        later = model.attention(first, key, value, iterations=3)
+        same = model.attention.share(first, key).argmax(1) == model.attention.share(later, key).argmax(1)
+        assert same.float().mean() >= 0.9

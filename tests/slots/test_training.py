@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,8 +12,9 @@ from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
 from oclam.slots.models import make_observer
 from oclam.slots.steve import make_steve, to_unit
-from oclam.slots.training import clips_of, train_slots
-from oclam.training import autocast
+from oclam.slots.training import SLOT_RATE, clips_of, train_slots
+from oclam.slots.videosaur import VideoSaur
+from oclam.training import autocast, exponential_decay
 from tests import ROOT
 
 SETTINGS = SimpleNamespace(slots=3, slot_dim=8, clip_length=2, batch_size=2, kept_clips=None, decoded_patches=None,
@@ -78,6 +81,23 @@ def test_kept_clips_and_fewer_patches_are_what_the_settings_say(dataset):
     everything, some = (attempt(dataset, f"{count}", decoded_patches=count)[0] for count in (None, 4))
     assert torch.equal(everything, attempt(dataset, "16", decoded_patches=16)[0])  # which are all that there are
     assert not torch.equal(everything, some)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_what_forms_slots_from_clusters_learns_at_a_tenth_of_the_rate(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = VideoSaur(12, 16, slots=3, slot_dim=8, feature_hidden=16, decoder_hidden=16, decoder_layers=2,
+                      published=published)
+    before, settings = deepcopy(model), SimpleNamespace(**vars(SETTINGS) | {"steps": 1})
+    train_slots(model, lambda *_, **__: (torch.randn(2, 2, 16, 12),) * 2, settings, Checkpoint("rates", SETTINGS),
+                seed=0, forward=nullcontext, compiled=False)
+    rate = SETTINGS.learning_rate * exponential_decay(0, SETTINGS.decay_steps, SETTINGS.warmup_steps)
+    for part, share in (("features", SLOT_RATE), ("slots.attention", SLOT_RATE), ("decoder", 1)):
+        parameters = (m.get_submodule(part).parameters() for m in (model, before))
+        # Adam's first step is the rate, whatever the gradient
+        moved = max((a - b).abs().max().item() for a, b in zip(*parameters, strict=True))
+        assert moved == pytest.approx(rate if published else share * rate, rel=1e-3)
 
 
 @pytest.mark.parametrize("kept", [None, 2])
