@@ -20,7 +20,7 @@ from oclam.memory import keep_freed_memory, limit_memory
 from oclam.parallel import is_worker, launch, work
 from oclam.params import read
 
-__all__ = ["arguments", "only_one", "run", "run_name"]
+__all__ = ["arguments", "mended", "only_one", "run", "run_name"]
 
 TYPES = {"seed": int, "restart": int}
 MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise `ulimit -f`",
@@ -52,17 +52,17 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
     limit_memory()
     name = run_name(Path(sys.argv[0]).stem, sys.argv[1:])
     if is_worker():
-        return work(_mended()(main))
+        return work(mended()(main))
     _end_by_exception(signal.SIGTERM)
     try:
-        with _mended(), only_one(name):
+        with mended(), only_one(name):
             devices = read().compute.devices if parallel else 1
             try:
                 main() if devices == 1 else launch(devices)
             except Absent as reason:
                 _write_absent(reason)
-            write_json(paths.duration(name), {"stage": name, "seconds": round(time.time() - started, 1),
-                                              "hardware": _hardware()})
+            write_json(paths.duration(name), {"stage": name, "scale": read().scale, "hardware": _hardware(),
+                                              "seconds": round(time.time() - started, 1)})
     except KeyboardInterrupt:
         print("error: interrupted; `dvc repro` resumes", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -82,7 +82,7 @@ def _write_absent(reason):
 
 
 @contextmanager
-def _mended():
+def mended() -> Iterator[None]:
     """Turn errors of the file system and of memory that the user can correct into UserError."""
     try:
         yield

@@ -202,9 +202,9 @@ def _run(name: str, patience: float) -> str:
             finally:  # also when the folder cannot be read
                 if lost := job.process.poll() is None:
                     print(f"{name}: its lease was lost, so it stops here", flush=True)
-                status = job.end(recorded=not lost)
+                why = job.end(recorded=not lost)
         if not lost:
-            return "" if status == 0 else f"status {status}, see {job.log}: {said(name)}"
+            return why
 
 
 def _cores():
@@ -261,7 +261,13 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
     while True:
         while found := graph.get_ready():
             for name in found:
-                if ran.isdisjoint(needs[name]) and Job(stages[name], params).done:  # else its inputs have just changed
+                try:
+                    # Not where its inputs have just changed.
+                    finished = ran.isdisjoint(needs[name]) and Job(stages[name], params).done
+                except UserError as error:  # of a dependency that is missing
+                    fail(name, error)
+                    continue
+                if finished:
                     graph.done(name)
                     done += 1
                 else:
@@ -330,8 +336,10 @@ def main():
         "working_dir": os.getcwd(), "excludes": [f"/{path}" for path in os.listdir() if path not in SHIPPED]}
     with only_one("slices"), hold(LEASES.with_name("driver"), wait=False, patience=arguments.patience):
         adopt()
-        ray.init(address=arguments.address, include_dashboard=False, log_to_driver=False,
-                 runtime_env=environment)
+        try:
+            ray.init(address=arguments.address, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+        except ConnectionError as error:
+            raise UserError(f"--address: {' '.join(str(error).split())}") from None
         try:
             run_graph(arguments.until, arguments.patience, remote)
         finally:

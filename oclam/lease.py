@@ -68,6 +68,9 @@ def _await_silence(path, wait, patience):
                 silent = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
                 with suppress(FileNotFoundError):  # another one that waits was faster
                     path.rename(silent)
+                    if silent.read_text() != seen[0]:  # so it was here, and holds it by now
+                        with suppress(FileExistsError):
+                            os.link(silent, path)
                     silent.unlink()
             return
         time.sleep(patience / 24)

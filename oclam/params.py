@@ -518,7 +518,10 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.params",
                                      description="Make the parameters of another scale those of the pipeline.")
     parser.add_argument("source", type=Path, help="such as params/study.yaml; params.yaml becomes a copy of it")
-    replace(parser.parse_args().source)
+    from oclam.cli import only_one  # which needs this module
+
+    with only_one("slices"):  # whose stages would read the new parameters
+        replace(parser.parse_args().source)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, reduce
 from graphlib import TopologicalSorter
@@ -28,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from oclam.artifacts import digest, read_json, write_json
-from oclam.cli import only_one
+from oclam.cli import mended, only_one
 from oclam.errors import UserError
 from oclam.machine import cores, end_with_parent
 from oclam.params import read
@@ -38,6 +38,7 @@ __all__ = ["Job", "Stage", "adopt", "command", "expand", "needed_for", "overlap"
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
+PARALLEL = ("bc", "bc_full", "lapo", "lapo_focus", "lapo_slots", "ocp")  # scripts that train on compute.devices GPUs
 GLANCE = 30.0  # seconds between two views of what runs
 PLACE = re.compile(r"\$\{([\w.]+)\}")
 
@@ -137,7 +138,7 @@ class Job:
 
     def __init__(self, stage, params):
         self.stage, self.key, self.record = stage, stage.key(params), RECORDS / f"{stage.name}.json"
-        self.log = LOGS / f"{stage.name}.log"
+        self.log, self.kind = LOGS / f"{stage.name}.log", stage.name.split("@")[0]
         record = self._read()
         started, made = record.get("key") == self.key, record.get("made")
         self.seconds = record.get("seconds", 0.0)  # of the last run, whatever it made
@@ -157,11 +158,13 @@ class Job:
         write_json(self.record, {"key": self.key, "seconds": round(seconds, 1), "made": made})
 
     def devices(self, asked: int) -> int:
-        """How many GPUs the stage has for itself, where every training has `asked`."""
-        return asked if "compute" in self.stage.params else 0
+        """How many GPUs the stage has for itself, where training by several processes has `asked`."""
+        parallel = self.stage.cmd.split()[2].removeprefix("stages.") in PARALLEL
+        return 0 if "compute" not in self.stage.params else asked if parallel else min(asked, 1)
 
     def start(self, cores: list[int], gpus: list[str], **environment: str) -> None:
         """Run the stage on these cores only, and on these GPUs if there are any; environment: variables for it."""
+        self.key = self.stage.key(read().model_dump())  # of what it reads now
         environment = os.environ | environment | {
             "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
             "OCLAM_SPENT": str(self.spent)}
@@ -177,14 +180,22 @@ class Job:
                                             preexec_fn=partial(end_with_parent, signal.SIGTERM))
         os.sched_setaffinity(0, ours)
 
-    def end(self, recorded: bool = True) -> int:
-        """The stage's status; it is stopped if it still runs, and recorded unless another process does so."""
+    def end(self, recorded: bool = True) -> str:
+        """Why the stage failed, or ""; it is stopped if it still runs, and recorded unless another process does so."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
         status = self.process.wait()
+        why = f"status {status}, see {self.log}: {said(self.stage.name)}" if status else "" if self._unchanged() else \
+            "parameters, code or inputs changed while it ran; the same command runs it again"
         if recorded:
-            self.write(status == 0, self.spent + time.monotonic() - self.started)
-        return status
+            self.write(not why, self.spent + time.monotonic() - self.started)
+        return why
+
+    def _unchanged(self):
+        try:
+            return self.stage.key(read().model_dump()) == self.key
+        except UserError:
+            return False
 
 
 def said(stage: str) -> str:
@@ -228,19 +239,30 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     jobs = len(free) if jobs is None else jobs
     if not 1 <= jobs <= len(free):
         raise UserError(f"--jobs: {jobs} given, 1 to {len(free)} can share {len(free)} cores")
-    share, devices = len(free) // jobs, min(params["compute"]["devices"], len(gpus))
+    every, total = len(free), len(gpus)
+    share, devices = every // jobs, min(params["compute"]["devices"], total)
     stages = needed_for(until, read_stages(params))
     needs = {name: upstream(stage, stages) for name, stage in stages.items()}
     graph, rank = TopologicalSorter(needs), urgency(needs)
     graph.prepare()
     done, reached, waiting, running, failed, glance = 0, set(), [], [], [], time.monotonic() + GLANCE
+
+    def fail(name, why):
+        failed.append(name)
+        print(f"{name} failed: {why}", flush=True)
+
     try:
         while True:
             while ready := graph.get_ready():
                 reached |= set(ready)
-                for job in [Job(stages[name], params) for name in ready]:
+                for name in ready:
+                    try:
+                        job = Job(stages[name], params)
+                    except UserError as error:  # of a dependency that is missing
+                        fail(name, error)
+                        continue
                     if job.done:
-                        graph.done(job.stage.name)
+                        graph.done(name)
                         done += 1
                     else:
                         waiting.append(job)
@@ -251,19 +273,19 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
             possible = [job for job in waiting if job.devices(devices) <= len(gpus)]
             if possible and len(running) < jobs and len(free) >= share:
                 job = min(possible, key=lambda job: rank[job.stage.name])
-                count = max(share, len(free) // len(waiting)) if job.stage.name.split("@")[0] in WORKERS else share
-                job.start([free.pop() for _ in range(count)], [gpus.pop() for _ in range(job.devices(devices))])
                 waiting.remove(job)
+                own = job.devices(devices)
+                useful = len(free) // (len(waiting) + 1) if job.kind in WORKERS else every * own // (total or 1)
+                count = max(share, min(useful, len(free)))
+                job.start([free.pop() for _ in range(count)], [gpus.pop() for _ in range(own)])
                 running.append(job)
                 print(f"{job.stage.name} starts; of {len(stages)} stages {done} are done", flush=True)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 free += job.cores
                 gpus += job.gpus
-                if status := job.end():
-                    failed.append(job.stage.name)
-                    told = said(job.stage.name)
-                    print(f"{job.stage.name} ended with status {status}, see {job.log}: {told}", flush=True)
+                if why := job.end():
+                    fail(job.stage.name, why)
                 else:
                     graph.done(job.stage.name)
                     done += 1
@@ -294,13 +316,24 @@ def _gpus():
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
+@contextmanager
+def _dvc() -> Iterator:
+    """DVC's repository here; what it refuses is a UserError."""
+    from dvc.exceptions import DvcException  # machines that run slices alone need no DVC
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+
+
 def adopt() -> None:
     """Take what DVC has recorded, and what did not change since, for done."""
-    from dvc.repo import Repo  # machines that run slices alone need no DVC
-
-    with Repo() as repo:
-        changed = repo.status()
     params = read().model_dump()
+    with _dvc() as repo:
+        changed = repo.status()
     for name, stage in read_stages(params).items():
         if name not in changed:
             job = Job(stage, params)
@@ -309,13 +342,11 @@ def adopt() -> None:
 
 def record() -> None:
     """Let DVC record every stage that is done, and nothing else, in dvc.lock."""
-    from dvc.repo import Repo
-
     logging.getLogger("dvc").setLevel(logging.WARNING)  # a line for every stage says nothing
     params = read().model_dump()
     stages = read_stages(params)
     done = [name for name, stage in stages.items() if all(map(os.path.exists, stage.deps)) and Job(stage, params).done]
-    with Repo() as repo:
+    with _dvc() as repo:
         for target in [None] if len(done) == len(stages) else done:  # all at once takes a third of the time
             repo.commit(target, force=True)
 
@@ -343,9 +374,10 @@ def main():
 
 
 def command(main: Callable[[], None]) -> None:
-    """Run main of a command that runs the graph: wrong input and an interruption are one line."""
+    """Run main of a command that runs the graph: wrong input, a full disk and an interruption are one line."""
     try:
-        main()
+        with mended():
+            main()
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command resumes")
     except UserError as error:

@@ -21,6 +21,7 @@ from tests import ROOT
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ray = pytest.importorskip("ray", reason="needs the extra cluster")
 from dvc.fs import LocalFileSystem  # noqa: E402
+from dvc.repo import Repo  # noqa: E402
 
 from oclam.cluster import (  # noqa: E402
     LEASES,
@@ -30,6 +31,7 @@ from oclam.cluster import (  # noqa: E402
     _impossible,
     _shipped,
     _wanted,
+    main,
     read_resources,
     run_graph,
 )
@@ -242,6 +244,18 @@ def test_a_dataset_that_no_stage_wrote_is_not_replaced_by_a_node_s(tree):
     stage = Stage("collect@a", "python -m stages.collect a distracted", [], [], ["data/set.zarr"])
     with pytest.raises(UserError, match="^data/set.zarr: no stage wrote this dataset"):
         _Exchange(None, {stage.name: stage}, read().model_dump()).submit(stage.name, {}, 1.0)
+
+
+def test_a_cluster_out_of_reach_is_one_line(tree, monkeypatch):
+    def absent(**_):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    Repo.init(no_scm=True).close()
+    monkeypatch.setattr(sys, "argv", ["cluster", "--address", "auto"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(ray, "init", absent)
+    with pytest.raises(UserError, match="^--address: Could not find any running Ray instance"):
+        main()
 
 
 def test_what_no_node_could_run_is_known(cluster):

@@ -67,6 +67,24 @@ def test_a_holder_that_lives_keeps_it_however_long_others_wait(tmp_path):
     assert order == ["first", "second"]
 
 
+def test_a_lease_taken_over_meanwhile_is_left_to_its_new_holder(tmp_path, monkeypatch):
+    path, rename = tmp_path / "stage", Path.rename
+    path.write_text("elsewhere 1 dead\n")
+    waiting = threading.Event()
+
+    def late(self, target):  # between looking at the silent holder's file and taking it away, another takes over
+        if self == path and not waiting.is_set():
+            waiting.set()
+            path.write_text("elsewhere 2 alive\n")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    threading.Thread(target=lambda: (waiting.wait(), time.sleep(2 * PATIENCE), path.unlink()), daemon=True).start()
+    with hold(path, True, 2 * PATIENCE):
+        assert waiting.is_set() and not path.read_text().startswith("elsewhere")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_all_who_wait_for_a_dead_holder_get_it_in_the_end(tmp_path):
     path, got = tmp_path / "stage", []
     path.write_text("elsewhere 1 dead\n")

@@ -1,5 +1,6 @@
 import json
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ import yaml
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import parse_yaml
 
+from oclam.cli import only_one
 from oclam.errors import UserError
-from oclam.params import _parsed, load, read, replace
+from oclam.params import _parsed, load, main, read, replace
 from tests import ROOT
 
 SCALES = sorted((ROOT / "params").glob("*.yaml"))
@@ -69,6 +71,16 @@ def test_another_scale_becomes_the_pipeline_s_and_no_change_is_lost(tmp_path, mo
     target.write_text(yaml.safe_dump(small.model_dump()))  # as `dvc exp run -S` leaves it: no comments, the same values
     replace(Path("params/paper.yaml"))
     assert target.read_text() == Path("params/paper.yaml").read_text()
+
+
+def test_parameters_stay_while_stages_run_that_would_read_them(tmp_path, monkeypatch):
+    project(tmp_path, monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["params", "params/tiny.yaml"])
+    with only_one("slices"), pytest.raises(UserError, match="slices runs already in this folder"):
+        main()
+    assert read().scale == "small"
+    main()
+    assert read().scale == "tiny"
 
 
 @pytest.mark.parametrize(("override", "value"), [

@@ -1,5 +1,6 @@
 """What DVC would run, in the order of its graph, in slices."""
 
+import errno
 import os
 import random
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,7 +18,20 @@ from dvc.repo import Repo
 from oclam.artifacts import write_json
 from oclam.errors import UserError
 from oclam.params import read
-from oclam.slices import RECORDS, adopt, expand, needed_for, record, run_slice, time_left, upstream, urgency
+from oclam.slices import (
+    PARALLEL,
+    RECORDS,
+    Job,
+    adopt,
+    command,
+    expand,
+    needed_for,
+    record,
+    run_slice,
+    time_left,
+    upstream,
+    urgency,
+)
 from tests import ROOT
 
 STAGES = expand(yaml.safe_load((ROOT / "dvc.yaml").read_text()), read(ROOT / "params.yaml").model_dump())
@@ -225,9 +240,73 @@ def test_what_needs_no_failed_stage_is_done_all_the_same(tree, capfd):
     for _ in range(2):
         with pytest.raises(UserError, match="each@0 failed, and 1 of the stages need what it makes"):
             run_slice(10)
-        assert "each@0 ended with status 1, see .resume/logs/each@0.log: no room\n" in capfd.readouterr().out
+        assert "each@0 failed: status 1, see .resume/logs/each@0.log: no room\n" in capfd.readouterr().out
     assert Path("b/1").exists() and not Path("all").exists()
     assert ran() == ["a", "b/0", "b/1", "b/0"]
+
+
+def test_a_missing_input_stops_only_what_needs_it(tree, capfd):
+    content = {**PIPELINE["stages"], "lone": {"cmd": "python count.py missing c", "deps": ["missing"], "outs": ["c"]}}
+    Path("dvc.yaml").write_text(yaml.dump({"stages": content}, sort_keys=False))
+    with pytest.raises(UserError, match="^lone failed, and 0 of the stages need what it makes"):
+        run_slice(10)
+    assert ran() == ["a", "b/0", "b/1", "all"] and "lone failed: missing: " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_parameters_that_change_under_a_run_are_not_recorded_as_the_earlier_ones(tree, when, capfd):
+    before = Path("params.yaml").read_text()
+    set_params(seeds=[0, 1], eval={"episodes": 3, "backgrounds": "test", "seed": 5})
+    after = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(before)
+    change = f"Path('params.yaml').write_text({after!r})\n"
+    if when == "before":  # while an earlier stage runs
+        content = {"earlier": {"cmd": "python change.py x z", "deps": ["change.py"], "outs": ["z"]},
+                   "first": {**PIPELINE["stages"]["first"], "deps": ["count.py", "z"]}}
+        Path("dvc.yaml").write_text(yaml.dump({"stages": content}, sort_keys=False))
+        Path("change.py").write_text(COUNT + change)
+        assert run_slice(10, "first") and ran() == ["z", "a"]
+    else:
+        Path("count.py").write_text(COUNT + change)
+        with pytest.raises(UserError, match="^first failed"):
+            run_slice(10, "first")
+        assert "first failed: parameters, code or inputs changed while it ran" in capfd.readouterr().out
+        assert ran() == ["a"]
+    Path("params.yaml").write_text(before)
+    Path("count.py").write_text(COUNT)
+    assert run_slice(10, "first") and ran() == ["a"]
+
+
+def test_a_gpu_stage_gets_the_cores_of_the_gpus_share(tree, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    Path("count.py").write_text(COUNT + "path.write_text(f\"{os.sched_getaffinity(0)} \" + "
+                                        "os.environ['CUDA_VISIBLE_DEVICES'])\n")
+    stage = {"cmd": "python count.py x a", "params": ["compute"], "deps": ["count.py"], "outs": ["a"]}
+    Path("dvc.yaml").write_text(yaml.dump({"stages": {"train": stage}}))
+    assert run_slice(10) and Path("a").read_text() == f"{os.sched_getaffinity(0)} 5"
+
+
+def test_stages_that_take_several_gpus_are_those_whose_scripts_can_use_them():
+    scripts = {path.stem for path in (ROOT / "stages").glob("*.py") if "parallel=True" in path.read_text()}
+    assert set(PARALLEL) == scripts
+    for stage in STAGES.values():
+        if "compute" in stage.params:
+            several = stage.cmd.split()[2].removeprefix("stages.") in scripts
+            assert Job.devices(SimpleNamespace(stage=stage), 4) == (4 if several else 1)
+
+
+def test_what_dvc_refuses_and_a_full_disk_are_one_line(tree, monkeypatch):
+    with pytest.raises(UserError, match="^DVC: "):
+        adopt()  # there is no repository
+    Repo.init(no_scm=True).close()
+    with Repo() as repo, repo.lock, pytest.raises(UserError, match="^DVC: Unable to acquire lock"):
+        adopt()
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "file")
+
+    with pytest.raises(SystemExit, match="^error: file: No space left on device; free some space"):
+        command(full)
 
 
 def test_the_status_says_whether_to_call_again(tree):

@@ -80,7 +80,7 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], 
         selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, "mask": {}, **table}
                     for task, seed, table in tables],
         compared=[row for task in tasks for seed in seeds for row in _compared(task, seed)],
-        durations=_durations(tasks, seeds, restarts),
+        durations=_durations(scale, tasks, seeds, restarts),
         experts={task: None if is_absent(path := paths.demonstrations(task, "distracted")) else
                  _mean(read_csv(path), "return") for task in tasks},
         encoder=load_tensors(paths.encoder)[1],
@@ -236,7 +236,7 @@ def _parameters(task, seed, restart):
     return {"ocp (total)": ocp["total"], "ocp (trainable)": ocp["trainable"], **counts, "bc": actor}
 
 
-def _durations(tasks, seeds, restarts):
+def _durations(scale, tasks, seeds, restarts):
     each = [f"{task}-{seed}" for task in tasks for seed in seeds]
     stages = [("backgrounds", None, [""]), ("encoder", None, [""]), ("expert", None, tasks)]
     stages += [("collect", view, [f"{task}-{view}" for task in tasks]) for view in ("distracted", "clean")]
@@ -250,7 +250,7 @@ def _durations(tasks, seeds, restarts):
         # Scripts of stage lapo: lapo, laom, and those that a variant has for itself.
         scripts = {VARIANTS[variant].model, variant} if stage == "lapo" else {stage}
         files = [paths.duration("-".join(filter(None, [script, run]))) for run in runs for script in scripts]
-        found = [read_json(file) for file in files if file.exists()]
+        found = [row for row in (read_json(file) for file in files if file.exists()) if row.get("scale") == scale]
         seconds = sum(row["seconds"] for row in found)
         rows.append({"stage": stage, "variant": variant, "runs": len(found), "of": len(runs),
                      "seconds": seconds if found else None, "mean": seconds / len(found) if found else None,

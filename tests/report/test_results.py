@@ -137,8 +137,10 @@ def test_durations_are_looked_up_under_the_names_that_stages_write(written):
              "laom-cheetah-run-0-laom-masks", "laom-labels-cheetah-run-1-laom-labels", "bc-full-cheetah-run-1-bc",
              "eval-cheetah-run-0-scratch"]
     for name in names:
-        paths.duration(name).write_text(json.dumps({"stage": name, "seconds": 1.0, "hardware": "here"}))
+        paths.duration(name).write_text(json.dumps({"scale": "small", "seconds": 1.0, "hardware": "here"}))
     assert sum(row["runs"] for row in read().durations) == 1 + len(names)
+    paths.duration(names[0]).write_text(json.dumps({"scale": "tiny", "seconds": 1.0, "hardware": "here"}))
+    assert sum(row["runs"] for row in read().durations) == len(names)  # not what another scale took
 
 
 def test_stamp_says_scale_seeds_and_episodes(results):

@@ -30,7 +30,8 @@ def write(seeds=SEEDS):
     save_tensors(paths.encoder, {"weight": torch.zeros(1)}, source="random")
     write_csv(paths.demonstrations(TASK, "distracted"),
               [{"episode": 0, "return": 400.0}, {"episode": 1, "return": 600.0}])
-    write_json(paths.duration(f"ocp-{TASK}-0-0"), {"stage": "ocp", "seconds": 61.0, "hardware": "2 x86_64 cores"})
+    write_json(paths.duration(f"ocp-{TASK}-0-0"), {"stage": "ocp", "scale": "small", "seconds": 61.0,
+                                                  "hardware": "2 x86_64 cores"})
     for seed in seeds:
         _slots(seed)
         for restart in RESTARTS:
