@@ -7,7 +7,9 @@ has a record with the SHA-256 of its files, from which a killed collection resum
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +24,7 @@ import zarr
 from oclam.artifacts import atomic, write_json
 from oclam.envs import make, rendering
 from oclam.errors import UserError
-from oclam.machine import cores
+from oclam.machine import cores, end_with_parent
 from oclam.params import Collect, Env
 from oclam.progress import Progress
 from oclam.seeding import numpy_rng, seed_of
@@ -96,7 +98,7 @@ def collect(plan: Collection, folder: Path, path: Path, workers: int | None = No
         if store.exists():
             print(f"{path.name}: damaged before it was finished; all is collected again", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
-        with _processes(1) as pool:  # no OpenGL in this process
+        with _processes(1, _attach) as pool:  # no OpenGL in this process
             pool.submit(_create, plan, store).result()
         _record(store, records / "created")
     for shard, reason in damaged(store, records).items():
@@ -198,8 +200,16 @@ def _environment(plan, split):
     return make(plan.task, plan.view, plan.env, plan.backgrounds, split)
 
 
+def _attach():
+    """Let this worker end with its parent, by kill -9 too."""
+    end_with_parent(signal.SIGKILL)
+    if not multiprocessing.parent_process().is_alive():  # killed while this one started
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _start(plan, store, records):
     global _worker
+    _attach()
     _worker = _Worker(plan, store, records)
 
 
@@ -223,8 +233,6 @@ class _Worker:
         for name in files:  # remains of a killed worker or a damaged disk
             (self.store / name).unlink(missing_ok=True)
         for row, episode in enumerate(members):
-            if not multiprocessing.parent_process().is_alive():
-                raise SystemExit
             masks = self.run(episode, {name: array[row] for name, array in arrays.items()})
             if masks is not None:
                 group["segmentation"][plan.segmented(episode)] = masks

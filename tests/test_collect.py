@@ -122,6 +122,30 @@ if __name__ == "__main__":
 """
 
 
+@dataclass(frozen=True)
+class Waiting(Wave):
+    """A policy that says that it is asked, and then does not answer."""
+
+    def __call__(self, state):
+        print("asked", flush=True)
+        time.sleep(600)
+
+
+def test_workers_end_with_their_killed_parent(tmp_path):
+    """They hold its standard output, which ends with the last of them."""
+    (tmp_path / "plan").write_bytes(pickle.dumps(replace(plan_of(None, "clean"), policy=Waiting(6))))
+    (tmp_path / "run.py").write_text(KILLED)
+    process = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path], start_new_session=True,
+                               env=dict(os.environ, PYTHONPATH=f"{Path.cwd()}"), stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"asked\n"
+    process.kill()
+    try:
+        process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
 def test_a_killed_collection_resumes_to_the_same_bytes(backgrounds, undisturbed, tmp_path):
     """kill -9 at two moments: as soon as a shard is on disk, and a random while later, by which all may be done."""
     (tmp_path / "plan").write_bytes(pickle.dumps(plan_of(backgrounds)))

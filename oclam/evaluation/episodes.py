@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from oclam.errors import UserError
-from oclam.machine import cores
+from oclam.machine import cores, end_with_parent
 from oclam.policies.files import Agent
 from oclam.policies.networks import Policy
 from oclam.progress import Progress
@@ -158,6 +158,8 @@ def _one_thread():
 
 def _work(pipe, makes):
     """A worker: make the environments, then answer requests until the pipe closes."""
+    # The pipe does not close when the parent is killed: this worker and later ones have its other end too.
+    end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the workers
     try:
         groups = [[_Episode(make()) for make in group] for group in makes]

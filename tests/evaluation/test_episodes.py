@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import gymnasium
@@ -112,6 +114,26 @@ class Deadly(Noise):
 def test_a_dead_worker_is_one_line():
     with pytest.raises(UserError, match="eval: worker process [01] died.*`dvc repro` runs it again"):
         evaluate(policies(1), 2, Deadly, episode_seeds(0, 4), steps=6, workers=2)
+
+
+KILLED = """
+import os, signal
+from oclam.evaluation.episodes import Environments
+from tests.evaluation.test_episodes import Noise
+with Environments([[Noise] * 2], workers=2):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_their_killed_parent():
+    """They hold its standard output, which ends with the last of them."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_environments_live_in_as_many_processes_as_asked():
