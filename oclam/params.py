@@ -6,6 +6,7 @@ that it declares to DVC. `python -m oclam.params params/study.yaml` makes anothe
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -503,15 +504,22 @@ def replace(source: Path, target: Path = Path("params.yaml")) -> None:
     Raises UserError when that would lose values of `target` which neither the last commit nor `source` has.
     """
     wanted, given = read(source), read(target)
-    committed = subprocess.run(["git", "show", f"HEAD:./{target}"], capture_output=True, text=True)
-    if given != wanted and committed.returncode == 0 and \
-            given != _checked(_parsed(committed.stdout, target), f"{target} of the last commit"):
-        raise UserError(f"{target}: it has values of yours; commit them or run `git checkout {target}` first")
+    if given != wanted and given != _committed(target):
+        raise UserError(f"{target}: it has values that no commit has; commit them or run `git checkout {target}` first")
     overlay = "base" in _parsed(source.read_text(encoding="utf-8"), source)
     text = source.read_text(encoding="utf-8") if not overlay else \
         f"# {source}, resolved.\n" + yaml.safe_dump(wanted.model_dump(), sort_keys=False, width=120)
     with atomic(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _committed(target):
+    """The parameters of `target` in the last commit, None where there is none."""
+    git = shutil.which("git")
+    shown = git and subprocess.run([git, "show", f"HEAD:./{target}"], capture_output=True, text=True)
+    if not shown or shown.returncode:
+        return None
+    return _checked(_parsed(shown.stdout, target), f"{target} of the last commit")
 
 
 def main():

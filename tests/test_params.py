@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_another_scale_becomes_the_pipeline_s_and_no_change_is_lost(tmp_path, mo
     assert read("params/study.yaml") == study  # on its own resolved values, too
     with pytest.raises(UserError, match="params/study-cpu.yaml: its base holds the scale study now"):
         read("params/study-cpu.yaml")
-    with pytest.raises(UserError, match="params.yaml: it has values of yours"):
+    with pytest.raises(UserError, match="params.yaml: it has values that no commit has"):
         replace(Path("params/paper.yaml"))
     subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)
     target.write_text(yaml.safe_dump(small.model_dump()))  # as `dvc exp run -S` leaves it: no comments, the same values
@@ -81,6 +82,20 @@ def test_parameters_stay_while_stages_run_that_would_read_them(tmp_path, monkeyp
     assert read().scale == "small"
     main()
     assert read().scale == "tiny"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_no_value_is_lost_without_git(tmp_path, monkeypatch, installed):
+    project(tmp_path, monkeypatch)
+    shutil.rmtree(".git")
+    if not installed:
+        monkeypatch.setenv("PATH", "")
+    text = Path("params.yaml").read_text()
+    with pytest.raises(UserError, match="params.yaml: it has values that no commit has; commit them"):
+        replace(Path("params/paper.yaml"))
+    assert Path("params.yaml").read_text() == text
+    shutil.copy("params/paper.yaml", "params.yaml")
+    replace(Path("params/paper.yaml"))  # nothing to lose
 
 
 @pytest.mark.parametrize(("override", "value"), [
