@@ -81,6 +81,8 @@ def main():
     options = parser.parse_args()
     if options.steps < 1:
         raise UserError(f"--steps: {options.steps} given, at least 1 is needed")
+    if options.seed < 0:
+        raise UserError(f"--seed: {options.seed} given, at least 0 is needed")
     if options.video:
         check_name(options.video)
     gained, frames, rewards, card = play(options.folder, options.budget, options.task, options.seed, options.steps)

@@ -78,7 +78,9 @@ def save_tensors(path: Path, tensors: dict, **metadata) -> None:
 def load_tensors(path: Path | str) -> tuple[dict, dict]:
     """Tensors by name, and metadata, of a safetensors file. Raises UserError for a missing or damaged file."""
     try:
-        with safe_open(existing(path), framework="pt") as file:
+        if existing(path).is_dir():
+            raise ValueError("it is a folder")
+        with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = json.loads((file.metadata() or {}).get("oclam", "{}"))
         if metadata.pop("crc32", None) not in (None, _checksum(tensors)):
@@ -92,6 +94,8 @@ def open_zarr(path: Path | str) -> zarr.Group:
     """A Zarr store, read-only. Raises UserError when it, or one of its files, is missing or damaged."""
     if (existing(path) / CHECKSUMS).exists():
         expected, found = read_json(Path(path) / CHECKSUMS), checksums(Path(path))
+        if not isinstance(expected, dict):
+            raise UserError(f"{path}/{CHECKSUMS}: damaged; {mend(path)}")
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 state = "damaged" if name in found else "missing"

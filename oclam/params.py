@@ -423,7 +423,9 @@ def _content(path):
         raise UserError(f"{path}: {type(content).__name__} given, expected sections such as lapo: and ocp:")
     if "base" not in content:
         return content
-    base = _content(path.parent / content.pop("base"))
+    if not isinstance(name := content.pop("base"), str):
+        raise UserError(f"{path}: base: {name!r} given, should be the path of another parameter file")
+    base = _content(path.parent / name)
     if base.get("scale") != content.get("scale") and (path.parent / f"{base.get('scale')}.yaml").exists():
         raise UserError(f"{path}: its base holds the scale {base['scale']} now; restore it with "
                         "`git checkout params.yaml`")

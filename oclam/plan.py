@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from oclam import paths, suite
 from oclam.artifacts import load_tensors
 from oclam.datasets import FrameSampler
+from oclam.encoders.files import check_name
 from oclam.errors import UserError
 from oclam.laom.models import SLOT_MODELS, LaomModel
 from oclam.latent_actions.models import ImageLatentActionModel
@@ -128,8 +129,7 @@ class Plan:
                 raise UserError(f"encoder.source: {settings.source!r} given, {path} is not there")
             _, about = load_tensors(path)
             name, options = about.get("name", name), about.get("kwargs", {})
-        if not timm.is_model(name):
-            raise UserError(f"encoder.name: {name!r} given, which timm {timm.__version__} does not know")
+        check_name(name)
         vit = timm.create_model(name, num_classes=0, **options | {"img_size": settings.image_size})
         vit.norm = nn.Identity()
         return vit.requires_grad_(False)
@@ -342,6 +342,9 @@ def main():
                         "imply for ocp and lapo, 200 elsewhere")
     parser.add_argument("--fps", type=float, default=3200, help="frames rendered a second; default 3200")
     arguments = parser.parse_args()
+    for option, given in (("--tflops", arguments.tflops), ("--fps", arguments.fps)):
+        if given is not None and not given > 0:
+            raise UserError(f"{option}: {given:g} given, more than 0 is needed")
     costs = Plan(read(arguments.params, arguments.changes)).costs()
     rates = {cost: arguments.tflops or TFLOPS.get(cost.stage, 200) for cost in costs}
     print(f"One run of each stage at {arguments.fps:g} rendered frames/s; bytes on disk before compression; paper: its "

@@ -57,6 +57,12 @@ def test_the_command_prints_the_return_and_writes_the_video(folder, monkeypatch,
         assert sum(1 for _ in file.decode(video=0)) == 3
 
 
+def test_a_negative_seed_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["act", str(folder), "--seed", "-1"])
+    with pytest.raises(UserError, match="--seed: -1 given, at least 0 is needed"):
+        main()
+
+
 def test_a_policy_of_another_task_or_budget_is_refused(folder):
     with pytest.raises(UserError, match="a policy of task 'cheetah-run', 'walker-run' asked for"):
         play(folder, task="walker-run", steps=1)
@@ -78,5 +84,9 @@ def test_an_exported_policy_acts_the_same_without_params_yaml(folder, tmp_path, 
     np.testing.assert_array_equal(frames, expected[1])
     with pytest.raises(UserError, match="policy: a policy of budget 2, 8 asked for"):
         play(Path("policy"), budget=8, steps=1)
+    config = Path("policy/config.json")
+    config.write_text(config.read_text()[:-9])
+    with pytest.raises(UserError, match="policy/config.json: damaged JSON .*; export it again, or get it again"):
+        play(Path("policy"), steps=1)
     with pytest.raises(UserError, match="nothing: no such folder"):
         play(Path("nothing"), steps=1)

@@ -177,6 +177,18 @@ def test_truncated_file_is_one_line_with_its_name(tmp_path, read):
         read(path)
 
 
+def test_a_folder_is_not_safetensors(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: damaged or not safetensors .it is a folder"):
+        load_tensors(tmp_path)
+
+
+def test_checksums_that_are_no_table_are_named(tmp_path):
+    zarr.open_group(tmp_path / "store.zarr", mode="w")
+    (tmp_path / "store.zarr/checksums.json").write_text("[1]")
+    with pytest.raises(UserError, match="store.zarr/checksums.json: damaged; delete .*store.zarr and run"):
+        open_zarr(tmp_path / "store.zarr")
+
+
 def _flip(path):
     """Change one bit in the middle of a file."""
     content = bytearray(path.read_bytes())

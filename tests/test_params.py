@@ -298,6 +298,12 @@ def test_a_file_that_is_no_mapping_gives_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
+def test_a_base_that_is_no_path_gives_one_line(tmp_path):
+    (tmp_path / "params.yaml").write_text("base: 3\n")
+    with pytest.raises(UserError, match="params.yaml: base: 3 given, should be the path of another parameter file"):
+        read(tmp_path / "params.yaml")
+
+
 def test_a_missing_file_gives_one_line():
     with pytest.raises(UserError, match="none.yaml: no such parameter file"):
         read("none.yaml")

@@ -165,9 +165,20 @@ def test_what_does_not_exist_is_named(change, line):
         plan("params.yaml", change).costs()
 
 
-def test_an_unknown_architecture_is_named():
-    with pytest.raises(UserError, match="encoder.name: 'vit_none' given"):
-        plan("params/paper.yaml", "encoder.name=vit_none").costs()
+@pytest.mark.parametrize(("name", "why"), [
+    ("vit_none", "which timm .* does not know"), ("vit_base_patch16_224.none", "which timm .* does not know"),
+    ("resnet50", "allowed are timm's vision transformers")])
+def test_an_unknown_architecture_is_named(name, why):
+    with pytest.raises(UserError, match=f"encoder.name: '{name}' given, {why}"):
+        plan("params/paper.yaml", f"encoder.name={name}").costs()
+
+
+@pytest.mark.parametrize("option", ["--fps", "--tflops"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_a_machine_that_does_nothing_is_refused(monkeypatch, option, value):
+    monkeypatch.setattr(sys, "argv", ["plan", str(ROOT / "params/tiny.yaml"), option, value])
+    with pytest.raises(UserError, match=f"{option}: {value} given, more than 0 is needed"):
+        main()
 
 
 def test_the_command_prints_one_line_a_stage(monkeypatch, capsys):

@@ -14,7 +14,7 @@ from oclam.artifacts import load_tensors, mend, save_tensors
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.errors import UserError
 
-__all__ = ["load_encoder", "make_encoder", "save_encoder"]
+__all__ = ["check_name", "load_encoder", "make_encoder", "save_encoder"]
 
 WEIGHTS = "model.safetensors"  # its name in every repository of the hub
 HUB_TIMEOUT = 4.0  # seconds until a hub that does not answer counts as out of reach
@@ -55,7 +55,7 @@ def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source
         raise UserError(f"{parameter}: {str(source)!r} given, which is no file; name safetensors with timm's names")
     if source != "hub" and "kwargs" in load_tensors(source)[1]:
         return load_encoder(source)
-    _check_name(name)
+    check_name(name)
     file = _hub_file(name, parameter) if source == "hub" else Path(source)
     tensors, _ = load_tensors(file)
     try:
@@ -72,7 +72,8 @@ def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source
                          std=config["std"], source="hub" if source == "hub" else file.name)
 
 
-def _check_name(name):
+def check_name(name: str) -> None:
+    """Raise UserError unless timm has a vision transformer of this name, and weights where it names some."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture) or tag and not timm.is_model_pretrained(name):
         raise UserError(f"encoder.name: {name!r} given, which timm {timm.__version__} does not know")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 
-from oclam.artifacts import load_tensors, save_tensors, write_json
+from oclam.artifacts import load_tensors, read_json, save_tensors, write_json
 from oclam.errors import UserError
 from oclam.export.card import model_card
 
@@ -32,6 +32,14 @@ class Hub(ModelHubMixin):
         return model_card(type(self), self.origin)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments):
+        """The model in a folder or repository; `arguments` are huggingface_hub's, which would not name a bad file."""
+        path = Path(pretrained_model_name_or_path) / CONFIG
+        if path.is_file() and not isinstance(_read(read_json, path), dict):
+            raise UserError(f"{path}: not of a model that oclam exported")
+        return super().from_pretrained(pretrained_model_name_or_path, **arguments)
+
+    @classmethod
     def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, config=None,
                          **arguments):
         kind = (config or {}).get("kind")
@@ -42,10 +50,7 @@ class Hub(ModelHubMixin):
         if not Path(model_id).is_dir():
             path = hf_hub_download(model_id, WEIGHTS, revision=revision, cache_dir=cache_dir, token=token,
                                    force_download=force_download, local_files_only=local_files_only)
-        try:
-            tensors, _ = load_tensors(path)
-        except UserError as error:
-            raise UserError(f"{str(error).partition(';')[0]}; export it again, or get it again") from None
+        tensors, _ = _read(load_tensors, path)
         try:
             model = cls(**arguments)
             model.load_state_dict(tensors)
@@ -53,3 +58,11 @@ class Hub(ModelHubMixin):
             raise UserError(f"{path}: does not fit the {CONFIG} beside it ({' '.join(str(error).split())[:160]}); "
                             "export it again, or get it again") from None
         return model.eval()
+
+
+def _read(read, path):
+    """What `read` finds in a file, which no stage has made."""
+    try:
+        return read(path)
+    except UserError as error:
+        raise UserError(f"{str(error).partition(';')[0]}; export it again, or get it again") from None

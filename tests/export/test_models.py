@@ -229,6 +229,8 @@ def spoil(folder, change):
     (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "damaged .*export it again"),
     (lambda folder: (folder / "model.safetensors").unlink(), "no such file; export it again"),
     (lambda folder: (folder / "config.json").unlink(), "missing, or not of a model that oclam exported"),
+    (lambda folder: (folder / "config.json").write_text('{"kind": "Hub'), "config.json: damaged .*export it again"),
+    (lambda folder: (folder / "config.json").write_text("[1]"), "config.json: not of a model that oclam exported"),
     (lambda folder: (folder / "config.json").write_text('{"kind": "HubEncoder"}'), "of a HubEncoder, not of a HubPol"),
     (lambda folder: (folder / "config.json").write_text('{"kind": "HubPolicy", "card": {"x": 1}, "origin": {}}'),
      "does not fit"),
