@@ -59,7 +59,8 @@ def export_model(source: Path, target: Path, budget: int | None = None) -> nn.Mo
 
 
 def _policy(folder, budget):
-    policies, cards = load_policies(folder, None if budget is None else [budget])
+    # The card names the environment of params.yaml, and so does the policy that acts from it.
+    policies, cards = load_policies(folder, None if budget is None else [budget], image_size=read().env.image_size)
     policy, card = policies[-1], cards[-1]
     returns, path = {}, paths.evaluation(card.task, card.seed, card.variant)
     for row in read_csv(path) if _is_there(path) else []:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,6 +85,7 @@ def write_slots(params, vectors):
     model = make_model(SimpleNamespace(ocp=params.ocp, steve=params.steve), observe, SIZE)
     for weight in model.parameters():
         weight.data *= 2  # so that masks differ from slot to slot and patch to patch
+    model.slots.attention.gru.bias_hh.data.zero_()  # else slots stay where they start, which is anywhere
     save_tensors(paths.ocp(TASK, 0, 1), model.state_dict(), **params.ocp.model_dump(), restart=1)
     extract_slots(model, observe, dataset.pixels, paths.slots(TASK, 0), paths.DATA / "unfinished",
                   slots=params.ocp.slots, slot_dim=params.ocp.slot_dim, grid=model.grid, window=params.ocp.window,
@@ -113,9 +115,9 @@ def test_exported_slots_and_latent_actions_are_the_pipelines(project, tmp_path, 
     shutil.rmtree(tmp_path / "project")
     model, lapo = HubSlotModel.from_pretrained("ocp"), HubLatentActionModel.from_pretrained("lapo")
     found = model(pixels)[1].numpy()
-    assert 0.2 < (found.argmax(1) == 1).mean() < 0.8  # there is something to find
+    assert np.sort(np.bincount(found.argmax(1).ravel()))[-2] > 0.2 * found[:, 0].size  # no slot holds nearly all
     assert (np.abs(found.astype(int) - masks) > 1).mean() < 0.01  # batches of another size round otherwise
-    assert 0.1 < stored["mask"].mean() / 255 < 0.9
+    assert 0.1 < stored["mask"].mean() / 255 < 0.97
     for ours, theirs in zip(model.agent(pixels), (stored["mask"], stored["frames"]), strict=True):
         assert (np.abs(ours.numpy().astype(int) - theirs) > 2).mean() < 0.02  # a patch may change its slot by that
     assert expected.std() > 0.1  # latents differ
@@ -245,6 +247,14 @@ def test_what_does_not_fit_is_one_line(tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as error:
         HubPolicy.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_policy_of_other_frames_than_its_card_would_say_is_not_exported(policies, tmp_path):
+    content = read().model_dump()
+    content["env"]["image_size"] = 2 * SIZE
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=f"image_size {SIZE}.*{2 * SIZE}"):
+        export_model(paths.policies(TASK, 0, "lapo"), tmp_path / "out")
 
 
 def test_what_cannot_be_exported_is_one_line(policies, tmp_path, monkeypatch):
