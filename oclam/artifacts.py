@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from oclam.errors import Absent, UserError
 
 __all__ = ["atomic", "checksums", "digest", "existing", "is_absent", "load_tensors", "mend", "once", "open_zarr",
-           "read_csv", "read_json", "save_tensors", "write_absent", "write_csv", "write_json"]
+           "read_csv", "read_json", "save_tensors", "write_absent", "write_checksums", "write_csv", "write_json"]
 
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
 ABSENT = b'{"absent": '  # how a file begins that stands for an artifact that there cannot be
@@ -49,8 +49,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
             _remove(other)
     try:
         yield temporary
-        if (temporary / "zarr.json").exists():
-            (temporary / CHECKSUMS).write_text(json.dumps(checksums(temporary), indent=0), encoding="utf-8")
+        if (temporary / "zarr.json").exists() and not (temporary / CHECKSUMS).exists():
+            write_checksums(temporary)
         if path.is_dir():
             shutil.rmtree(path)
         elif temporary.is_dir():
@@ -111,6 +111,11 @@ def checksums(folder: Path) -> dict[str, int]:
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
     facts = [(file, file.stat()) for file in files]
     return {file.relative_to(folder).as_posix(): _crc32(file, fact.st_size, fact.st_mtime_ns) for file, fact in facts}
+
+
+def write_checksums(store: Path) -> None:
+    """Write a Zarr store's checksums into it; done before `atomic`, a kill in these minutes loses nothing."""
+    (store / CHECKSUMS).write_text(json.dumps(checksums(store), indent=0), encoding="utf-8")
 
 
 def once(path: Path, write: Callable[[BinaryIO], None]) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zarr
 
-from oclam import collect, envs
+from oclam import artifacts, collect, envs
 from oclam.backgrounds.generated import dead_leaves
 from oclam.backgrounds.store import write_store
 from oclam.collect import Collection, damaged
@@ -144,6 +144,20 @@ def test_workers_end_with_their_killed_parent(tmp_path):
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
+
+
+def test_a_kill_while_checksums_are_computed_loses_no_shard(undisturbed, backgrounds, tmp_path, monkeypatch):
+    plan, work, path = plan_of(backgrounds), tmp_path / "work", tmp_path / "distracted.zarr"
+
+    def end(_):
+        raise SystemExit(143)
+
+    with monkeypatch.context() as context, pytest.raises(SystemExit):
+        context.setattr(artifacts, "checksums", end)
+        collect.collect(plan, work, path, workers=1)
+    kept = {record: record.stat().st_mtime_ns for record in (work / "shards").glob("*.json")}
+    collect.collect(plan, work, path, workers=1)
+    assert kept == {record: record.stat().st_mtime_ns for record in kept} and contents(path) == contents(undisturbed)
 
 
 def test_a_killed_collection_resumes_to_the_same_bytes(backgrounds, undisturbed, tmp_path):

@@ -37,7 +37,7 @@ class Probe:
 
     @property
     def r2(self) -> float:
-        return 1 - self.mse / self.variance
+        return 1 - self.mse / self.variance if self.variance > 1e-12 else 0.0
 
     def gain_over(self, other: "Probe") -> float:
         """How much lower this error is than the other's, in standard errors of the difference over trajectories."""
@@ -154,7 +154,7 @@ def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Seque
 
     whole, together = probe_masked(views, actions, range(slots)), row(chosen)
     better = together["probe_mse"] < whole.mse
-    why = (f"Slot {' and '.join(map(str, chosen))}, {'chosen by hand' if manual else 'the lowest error of all'}: "
+    why = (f"Slot {' and '.join(map(str, chosen))}, {'chosen by hand' if manual else 'chosen by its error'}: "
            f"a ridge probe on its masked frames has error {together['probe_mse']:.3f}, on whole frames "
            f"{whole.mse:.3f}; the variance of the actions is {whole.variance:.3f}.")
     if not better:

@@ -80,7 +80,7 @@ def davis(path: Path) -> dict[str, list[tuple[str, Callable]]]:
     frames = _archive_frames(path) if path.is_file() else _folder_frames(path)
     splits = {"train": DAVIS17_TRAINING_VIDEOS, "test": DAVIS17_VALIDATION_VIDEOS}
     found = {split: [(name, lambda name=name: (_decode(*frame) for frame in frames[name]))
-                     for name in names if name in frames] for split, names in splits.items()}
+                     for name in names if frames.get(name)] for split, names in splits.items()}
     for split, names in splits.items():
         if not found[split]:
             raise UserError(f"backgrounds.path: {path} holds none of DAVIS 2017's {len(names)} videos to {split}; "

@@ -17,6 +17,7 @@ from oclam.errors import UserError
 __all__ = ["check_name", "load_encoder", "make_encoder", "save_encoder"]
 
 WEIGHTS = "model.safetensors"  # its name in every repository of the hub
+USED = ("blocks.", "patch_embed.", "pos_embed", "cls_token", "reg_token", "norm_pre.")  # tensors before the last norm
 HUB_TIMEOUT = 4.0  # seconds until a hub that does not answer counts as out of reach
 
 
@@ -55,14 +56,15 @@ def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source
         raise UserError(f"{parameter}: {str(source)!r} given, which is no file; name safetensors with timm's names")
     if source != "hub" and "kwargs" in load_tensors(source)[1]:
         return load_encoder(source)
-    check_name(name)
+    check_name(name, "encoder.teacher" if parameter.startswith("encoder.teacher") else "encoder.name")
     file = _hub_file(name, parameter) if source == "hub" else Path(source)
     tensors, _ = load_tensors(file)
     try:
         vit = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
-        absent = [key for key in vit.state_dict() if key.startswith("blocks.") and key not in tensors]
+        renamed = {"reg_token"} if "register_tokens" in tensors else set()  # DINOv2's own name, which timm knows
+        absent = [key for key in vit.state_dict().keys() - renamed if key.startswith(USED) and key not in tensors]
         if absent:  # timm keeps random weights for missing tensors when the number of classes differs
-            raise KeyError(f"{absent[0]} is missing")
+            raise KeyError(f"{min(absent)} is missing")
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{parameter}: {source} does not fit the architecture {name} "
                         f"({' '.join(str(error).split())[:160]})") from None
@@ -72,15 +74,18 @@ def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source
                          std=config["std"], source="hub" if source == "hub" else file.name)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, parameter: str = "encoder.name") -> None:
     """Raise UserError unless timm has a vision transformer of this name, and weights where it names some."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture) or tag and not timm.is_model_pretrained(name):
-        raise UserError(f"encoder.name: {name!r} given, which timm {timm.__version__} does not know")
+        raise UserError(f"{parameter}: {name!r} given, which timm {timm.__version__} does not know")
     with torch.device("meta"):
         vit = timm.create_model(name)
-    if not hasattr(vit, "blocks") or not hasattr(vit.blocks[-1], "attn"):
-        raise UserError(f"encoder.name: {name!r} given, allowed are timm's vision transformers")
+    try:
+        vit.blocks[-1].attn.k_norm, vit.num_prefix_tokens, vit.patch_embed.img_size[0]  # which FrozenEncoder reads
+    except (AttributeError, TypeError):
+        raise UserError(f"{parameter}: {name!r} given, allowed are timm's vision transformers, of class "
+                        "VisionTransformer or Eva") from None
 
 
 def _hub_file(name, parameter):

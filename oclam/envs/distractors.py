@@ -49,8 +49,16 @@ class _Camera(DistractingCameraEnv):
         self._front = front
 
     def setup_camera(self):
-        package_camera.cart2sphere = _PACKAGE_CART2SPHERE if self._front else _continuous_cart2sphere
+        self._choose_angles()
         super().setup_camera()
+
+    def _apply(self):
+        self._choose_angles()
+        super()._apply()
+
+    def _choose_angles(self):
+        # The package looks this up in its module, where environments of either kind meet.
+        package_camera.cart2sphere = _PACKAGE_CART2SPHERE if self._front else _continuous_cart2sphere
 
 
 def distract(env, domain: str, camera: int, params: Env) -> tuple:

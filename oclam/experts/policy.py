@@ -119,8 +119,11 @@ def main():
     parser.add_argument("--episodes", type=int, default=20)
     given = parser.parse_args()
     expert = load_expert(given.path, given.task)
+    if given.episodes < 1:
+        raise UserError(f"--episodes: {given.episodes} given, at least 1 is needed")
     for name, facts in (("claimed", expert.facts), ("measured", remeasured(expert, given.episodes).facts)):
-        print(f"{name}: {facts['return_mean']} ± {facts['return_std']} over {facts['episodes']} episodes")
+        if facts.keys() >= {"return_mean", "return_std", "episodes"}:  # a file of one's own need not claim any
+            print(f"{name}: {facts['return_mean']} ± {facts['return_std']} over {facts['episodes']} episodes")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from oclam import paths
-from oclam.artifacts import atomic, open_zarr, save_tensors, write_absent, write_csv, write_json
+from oclam.artifacts import (
+    atomic,
+    open_zarr,
+    save_tensors,
+    write_absent,
+    write_checksums,
+    write_csv,
+    write_json,
+)
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames, FrameStacks, Prefetch, TripleSampler, frame_of, open_dataset
 from oclam.latent_actions.labels import label
@@ -162,6 +170,7 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
         moments = dataset.episodes * steps + frame_of(shown, steps)
         samples |= pictures(model, observe, moments, device, compute.precision)
     save_tensors(paths.samples(task, seed, variant), samples)
+    write_checksums(store)
     with atomic(paths.latents(task, seed, variant)) as temporary:
         shutil.move(store, temporary)
     checkpoint.remove()

@@ -79,6 +79,11 @@ def test_probe_of_a_constant_has_the_variance_for_error():
     assert found.mse == pytest.approx(found.variance, rel=0.1)
 
 
+def test_constant_actions_are_predicted_without_anything_to_explain():
+    found = probe(*(2 * [[np.zeros((20, 2), np.float32)] * 3]))
+    assert found.variance == 0 and found.r2 == 0
+
+
 def test_gain_is_in_standard_errors_over_trajectories():
     better, worse = Probe(np.array([1.0, 2, 3]), 1), Probe(np.array([2.0, 4, 6]), 1)
     assert better.gain_over(worse) == pytest.approx(2 / (1 / 3**0.5))

@@ -61,6 +61,12 @@ def test_davis_is_split_by_its_lists(request, kind):
     np.testing.assert_allclose(found["test"]["camel"].mean((1, 2, 3)), [120, 121, 122], atol=1)
 
 
+def test_a_folder_without_pictures_is_no_video(davis_folder):
+    (davis_folder / "JPEGImages" / "480p" / "bmx-bumps").mkdir()  # a training video's
+    found = read(footage.videos_from(parameters(path=str(davis_folder)), 16, None))
+    assert sorted(found["train"]) == ["bear", "boat"]
+
+
 def test_videos_and_frames_are_limited(davis_folder):
     found = read(footage.videos_from(parameters(path=str(davis_folder), videos=1, frames=2), 16, None))
     assert list(found["train"]) == ["bear"] and len(found["train"]["bear"]) == 2

@@ -53,6 +53,23 @@ def test_a_file_with_timm_s_names_and_the_encoder_s_own(tmp_path):
     assert make_encoder(tmp_path / "own.safetensors", "ignored").about == encoder.about
 
 
+@pytest.mark.parametrize("name", ["patch_embed.proj.bias", "pos_embed", "cls_token", "blocks.11.norm2.bias"])
+def test_a_tensor_that_is_missing_is_not_left_random(tmp_path, name):
+    weights = timm.create_model(NAME).state_dict()
+    del weights[name]
+    save_file(weights, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=f"^encoder.source: .*part.safetensors does not fit .*{name} is missing"):
+        make_encoder(tmp_path / "part.safetensors", NAME)
+
+
+def test_a_transformer_that_has_no_keys_to_read_is_refused_before_its_weights_come():
+    for name in ("beit_base_patch16_224", "xcit_nano_12_p16_224", "hiera_tiny_224", "samvit_base_patch16"):
+        with pytest.raises(UserError, match=f"^encoder.name: '{name}' given, allowed are timm's vision transformers"):
+            make_encoder("hub", name)
+    with pytest.raises(UserError, match="^encoder.teacher: 'resnet18' given"):
+        make_encoder("hub", "resnet18", "encoder.teacher_weights")
+
+
 def one_line(error):
     assert "\n" not in str(error.value)
     return str(error.value)

@@ -69,6 +69,18 @@ def test_the_seed_decides_everything_in_any_process_and_order(store):
         assert len(set(mine.values())) == 3
 
 
+def test_an_episode_is_the_same_beside_an_environment_with_another_camera(make):
+    back, front = (make("humanoid-walk", humanoid_camera=side, image_size=16) for side in ("back", "front"))
+
+    def run(disturb):
+        frames = [back.reset(seed=5)[0]]
+        if disturb:
+            front.reset(seed=1)
+        return np.stack(frames + [back.step(np.zeros(21))[0] for _ in range(5)])
+
+    assert np.array_equal(run(False), run(True))
+
+
 def test_views_share_the_physics(make):
     distracted, clean = (episode(make("walker-run", view), 5) for view in ("distracted", "clean"))
     np.testing.assert_array_equal(distracted[1], clean[1])

@@ -7,7 +7,7 @@ import pytest
 
 from oclam import suite
 from oclam.errors import UserError
-from oclam.experts.policy import ExpertPolicy, load_expert, measure, save_expert
+from oclam.experts.policy import ExpertPolicy, load_expert, main, measure, save_expert
 
 TASK = "cheetah-run"  # 17 observations, 6 actions
 
@@ -79,6 +79,17 @@ def test_a_safetensors_file_that_is_no_expert_is_refused(tmp_path):
     save_file({"x": np.zeros(3)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="not an expert"):
         load_expert(tmp_path / "x.safetensors", TASK)
+
+
+def test_an_expert_that_claims_nothing_is_measured_and_no_episode_refused(tmp_path, monkeypatch, capsys):
+    save_expert(tmp_path / "expert.safetensors", replace(policy(), facts={}))
+    monkeypatch.setattr("oclam.experts.policy.measure", lambda *_: np.array([1.0, 3.0]))
+    monkeypatch.setattr("sys.argv", ["policy", str(tmp_path / "expert.safetensors"), "cheetah-run", "--episodes", "2"])
+    main()
+    assert capsys.readouterr().out == "measured: 2.0 ± 1.0 over 2 episodes\n"
+    monkeypatch.setattr("sys.argv", ["policy", str(tmp_path / "expert.safetensors"), "cheetah-run", "--episodes", "0"])
+    with pytest.raises(UserError, match="^--episodes: 0 given"):
+        main()
 
 
 def test_unknown_task_is_refused():
