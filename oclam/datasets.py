@@ -166,21 +166,13 @@ class Frames:
             rows[i * len(episode):(i + 1) * len(episode)] = torch.from_numpy(episode)
         return cls(rows, device)
 
-    def gather(self, index: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The rows of flat indices (...): (..., *row_shape) on `device`.
-
-        out, a tensor of the result's shape and type on the rows' own device, is filled instead of new memory, which
-        avoids the page faults of a large batch. Rows from the host to a GPU pass through pinned memory.
-        """
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        """The rows of flat indices (...): (..., *row_shape) on `device`; to a GPU they pass through pinned memory."""
         shape, index = (*index.shape, *self.row_shape), index.flatten().to(self._rows.device)
-        if self._rows.device.type != self.device.type:  # the types, because "cuda" is not equal to "cuda:0"
-            out = torch.empty(shape, dtype=self.dtype, pin_memory=True)
-        if out is None:
-            rows = torch.index_select(self._rows, 0, index).view(self.dtype).view(shape)
-        else:
-            torch.index_select(self._rows, 0, index, out=out.view(len(index), -1).view(self._rows.dtype))
-            rows = out
-        return rows.to(self.device, non_blocking=True)
+        pinned = self._rows.device.type != self.device.type  # the types, because "cuda" is not equal to "cuda:0"
+        rows = torch.empty(len(index), self._rows.shape[1], dtype=self._rows.dtype, pin_memory=True) if pinned else None
+        rows = torch.index_select(self._rows, 0, index, out=rows)
+        return rows.view(self.dtype).view(shape).to(self.device, non_blocking=True)
 
 
 def _read(array, episodes):

@@ -52,8 +52,7 @@ def flatten(observation: Mapping) -> np.ndarray:
     return np.concatenate([np.ravel(value) for value in observation.values()]).astype(np.float32)
 
 
-def sizes(task: str) -> tuple[int, int]:
-    """How many numbers an action and a state of the task have. Raises UserError as `load_task` does."""
-    environment = load_task(task)
+def sizes(environment) -> tuple[int, int]:
+    """How many numbers an action and a state of a dm_control environment have."""
     states = sum(int(np.prod(spec.shape)) for spec in environment.observation_spec().values())
     return environment.action_spec().shape[0], states

@@ -177,8 +177,6 @@ def test_gather_equals_indexing_for_every_type_and_width(kind, width):
     rows = torch.randint(0, 256, (20, width, 1), generator=torch.Generator().manual_seed(0)).to(getattr(torch, kind))
     index, frames = torch.tensor([[3, 19, 0], [3, 3, 7]]), Frames(rows, "cpu")
     assert torch.equal(frames.gather(index), rows[index])
-    out = torch.empty(2, 3, width, 1, dtype=rows.dtype)
-    assert frames.gather(index, out) is out and torch.equal(out, rows[index])
 
 
 def test_mapped_rows_equal_those_in_memory_and_the_file_is_made_once(store, monkeypatch, capsys):

@@ -49,6 +49,7 @@ class DistractingEnv(gymnasium.Env):
             raise UserError(one_line(error.errors()[0], Env)) from None
         self.task, self.render_mode = task, render_mode
         self._env = suite.load_task(task)
+        self.state_size = suite.sizes(self._env)[1]
         domain, _ = suite.TASKS[task]
         # As the package does; the first two of dog-fetch show the ball and what the dog sees.
         camera = 2 if domain == "quadruped" or task == "dog-fetch" else 0
@@ -65,7 +66,6 @@ class DistractingEnv(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(actions.minimum.astype(np.float32), actions.maximum.astype(np.float32))
         self.observation_space = gymnasium.spaces.Box(0, 255, (params.image_size, params.image_size, 3), np.uint8)
         self.spec_steps = self._env._step_limit  # an episode's length
-        self.state_size = suite.sizes(task)[1]
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start the episode of `seed`; options {"segmentation": True} ask for the agent's mask."""

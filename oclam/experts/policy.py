@@ -83,7 +83,7 @@ def load_expert(path: Path, task: str) -> ExpertPolicy:
     if policy.activation not in ACTIVATIONS or policy.bound not in BOUNDS:
         raise UserError(f"{path}: activation {policy.activation!r}, bound {policy.bound!r} given; allowed are "
                         f"{', '.join(ACTIVATIONS)} and {', '.join(BOUNDS)}")
-    action_size, state_size = suite.sizes(task)
+    action_size, state_size = suite.sizes(suite.load_task(task))
     sizes = [state_size, *(len(bias) for _, bias in layers)]
     expected = [(size,) for size in sizes[:1] * 2 + sizes[1:]] + list(zip(sizes[1:], sizes[:-1], strict=True))
     given = [part.shape for part in (policy.mean, policy.std, *(bias for _, bias in layers), *(w for w, _ in layers))]
