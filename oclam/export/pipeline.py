@@ -143,6 +143,9 @@ def _origin(task, seed, variant, figures, more, encoder=None):
     trained = {"task": task, "view": view, "distractors": _distractors(params, view)}
     if (store := paths.dataset(task, view) / "zarr.json").exists():
         attributes = read_json(store)["attributes"]
+        if any(getattr(params.env, key, None) != value for key, value in attributes.get("env", {}).items()):
+            raise UserError(f"params.yaml: env is not what {store.parent} was collected with; restore it or run "
+                            "`dvc repro`")
         trained["data"] = f"{attributes['episodes']} episodes, {attributes['test_episodes']} more held out"
         if "source" in attributes:
             trained |= {"distractors": "those of the data", "data": f"{trained['data']}; imported"}

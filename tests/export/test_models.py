@@ -257,6 +257,15 @@ def test_a_policy_of_other_frames_than_its_card_would_say_is_not_exported(polici
         export_model(paths.policies(TASK, 0, "lapo"), tmp_path / "out")
 
 
+def test_a_policy_of_other_distractors_than_its_card_would_say_is_not_exported(policies, tmp_path):
+    dataset, env = zarr.open_group(paths.dataset(TASK, "distracted"), mode="r+"), read().env.model_dump()
+    dataset.attrs["env"] = env | {"camera_scale": 0.3}
+    with pytest.raises(UserError, match="^params.yaml: env is not what data/.*distracted.zarr was collected with"):
+        export_model(paths.policies(TASK, 0, "lapo"), tmp_path / "out")
+    dataset.attrs["env"] = env
+    export_model(paths.policies(TASK, 0, "lapo"), tmp_path / "out")
+
+
 def test_what_cannot_be_exported_is_one_line(policies, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no policy of budget 4"):
         export_model(paths.policies(TASK, 0, "lapo"), tmp_path / "out", budget=4)
