@@ -11,6 +11,7 @@ from oclam.agent.previews import shown_episodes
 from oclam.agent.selection import probe, select_slots
 from oclam.agent.store import write_preview, write_selection
 from oclam.artifacts import open_zarr, write_json
+from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
 from oclam.params import load
@@ -18,8 +19,10 @@ from oclam.params import load
 
 def main():
     task, seed = arguments("task", "seed")
-    select = load("slot_select").slot_select
-    dataset, slots = open_dataset(paths.dataset(task, "distracted"), task), open_zarr(paths.slots(task, seed))
+    params = load("slot_select")
+    select, inputs = params.slot_select, [paths.dataset(task, "distracted"), paths.slots(task, seed)]
+    dataset, slots = open_dataset(inputs[0], task), open_zarr(inputs[1])
+    checkpoint = Checkpoint(f"slot-select-{task}-{seed}", params, inputs)
     labelled = dataset.labelled(select.labelled_episodes, seed, "slot_select.labelled_episodes")
     found = select_slots(
         select, select.manual[task] if select.method == "manual" else None,
@@ -29,7 +32,8 @@ def main():
     if not found.table["better_than_whole_frame"]:
         print(f"WARNING: {found.table['why']} Look at the masks before you trust what is learned from these slots.",
               file=sys.stderr)
-    write_selection(paths.selection(task, seed), slots, found.chosen, select, dataset)
+    write_selection(paths.selection(task, seed), checkpoint.folder, slots, found.chosen, select, dataset)
+    checkpoint.remove()
 
     selection, episodes = open_zarr(paths.selection(task, seed)), shown_episodes(dataset)
     masks, segmentation = np.stack([slots["masks"][e] for e in episodes]), dataset.group.get("segmentation")

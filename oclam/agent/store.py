@@ -1,5 +1,6 @@
 """The stores of stage slot-select: the chosen slots with their mask and masked frames, and what the report shows."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 from oclam.agent.previews import moments, take
 from oclam.agent.refinement import refine
 from oclam.agent.selection import combine
-from oclam.artifacts import atomic, save_tensors
+from oclam.artifacts import atomic, save_tensors, write_checksums
+from oclam.checkpoint import Units
 from oclam.datasets import Dataset
 from oclam.params import SlotSelect
 from oclam.progress import Progress
@@ -25,44 +27,58 @@ ANIMATION = 60  # frames of the report's moving picture
 CROP = 32  # edge in pixels of the masked frames whose components are the chosen slots' vectors
 
 
-def write_selection(path: Path, slots: zarr.Group, chosen: Sequence[int], select: SlotSelect,
+def write_selection(path: Path, folder: Path, slots: zarr.Group, chosen: Sequence[int], select: SlotSelect,
                     dataset: Dataset) -> None:
     """Write, for every frame, the chosen slots (concatenated or averaged), their mask at image size, the masked frame.
 
     With `slots.vectors: components` the vectors are replaced by principal components of the masked frame, of the same
     width; the store then has their mean (F,) and basis (F, D) too.
 
+    The store grows in `folder`, from where an interrupted call resumes to the same bytes.
+
     Args:
-        path: of the store: slots float16 (E, T, D), mask uint8 (E, T, H, W), frames uint8 (E, T, H, W, 3).
+        path: of the finished store: slots float16 (E, T, D), mask uint8 (E, T, H, W), frames uint8 (E, T, H, W, 3).
         slots: the store of all slots.
         chosen: slot indices.
         select: the parameters' section slot_select.
         dataset: the frames that the slots are of.
     """
+    store = folder / "selection.zarr"
+    progress = Units(folder / "units.pt", store)
+    group = zarr.open_group(store, mode="a")
+    if progress.done == 0:
+        group.attrs.update(chosen=list(chosen), combine=select.combine)
+    _write_slots(group, slots, chosen, select, dataset.pixels, progress)
+    _write_frames(group, dataset, select.registered)
+    if slots.attrs.get("vectors") == "components":
+        progress.release("slots/c/")  # which components replace, without reading them
+        _write_components(group, dataset.episodes)
+    write_checksums(store)
+    progress.path.unlink()
     with atomic(path) as temporary:
-        group = zarr.open_group(temporary, mode="w", attributes={"chosen": list(chosen), "combine": select.combine})
-        _write_slots(group, slots, chosen, select, dataset.pixels)
-        _write_frames(group, dataset, select.registered)
-        if slots.attrs.get("vectors") == "components":
-            _write_components(group, dataset.episodes)
+        shutil.move(store, temporary)
 
 
-def _write_slots(group, slots, chosen, select, pixels):
+def _write_slots(group, slots, chosen, select, pixels, progress):
     episodes, steps, _, dim = slots["slots"].shape
     width, size = dim * (1 if select.combine == "mean" else len(chosen)), pixels.shape[2]
-    vectors = group.create_array("slots", shape=(episodes, steps, width), chunks=(EPISODES, steps, width),
-                                 dtype="float16")
-    image = _create_images(group, "mask", (episodes, steps, size, size))
+    if progress.done == 0:
+        group.create_array("slots", shape=(episodes, steps, width), chunks=(EPISODES, steps, width), dtype="float16")
+        _create_images(group, "mask", (episodes, steps, size, size))
     with Progress(episodes * steps, "writing slots and masks", " frames") as bar:
-        for part in _parts(episodes):
-            vectors[part] = combine(slots["slots"][part], chosen, select.combine)
-            masks = slots["masks"][part]
-            if select.masks == "refined":
-                inside = np.isin(masks.argmax(2), chosen)
-                image[part] = 255 * np.stack([refine(*episode) for episode in zip(inside, pixels[part], strict=True)])
-            else:
-                image[part] = _soft_mask(masks, chosen, select.combine, size)
-            bar.update(len(masks) * steps)
+        for unit, part in enumerate(_parts(episodes)):
+            if unit >= progress.done:
+                group["slots"][part] = combine(slots["slots"][part], chosen, select.combine)
+                group["mask"][part] = _masks(slots["masks"][part], chosen, select, pixels[part], size)
+                progress.finish()
+            bar.update(len(range(*part.indices(episodes))) * steps)
+
+
+def _masks(masks, chosen, select, pixels, size):
+    if select.masks == "soft":
+        return _soft_mask(masks, chosen, select.combine, size)
+    inside = np.isin(masks.argmax(2), chosen)
+    return 255 * np.stack([refine(*episode) for episode in zip(inside, pixels, strict=True)])
 
 
 def _write_frames(group, dataset, registered):
@@ -88,7 +104,7 @@ def _write_frames(group, dataset, registered):
 def _create_images(group, name, shape):
     blocks = 100 * -(-shape[1] // 100)
     return group.create_array(name, shape=shape, chunks=(EPISODES, 100, *shape[2:]),
-                              shards=(EPISODES, blocks, *shape[2:]), dtype="uint8")
+                              shards=(EPISODES, blocks, *shape[2:]), dtype="uint8", overwrite=True)
 
 
 def _parts(episodes):
@@ -113,7 +129,7 @@ def _write_components(group, training):
     stride = max(training * steps // SAMPLE, 1)
     components = Components(torch.cat([crops(part)[::stride] for part in _parts(training)]), width)
     for name in ("mean", "basis"):
-        group.create_array(name, data=getattr(components, name).numpy())
+        group.create_array(name, data=getattr(components, name).numpy(), overwrite=True)
     with Progress(episodes * steps, "components", " frames") as bar:
         for part in _parts(episodes):
             group["slots"][part] = components(crops(part)).unflatten(0, (-1, steps)).half().numpy()

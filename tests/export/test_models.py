@@ -90,7 +90,8 @@ def write_slots(params, vectors):
     extract_slots(model, observe, dataset.pixels, paths.slots(TASK, 0), paths.DATA / "unfinished",
                   slots=params.ocp.slots, slot_dim=params.ocp.slot_dim, grid=model.grid, window=params.ocp.window,
                   device=CPU, forward=partial(autocast, CPU, "float32"), attrs={"restart": 1, "vectors": vectors})
-    write_selection(paths.selection(TASK, 0), open_zarr(paths.slots(TASK, 0)), [0, 2], params.slot_select, dataset)
+    write_selection(paths.selection(TASK, 0), paths.DATA / "unfinished", open_zarr(paths.slots(TASK, 0)), [0, 2],
+                    params.slot_select, dataset)
     write_json(paths.slot_table(TASK, 0), {"mask": {"vector_mse": 0.25}})
 
 

@@ -1,0 +1,58 @@
+"""The store of the chosen slots: what killed it does not show in its bytes."""
+
+import hashlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import zarr
+
+from oclam.agent import store
+
+EPISODES, STEPS, SIZE = 9, 12, 16
+
+
+class Killed(Exception):
+    pass
+
+
+def contents(path):
+    return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("function, vectors", [
+    ("refine", "attention"), ("register", "components"), ("_write_components", "components")])
+def test_an_interrupted_selection_resumes_to_the_same_bytes(tmp_path, monkeypatch, function, vectors):
+    rng = np.random.default_rng(0)
+    slots = zarr.open_group(tmp_path / "slots.zarr", mode="w", attributes={"vectors": vectors})
+    slots.create_array("slots", data=rng.normal(size=(EPISODES, STEPS, 3, 4)).astype(np.float16))
+    slots.create_array("masks", data=rng.integers(256, size=(EPISODES, STEPS, 3, 4, 4), dtype=np.uint8))
+    data = zarr.open_group(tmp_path / "data.zarr", mode="w")
+    pixels = data.create_array("pixels", data=rng.integers(256, size=(EPISODES, STEPS, SIZE, SIZE, 3), dtype=np.uint8))
+    select = SimpleNamespace(combine="concatenate", masks="refined", registered=True)
+    calls, work = [], getattr(store, function)
+
+    def write(name, kill_at=None):
+        def counted(*arguments):
+            calls.append(name)
+            result = work(*arguments)
+            if calls.count(name) == kill_at:
+                raise Killed
+            return result
+
+        with monkeypatch.context() as context:
+            context.setattr(store, function, counted)
+            store.write_selection(tmp_path / f"{name}.zarr", tmp_path / name, slots, [0, 2], select,
+                                  SimpleNamespace(pixels=pixels, episodes=6))
+        return contents(tmp_path / f"{name}.zarr")
+
+    whole = write("whole")
+    with pytest.raises(Killed):
+        write("killed", kill_at=(calls.count("whole") + 1) // 2)
+    assert not (tmp_path / "killed.zarr").exists()
+    if function == "refine":  # killed at the fifth of 9 episodes, of which the first part of 4 was done
+        assert write("killed") == whole and calls.count("killed") == 5 + 5
+    else:
+        monkeypatch.setattr(store, "combine", None)  # all slots are there
+        assert write("killed") == whole
