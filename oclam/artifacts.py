@@ -38,7 +38,7 @@ ABSENT = b'{"absent": '  # how a file begins that stands for an artifact that th
 def atomic(path: Path | str) -> Iterator[Path]:
     """A temporary path for a file or folder, which is renamed to `path` when the block ends without an error.
 
-    A Zarr store gets its checksums.
+    A Zarr store without checksums gets them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
