@@ -276,6 +276,6 @@ def _finish(plan, store, records, path):
         renderer=plan.env.renderer, env=plan.settings, returns=returns,
         versions={name: version(name) for name in ("mujoco", "dm-control", "distracting-control", "numpy", "zarr")})
     write_checksums(store)
-    with atomic(path) as temporary:
+    with atomic(path, checked=True) as temporary:
         shutil.move(store, temporary)
     return returns

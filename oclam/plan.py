@@ -94,7 +94,8 @@ class Plan:
         self.training_frames = collect.episodes * collect.steps
         self.frames = (collect.episodes + collect.test_episodes) * collect.steps
         self.pixels, self.mask = size * size * 3, size * size  # bytes of a frame
-        self.action_dim, self.state_dim = (max(dims) for dims in zip(*map(suite.sizes, params.tasks), strict=True))
+        sizes = [suite.sizes(suite.load_task(task)) for task in params.tasks]
+        self.action_dim, self.state_dim = map(max, zip(*sizes, strict=True))
         select = params.slot_select
         chosen = select.max_slots if select.method == "auto" else max(map(len, select.manual.values()))
         self.slot_width = params.ocp.slot_dim * (chosen if select.combine == "concatenate" else 1)

@@ -55,7 +55,7 @@ def write_selection(path: Path, folder: Path, slots: zarr.Group, chosen: Sequenc
         _write_components(group, dataset.episodes)
     write_checksums(store)
     progress.path.unlink()
-    with atomic(path) as temporary:
+    with atomic(path, checked=True) as temporary:
         shutil.move(store, temporary)
 
 

@@ -171,7 +171,7 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
         samples |= pictures(model, observe, moments, device, compute.precision)
     save_tensors(paths.samples(task, seed, variant), samples)
     write_checksums(store)
-    with atomic(paths.latents(task, seed, variant)) as temporary:
+    with atomic(paths.latents(task, seed, variant), checked=True) as temporary:
         shutil.move(store, temporary)
     checkpoint.remove()
 

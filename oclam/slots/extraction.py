@@ -70,7 +70,7 @@ def extract_slots(model: torch.nn.Module, observe: Callable, pixels: zarr.Array,
         finish(store)
     write_checksums(folder / "slots.zarr")
     progress.path.unlink()  # first, so that a kill here restarts the extraction instead of keeping half of it
-    with atomic(path) as temporary:
+    with atomic(path, checked=True) as temporary:
         shutil.move(folder / "slots.zarr", temporary)
 
 
