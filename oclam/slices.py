@@ -185,8 +185,11 @@ class Job:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
         status = self.process.wait()
-        why = f"status {status}, see {self.log}: {said(self.stage.name)}" if status else "" if self._unchanged() else \
-            "parameters, code or inputs changed while it ran; the same command runs it again"
+        why = ""
+        if status:
+            why = f"status {status}, see {self.log}: {said(self.stage.name)}"
+        elif not self._unchanged():
+            why = "parameters, code or inputs changed while it ran; the same command runs it again"
         if recorded:
             self.write(not why, self.spent + time.monotonic() - self.started)
         return why
