@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 
 from oclam.errors import Absent, UserError
 
-__all__ = ["atomic", "checksums", "digest", "existing", "is_absent", "load_tensors", "mend", "once", "open_zarr",
-           "read_csv", "read_json", "save_tensors", "write_absent", "write_checksums", "write_csv", "write_json"]
+__all__ = ["atomic", "checksums", "digest", "existing", "is_absent", "load_tensors", "mend", "move_store", "once",
+           "open_zarr", "read_csv", "read_json", "save_tensors", "write_absent", "write_csv", "write_json"]
 
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
 ABSENT = b'{"absent": '  # how a file begins that stands for an artifact that there cannot be
@@ -38,7 +38,7 @@ ABSENT = b'{"absent": '  # how a file begins that stands for an artifact that th
 def atomic(path: Path | str, checked: bool = False) -> Iterator[Path]:
     """A temporary path for a file or folder, which is renamed to `path` when the block ends without an error.
 
-    A Zarr store gets its checksums, unless `checked` says that `write_checksums` has written them.
+    A Zarr store gets its checksums, unless `checked` says that it has them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def atomic(path: Path | str, checked: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if not checked and (temporary / "zarr.json").exists():
-            write_checksums(temporary)
+            _write_checksums(temporary)
         if path.is_dir():
             shutil.rmtree(path)
         elif temporary.is_dir():
@@ -113,8 +113,23 @@ def checksums(folder: Path) -> dict[str, int]:
     return {file.relative_to(folder).as_posix(): _crc32(file, fact.st_size, fact.st_mtime_ns) for file, fact in facts}
 
 
-def write_checksums(store: Path) -> None:
-    """Write a Zarr store's checksums into it; done before `atomic`, a kill in these minutes loses nothing."""
+def move_store(store: Path, path: Path, progress: Path | None = None) -> None:
+    """Move a finished Zarr store to `path`.
+
+    Its checksums, which take minutes, are computed where it is, so that a kill meanwhile loses nothing.
+
+    Args:
+        progress: a file that says how much of the store is done. It is removed before the store moves, so that a kill
+            then starts the work again instead of keeping half of it.
+    """
+    _write_checksums(store)
+    if progress:
+        progress.unlink()
+    with atomic(path, checked=True) as temporary:
+        shutil.move(store, temporary)
+
+
+def _write_checksums(store):
     (store / CHECKSUMS).write_text(json.dumps(checksums(store), indent=0), encoding="utf-8")
 
 

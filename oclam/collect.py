@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from oclam.artifacts import atomic, write_checksums, write_json
+from oclam.artifacts import move_store, write_json
 from oclam.envs import make, rendering
 from oclam.errors import UserError
 from oclam.machine import cores, end_with_parent
@@ -275,7 +275,5 @@ def _finish(plan, store, records, path):
         segmented_episodes=plan.params.segmented_episodes, seeds=[plan.seed(e) for e in range(plan.episodes)],
         renderer=plan.env.renderer, env=plan.settings, returns=returns,
         versions={name: version(name) for name in ("mujoco", "dm-control", "distracting-control", "numpy", "zarr")})
-    write_checksums(store)
-    with atomic(path, checked=True) as temporary:
-        shutil.move(store, temporary)
+    move_store(store, path)
     return returns

@@ -1,6 +1,5 @@
 """The stores of stage slot-select: the chosen slots with their mask and masked frames, and what the report shows."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from oclam.agent.previews import moments, take
 from oclam.agent.refinement import refine
 from oclam.agent.selection import combine
-from oclam.artifacts import atomic, save_tensors, write_checksums
+from oclam.artifacts import move_store, save_tensors
 from oclam.checkpoint import Units
 from oclam.datasets import Dataset
 from oclam.params import SlotSelect
@@ -53,10 +52,7 @@ def write_selection(path: Path, folder: Path, slots: zarr.Group, chosen: Sequenc
     if slots.attrs.get("vectors") == "components":
         progress.release("slots/c/")  # which components replace, without reading them
         _write_components(group, dataset.episodes)
-    write_checksums(store)
-    progress.path.unlink()
-    with atomic(path, checked=True) as temporary:
-        shutil.move(store, temporary)
+    move_store(store, path, progress.path)
 
 
 def _write_slots(group, slots, chosen, select, pixels, progress):

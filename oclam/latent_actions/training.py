@@ -1,7 +1,6 @@
 """Training of latent action models with the online probe, and writing of their outputs."""
 
 import math
-import shutil
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -10,15 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oclam import paths
-from oclam.artifacts import (
-    atomic,
-    open_zarr,
-    save_tensors,
-    write_absent,
-    write_checksums,
-    write_csv,
-    write_json,
-)
+from oclam.artifacts import move_store, open_zarr, save_tensors, write_absent, write_csv, write_json
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames, FrameStacks, Prefetch, TripleSampler, frame_of, open_dataset
 from oclam.latent_actions.labels import label
@@ -170,9 +161,7 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
         moments = dataset.episodes * steps + frame_of(shown, steps)
         samples |= pictures(model, observe, moments, device, compute.precision)
     save_tensors(paths.samples(task, seed, variant), samples)
-    write_checksums(store)
-    with atomic(paths.latents(task, seed, variant), checked=True) as temporary:
-        shutil.move(store, temporary)
+    move_store(store, paths.latents(task, seed, variant))
     checkpoint.remove()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import zarr
 
-from oclam.artifacts import atomic, write_checksums
+from oclam.artifacts import move_store
 from oclam.checkpoint import Units
 from oclam.progress import Progress
 
@@ -68,10 +68,7 @@ def extract_slots(model: torch.nn.Module, observe: Callable, pixels: zarr.Array,
         progress.release("slots/c/")  # which `finish` writes again, without reading what may be damaged
         shutil.rmtree(folder / "slots.zarr/slots/c", ignore_errors=True)
         finish(store)
-    write_checksums(folder / "slots.zarr")
-    progress.path.unlink()  # first, so that a kill here restarts the extraction instead of keeping half of it
-    with atomic(path, checked=True) as temporary:
-        shutil.move(folder / "slots.zarr", temporary)
+    move_store(folder / "slots.zarr", path, progress.path)
 
 
 @torch.no_grad()
