@@ -1,6 +1,6 @@
 # make repro [SCALE=paper]: the pipeline. make test, lint, bench. make setup: all they need, in .venv
 # and from the system.
-# make publish RUN=study-cpu: the small files of the run in `reports`, for Git, in reports/study-cpu.
+# make publish RUN=study-cpu-walker-run: the small files of the run in `reports`, for Git, in reports/study-cpu-walker-run.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv

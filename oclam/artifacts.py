@@ -169,7 +169,7 @@ def read_json(path: Path):
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Write a list of dicts with the same keys."""
+    """Write a list of dicts with the same keys; None becomes an empty entry."""
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
@@ -177,7 +177,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """The rows of a CSV file of `write_csv`; numbers are converted. Raises UserError when it is missing or damaged."""
+    """The rows of a CSV file of `write_csv`, with numbers, words and None. Raises UserError when missing or damaged."""
     try:
         with existing(path).open(newline="", encoding="utf-8") as file:
             text = file.read()
@@ -185,7 +185,7 @@ def read_csv(path: Path) -> list[dict]:
         if not text.endswith("\n") or not rows or any(len(row) != len(header) for row in rows):
             raise ValueError("it ends within a row, or its rows differ in length")
         columns = [[_number(text) for text in column] for column in zip(*rows, strict=True)]
-        if any(len({isinstance(value, str) for value in column}) > 1 for column in columns):
+        if any(len({isinstance(value, str) for value in column if value is not None}) > 1 for column in columns):
             raise ValueError("a column has numbers and words")
         return [_Entries(path, zip(header, row, strict=True)) for row in zip(*columns, strict=True)]
     except (ValueError, csv.Error) as error:
@@ -296,4 +296,4 @@ def _number(text):
             return kind(text)
         except ValueError:
             continue
-    return text
+    return text or None

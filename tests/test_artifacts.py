@@ -84,7 +84,8 @@ def test_files_have_the_permissions_of_the_umask(tmp_path):
 
 
 def test_tables_come_back(tmp_path):
-    rows = [{"step": 1, "loss": 0.1, "variant": "lapo"}, {"step": 2, "loss": 1e-9, "variant": "bc"}]
+    rows = [{"step": 1, "loss": 0.1, "kept": None, "variant": "lapo"},
+            {"step": 2, "loss": 1e-9, "kept": 0.5, "variant": "bc"}]
     write_csv(tmp_path / "rows.csv", rows)
     assert read_csv(tmp_path / "rows.csv") == rows
 

@@ -1,0 +1,88 @@
+"""Markdown tables over the tasks of published runs: `python -m oclam.report.overview reports/study-cpu-*`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from oclam.artifacts import read_csv
+from oclam.errors import UserError
+from oclam.report.results import CLEAN, RECOVERING, select
+from oclam.report.statistics import recovery
+from oclam.report.tables import number
+from oclam.variants import ACTION_VARIANCE, LATENT, VARIANTS, normaliser
+
+__all__ = ["overview"]
+
+PAPER_BUDGETS = range(32, 129)  # of the label budgets whose mean return the paper reports
+
+
+def overview(runs: Sequence[Path | str]) -> str:
+    """Two tables, a row for each variant and a column for each task: R² of the ridge probe, and returns.
+
+    The last two columns are means over the tasks: how many times better than lapo, and recovery (arXiv 2502.09680v3).
+
+    runs: folders of `make publish`, each with other tasks. Raises UserError for a missing or damaged table.
+    """
+    probes, returns = ([row for run in runs for row in read_csv(Path(run) / name)]
+                       for name in ("probes.csv", "returns.csv"))
+    return f"{_probes(probes)}\n{_returns(returns)}"
+
+
+def _probes(rows):
+    errors = _means(rows, "ridge_mse")
+    variances = _means(rows, "action_variance")
+
+    def cell(variant, task):
+        paper = VARIANTS[variant].paper.probe.get(task)
+        return f"{1 - errors[task][variant] / variances[task][variant]:.2f}" + (
+            f" ({1 - paper[0] / ACTION_VARIANCE[task]:.2f})" if paper else "")
+
+    return _table("R² (paper)", LATENT, cell, errors, lower=True)
+
+
+def _returns(rows):
+    means = _means([row for row in rows if row["budget"] in PAPER_BUDGETS], "mean")
+    full = _means(select(rows, budget=0), "mean")
+
+    def cell(variant, task):
+        paper = VARIANTS[variant].paper.normalised.get(task)
+        share = means[task][variant] / full[task][normaliser(variant)]
+        return f"{number(means[task][variant])}: {share:.0%}" + (f" ({paper[0]:.0f}%)" if paper else "")
+
+    few = [name for name, row in VARIANTS.items() if row.labels == "few"]
+    return _table("return: share of bc's (paper)", few, cell, means, lower=False)
+
+
+def _means(rows, key):
+    """{task: {variant: mean of a column}}, the paper's tasks first."""
+    tasks = sorted({row["task"] for row in rows}, key=lambda task: [*ACTION_VARIANCE, task].index(task))
+    return {task: {name: float(np.mean([row[key] for row in found])) for name in VARIANTS
+                   if (found := select(rows, task=task, variant=name))} for task in tasks}
+
+
+def _table(corner, variants, cell, means, lower):
+    """One table; `means` are {task: {variant: value}}, less being better where `lower`."""
+    lines = [f"| {' | '.join([corner, *means])} | times better than lapo | recovery |", "|---" * (len(means) + 3) + "|"]
+    for variant in variants:
+        ratios, shares = [], []
+        for values in means.values():
+            if variant in values:
+                ratio = values[variant] / values["lapo"]
+                ratios.append(1 / ratio if lower else ratio)
+                shares.append(recovery(values[variant], values["lapo"], values.get(CLEAN), lower))
+        cells = [cell(variant, task) if variant in values else "–" for task, values in means.items()]
+        better = f"{np.mean(ratios):.2g}" if ratios else "–"
+        won = f"{np.mean(shares):.0%}" if variant in RECOVERING and shares and None not in shares else "–"
+        lines.append(f"| {' | '.join([variant, *cells, better, won])} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("usage: python -m oclam.report.overview RUN...")
+    try:
+        print(overview(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")
