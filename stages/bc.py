@@ -23,9 +23,7 @@ def main():
     if latents.shape[:2] != (dataset.episodes + dataset.test_episodes, steps - 1):
         raise UserError(f"{inputs[1]}: latents {latents.shape} of another dataset than {inputs[0]}; run `dvc repro`")
 
-    card = Card(task, view, variant, seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
-                encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, cells=bc.cells,
-                latent_dim=latents.shape[2])
+    card = Card.of(bc, task, view, variant, seed, image_size=dataset.pixels.shape[2], latent_dim=latents.shape[2])
     actor = seeded(card.actor, "bc", task, seed).to(device)
     images = FrameStacks(Frames.load(dataset.pixels, episodes, device), stack=bc.frame_stack, steps=steps)
     targets = Frames.load(latents, episodes, device)

@@ -26,9 +26,8 @@ def main():
     dataset = open_dataset(inputs[0], task)
     episodes, steps = dataset.with_actions, dataset.steps
 
-    card = Card(task, view, variant, seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
-                encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, cells=bc.cells, latent_dim=None,
-                action_dim=dataset.actions.shape[2], budget=0)
+    card = Card.of(bc, task, view, variant, seed, image_size=dataset.pixels.shape[2], latent_dim=None,
+                   action_dim=dataset.actions.shape[2], budget=0)
     policy = Policy(seeded(card.actor, "bc", task, seed)).to(device)
     images = FrameStacks(Frames.load(dataset.pixels, episodes, device), stack=bc.frame_stack, steps=steps)
     targets = true_actions(dataset, episodes, device)

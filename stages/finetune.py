@@ -4,12 +4,11 @@ from copy import deepcopy
 from dataclasses import replace
 
 from oclam import paths
-from oclam.artifacts import atomic, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
 from oclam.params import load
-from oclam.policies.files import load_actor, save_actor, save_policy
+from oclam.policies.files import load_actor, save_policies
 from oclam.policies.networks import Policy
 from oclam.policies.training import fine_tune
 from oclam.training import best_device
@@ -30,15 +29,9 @@ def main():
     def start():
         return Policy(actor if frozen else deepcopy(actor), card.decoder())
 
-    losses = []
-    with atomic(paths.policies(task, seed, variant)) as folder:
-        if frozen:
-            save_actor(folder / "actor.safetensors", actor, actor_card)
-        for policy, its_card, rows in fine_tune(start, card, dataset, settings, params.compute, checkpoints, frozen,
-                                                best_device(params.compute.threads)):
-            save_policy(folder, policy, its_card, frozen)
-            losses += [{"budget": its_card.budget, **row} for row in rows]
-        write_csv(folder / "losses.csv", losses)
+    trained = fine_tune(start, card, dataset, settings, params.compute, checkpoints, frozen,
+                        best_device(params.compute.threads))
+    save_policies(paths.policies(task, seed, variant), trained, (actor, actor_card) if frozen else None)
     for checkpoint in checkpoints.values():
         checkpoint.remove()
 

@@ -4,12 +4,11 @@ policy a label budget."""
 from types import SimpleNamespace
 
 from oclam import paths
-from oclam.artifacts import atomic, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
 from oclam.params import load
-from oclam.policies.files import Card, save_policy
+from oclam.policies.files import Card, save_policies
 from oclam.policies.networks import Policy
 from oclam.policies.training import fine_tune
 from oclam.training import best_device
@@ -20,27 +19,22 @@ def main():
     task, seed = arguments("task", "seed")
     params = load("compute", "bc", "scratch", "finetune.budgets", "finetune.hidden_dim", "finetune.batch_size",
                   "finetune.learning_rate", "finetune.decoder_init", "finetune.loss")
-    bc, view = params.bc, view_of("scratch")
+    view = view_of("scratch")
     settings = SimpleNamespace(**vars(params.finetune), **vars(params.scratch))
     inputs = [paths.dataset(task, view)]
     dataset = open_dataset(inputs[0], task)
     # Actor and decoder meet in two linear layers, so a latent wider than the decoder could express nothing more.
-    card = Card(task, view, "scratch", seed, image_size=dataset.pixels.shape[2], frame_stack=bc.frame_stack,
-                encoder_scale=bc.encoder_scale, residual_blocks=bc.residual_blocks, cells=bc.cells,
-                latent_dim=settings.hidden_dim, hidden_dim=settings.hidden_dim, action_dim=dataset.actions.shape[2])
+    card = Card.of(params.bc, task, view, "scratch", seed, image_size=dataset.pixels.shape[2],
+                   latent_dim=settings.hidden_dim, hidden_dim=settings.hidden_dim, action_dim=dataset.actions.shape[2])
     checkpoints = {budget: Checkpoint(f"scratch-{task}-{seed}-{budget}", params, inputs)
                    for budget in settings.budgets}
 
     def start():
         return Policy(card.actor(), card.decoder())
 
-    losses = []
-    with atomic(paths.policies(task, seed, "scratch")) as folder:
-        for policy, its_card, rows in fine_tune(start, card, dataset, settings, params.compute, checkpoints, False,
-                                                best_device(params.compute.threads)):
-            save_policy(folder, policy, its_card)
-            losses += [{"budget": its_card.budget, **row} for row in rows]
-        write_csv(folder / "losses.csv", losses)
+    trained = fine_tune(start, card, dataset, settings, params.compute, checkpoints, False,
+                        best_device(params.compute.threads))
+    save_policies(paths.policies(task, seed, "scratch"), trained)
     for checkpoint in checkpoints.values():
         checkpoint.remove()
 

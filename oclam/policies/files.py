@@ -4,19 +4,20 @@ A folder has one policy for every label budget: `actor.safetensors` is the froze
 `<budget>.safetensors` what that budget trained. `all.safetensors` is the policy of all labels (budget 0).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from oclam.artifacts import existing, load_tensors, save_tensors
+from oclam.artifacts import atomic, existing, load_tensors, save_tensors, write_csv
 from oclam.datasets import to_image
 from oclam.errors import UserError
+from oclam.params import Bc
 from oclam.policies.networks import ActionDecoder, Actor, Policy
 
-__all__ = ["Agent", "Card", "load_actor", "load_policies", "save_actor", "save_policy"]
+__all__ = ["Agent", "Card", "load_actor", "load_policies", "save_actor", "save_policies", "save_policy"]
 
 SIZES = ("image_size", "frame_stack", "encoder_scale", "residual_blocks", "cells", "latent_dim", "hidden_dim",
          "action_dim")
@@ -39,6 +40,12 @@ class Card:
     action_dim: int | None = None
     budget: int | None = None  # labelled trajectories, 0 for all
     cells: int = 1  # of the actor's means
+
+    @classmethod
+    def of(cls, bc: Bc, *names, **sizes) -> "Card":
+        """A card with these names (task, view, variant, seed) and sizes, whose actor is that of the section bc."""
+        return cls(*names, frame_stack=bc.frame_stack, encoder_scale=bc.encoder_scale,
+                   residual_blocks=bc.residual_blocks, cells=bc.cells, **sizes)
 
     def actor(self) -> Actor:
         """An untrained actor of these sizes."""
@@ -71,6 +78,24 @@ def save_policy(folder: Path, policy: Policy, card: Card, frozen: bool = False) 
     tensors = {name: tensor for name, tensor in policy.state_dict().items()
                if not (frozen and name.startswith("actor."))}
     save_tensors(_file(folder, card.budget), tensors, **asdict(card))
+
+
+def save_policies(folder: Path, trained: Iterable[tuple[Policy, Card, list[dict]]],
+                  frozen: tuple[Actor, Card] | None = None) -> None:
+    """Write the folder of one policy a label budget, with the losses of all in losses.csv.
+
+    Args:
+        trained: policy, card and loss rows of each budget.
+        frozen: the actor that all share, and its card; None where each policy has its own.
+    """
+    losses = []
+    with atomic(folder) as temporary:
+        if frozen:
+            save_actor(temporary / "actor.safetensors", *frozen)
+        for policy, card, rows in trained:
+            save_policy(temporary, policy, card, frozen is not None)
+            losses += [{"budget": card.budget, **row} for row in rows]
+        write_csv(temporary / "losses.csv", losses)
 
 
 def load_policies(folder: Path | str, budgets: Sequence[int] | None = None,

@@ -35,8 +35,8 @@ def main():
     keep_freed_memory()
     params, device = read(), best_device()
     bc, size = params.bc, params.env.image_size
-    card = Card("cheetah-run", "distracted", "lapo", 0, size, bc.frame_stack, bc.encoder_scale, bc.residual_blocks,
-                params.lapo.latent_dim, params.finetune.hidden_dim, action_dim=6, cells=bc.cells)
+    card = Card.of(bc, "cheetah-run", "distracted", "lapo", 0, image_size=size, latent_dim=params.lapo.latent_dim,
+                   hidden_dim=params.finetune.hidden_dim, action_dim=6)
     frames = Frames(torch.randint(0, 256, (EPISODES * STEPS, size, size, 3), dtype=torch.uint8), device)
     images = FrameStacks(frames, stack=bc.frame_stack, steps=STEPS)
     latents = torch.randn(EPISODES * STEPS, params.lapo.latent_dim, device=device)

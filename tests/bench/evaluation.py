@@ -60,8 +60,8 @@ def environments(params, renderer, folder):
 def measure(folder, steps):
     params = read()
     bc, episodes, budgets = params.bc, params.eval.episodes, params.finetune.budgets
-    card = Card(TASK, VIEW, "lapo", 0, params.env.image_size, bc.frame_stack, bc.encoder_scale, bc.residual_blocks,
-                params.lapo.latent_dim, params.finetune.hidden_dim, action_dim=6, cells=bc.cells)
+    card = Card.of(bc, TASK, VIEW, "lapo", 0, image_size=params.env.image_size, latent_dim=params.lapo.latent_dim,
+                   hidden_dim=params.finetune.hidden_dim, action_dim=6)
     torch.manual_seed(0)
     actor = card.actor()
     policies = [Policy(actor, card.decoder()) for _ in budgets]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from oclam.artifacts import load_tensors, save_tensors
+from oclam.artifacts import load_tensors, read_csv, save_tensors
 from oclam.datasets import stack_index, to_image
 from oclam.errors import UserError
-from oclam.policies.files import Agent, Card, load_actor, load_policies, save_actor, save_policy
+from oclam.policies.files import Agent, Card, load_actor, load_policies, save_actor, save_policies, save_policy
 from oclam.policies.networks import Policy
 
 ACTOR = Card("cheetah-run", "clean", "lapo", 0, image_size=16, frame_stack=3, encoder_scale=1, residual_blocks=1,
@@ -21,10 +21,10 @@ def folder(tmp_path):
     """Budgets 2 and 16 of one frozen actor."""
     torch.manual_seed(0)
     actor = ACTOR.actor()
-    save_actor(tmp_path / "actor.safetensors", actor, ACTOR)
-    for budget in (2, 16):
-        save_policy(tmp_path, Policy(actor, FULL.decoder()), replace(FULL, budget=budget), frozen=True)
-    return tmp_path
+    trained = [(Policy(actor, FULL.decoder()), replace(FULL, budget=budget), [{"step": 1, "loss": budget / 4}])
+               for budget in (2, 16)]
+    save_policies(tmp_path / "policies", trained, (actor, ACTOR))
+    return tmp_path / "policies"
 
 
 def act(policies, frames=FRAMES):
@@ -56,6 +56,8 @@ def test_all_budgets_load_in_order_and_share_the_frozen_actor(folder):
     policies, cards = load_policies(folder)
     assert [card.budget for card in cards] == [2, 16]
     assert policies[0].actor is policies[1].actor
+    assert read_csv(folder / "losses.csv") == [{"budget": 2, "step": 1, "loss": 0.5},
+                                               {"budget": 16, "step": 1, "loss": 4}]
     assert sum(path.stat().st_size for path in folder.glob("[0-9]*")) < (folder / "actor.safetensors").stat().st_size
 
 
