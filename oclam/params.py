@@ -90,6 +90,7 @@ class Training(Section):
     episode_steps: Count  # of training episodes: fewer than the suite's 1,000 give more starts
     evaluate_every: Count
     hyperparameters: dict[str, int | float | str | bool | list[int]]
+    demonstrator: Name | None = None  # the file of a weaker expert, which acts until SAC's or CrossQ's learning_starts
 
 
 class Expert(Section):
@@ -362,6 +363,9 @@ class Params(Section):
         encoder, budgets = self.encoder, self.finetune.budgets
         require(encoder.distill_batch <= encoder.distill_frames, "encoder.distill_batch", encoder.distill_batch,
                 f"encoder.distill_frames is {encoder.distill_frames}")
+        for task, training in self.expert.training.items():
+            require(training.algorithm != "PPO" or not training.demonstrator, f"expert.training.{task}.demonstrator",
+                    training.demonstrator, "PPO learns from its own actions; SAC and CrossQ can begin with others'")
         require(max(budgets) <= collect.episodes, "finetune.budgets", budgets,
                 f"at most collect.episodes = {collect.episodes} trajectories are labelled")
         require(sorted(set(budgets)) == budgets, "finetune.budgets", budgets, "budgets rise, each once")

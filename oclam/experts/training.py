@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable
 from operator import attrgetter
+from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")  # threads slow networks this small
 
@@ -27,6 +28,7 @@ __all__ = ["Learner", "train_expert"]
 ON_POLICY = ("policy.actor_state", "policy.vf_state"), "tanh", "clip"
 OFF_POLICY = ("policy.actor_state", "policy.qf_state", "ent_coef_state"), "relu", "tanh"
 ALGORITHMS = {"PPO": ON_POLICY, "SAC": OFF_POLICY, "CrossQ": OFF_POLICY}
+NOISE = 0.2  # standard deviation of what is added to a demonstrator's actions
 NETWORK = ("layer_norm", "log_std_init", "net_arch", "ortho_init")  # hyperparameters that sbx calls the policy's
 
 
@@ -55,11 +57,27 @@ class Learner:
         self.normaliser = VecNormalize(self.environments, norm_reward=on_policy, gamma=options.get("gamma", 0.99))
         self.model = algorithm("MlpPolicy", self.normaliser, learning_rate=schedule, policy_kwargs=network, seed=0,
                                **options)
+        if training.demonstrator:
+            self._follow(load_expert(Path(training.demonstrator), task))
+
+    def _follow(self, expert):
+        """Let the expert act, with noise, in the steps before learning starts, instead of random actions."""
+        sample = self.model._sample_action
+
+        def act(learning_starts, action_noise=None, n_envs=1):
+            if self.model.num_timesteps >= learning_starts:
+                return sample(learning_starts, action_noise, n_envs)
+            actions = expert(self.normaliser.get_original_obs())
+            actions = np.clip(actions + self.noise.normal(0, NOISE, actions.shape), -1, 1).astype(np.float32)
+            return actions, actions  # for the environments, for the replay buffer
+
+        self.model._sample_action = act
 
     def advance(self, tick: Callable) -> None:
         """One round of at least `evaluate_every` steps; `tick()` is called after every step of all environments."""
         seed, model = seed_of("expert", self.task, self.steps) % 2**31, self.model
         self.environments.restart(seed)
+        self.noise = np.random.default_rng(seed)
         model.set_random_seed(seed)
         model.key, model.policy.key = jax.random.split(model.key)
         model.policy.noise_key = model.policy.key

@@ -9,7 +9,7 @@ pytest.importorskip("sbx", reason="experts are trained with the extra `expert` a
 from oclam.checkpoint import Checkpoint  # noqa: E402
 from oclam.errors import UserError  # noqa: E402
 from oclam.experts import training as expert  # noqa: E402
-from oclam.experts.policy import ExpertPolicy  # noqa: E402
+from oclam.experts.policy import ExpertPolicy, save_expert  # noqa: E402
 from oclam.params import Training  # noqa: E402
 
 HYPERPARAMETERS = {
@@ -50,6 +50,26 @@ def test_resumed_learner_is_uninterrupted(learner, tmp_path, monkeypatch):
     other.advance(lambda: True)
     assert other.steps == learner.steps == 32
     torch.testing.assert_close(other.state_dict(), learner.state_dict(), rtol=0, atol=0)
+
+
+@pytest.fixture
+def demonstrator(tmp_path):
+    """The file of an expert whose action is 0.3 in every dimension, whatever it sees."""
+    layers = [(np.zeros((6, 17), np.float32), np.full(6, 0.3, np.float32))]
+    save_expert(tmp_path / "weak.safetensors",
+                ExpertPolicy("cheetah-run", "PPO", layers, np.zeros(17), np.ones(17), 10.0, "tanh", "clip"))
+    return str(tmp_path / "weak.safetensors")
+
+
+def test_a_demonstrator_acts_until_learning_starts(demonstrator):
+    settings = training("CrossQ", learning_starts=400, buffer_size=1000).model_copy(
+        update={"demonstrator": demonstrator, "evaluate_every": 600})
+    learner = expert.Learner("cheetah-run", settings)
+    learner.advance(lambda: True)
+    first, later = np.split(learner.model.replay_buffer.actions[:300], [200])  # two environments a step
+    assert first.mean() == pytest.approx(0.3, abs=4 * expert.NOISE / first.size**0.5)
+    assert first.std() == pytest.approx(expert.NOISE, rel=0.1)
+    assert abs(later.mean() - 0.3) > 0.1 and later.std() > 2 * expert.NOISE
 
 
 class Scripted:
