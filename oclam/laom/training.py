@@ -14,7 +14,7 @@ from oclam.checkpoint import Checkpoint
 from oclam.datasets import Prefetch, TripleSampler
 from oclam.laom.augmentation import augment
 from oclam.laom.models import LaomModel
-from oclam.latent_actions.training import action_error, learn, open_frames
+from oclam.latent_actions.training import action_error, known_share, learn, open_frames
 from oclam.params import Compute
 from oclam.seeding import seed_of, torch_rng
 from oclam.training import autocast, best_device, linear_decay, share, train, update
@@ -55,6 +55,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
     """
     device = next(model.parameters()).device
     actions, scale = actions.to(device), torch.ones(1, device=device) if scale is None else scale.to(device)
+    known = known_share(actions, sampler)
     probe, head = (nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device) for _ in range(2))
     target = deepcopy(model.encoder).requires_grad_(False)
     optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters(), *head.parameters()], fused=True)
@@ -89,7 +90,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
         loss = F.mse_loss(prediction.float(), wanted.float())
         if labels:
             loss = loss + labels.coefficient * F.mse_loss(head(few_latents.float()), true[0] / scale)
-        probe_mse = action_error(scale * probe(latent.detach().float()), action)
+        probe_mse = action_error(scale * probe(latent.detach().float()), action, known)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         follow(target, model.encoder, settings.target_rate)
         return {"loss": loss, "probe_mse": probe_mse, "state_variance": state.float().var(0, correction=0).mean()}

@@ -21,7 +21,8 @@ from oclam.seeding import seed_of
 from oclam.training import autocast, average, best_device, count_parameters, linear_decay, share, train, update
 from oclam.variants import VARIANTS, view_of
 
-__all__ = ["learn", "learn_from_images", "open_frames", "pictures", "projection", "train_model"]
+__all__ = ["action_error", "known_share", "learn", "learn_from_images", "open_frames", "pictures", "projection",
+           "train_model"]
 
 PICTURES, POINTS = 6, 2000  # of held-out transitions in the report: example images, and points in the plot of latents
 
@@ -44,6 +45,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
     """
     device = next(model.parameters()).device
     actions, scale = actions.to(device), torch.ones(1, device=device) if scale is None else scale.to(device)
+    known = known_share(actions, sampler)
     probe = nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device)
     # One optimizer serves both: Adam works on every weight alone, and no gradient leaves the probe.
     optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters()], fused=True)
@@ -64,7 +66,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         means = [] if weight is None else [weight.mean()]
         average(means)
         loss = reconstruction_error(prediction.float(), target, weight, *means)
-        probe_mse = action_error(scale * probe(latent.detach().float()), action)
+        probe_mse = action_error(scale * probe(latent.detach().float()), action, known)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         return {"loss": loss, "probe_mse": probe_mse}
 
@@ -74,11 +76,20 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
     return rows
 
 
-def action_error(prediction: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the true actions (B, A) that are known, not NaN; 0 where none is."""
-    known = action.isfinite()
-    share = known.sum() / known.numel()
-    return F.mse_loss(prediction, torch.where(known, action, prediction.detach())) / share.clamp(min=1e-9)
+def known_share(actions: torch.Tensor, sampler: TripleSampler) -> torch.Tensor:
+    """The share of the actions (N, A) of the sampler's episodes, the first ones, that are known, not NaN."""
+    known = actions[:sampler.samples // (sampler.steps - 1) * sampler.steps].isfinite()
+    return known.sum() / known.numel()
+
+
+def action_error(prediction: torch.Tensor, action: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Squared errors of the true actions (B, A) that are known, not NaN, summed and divided by the number expected.
+
+    So the mean over all batches is the mean squared error over all known actions; of a batch without any it is 0.
+    share: of the actions that are known in all batches.
+    """
+    known = torch.where(action.isfinite(), action, prediction.detach())
+    return F.mse_loss(prediction, known) / share.clamp(min=1e-9)
 
 
 @torch.no_grad()

@@ -9,11 +9,13 @@ import zarr
 from oclam import paths
 from oclam.artifacts import is_absent, load_tensors, read_csv, read_json
 from oclam.checkpoint import FOLDER, Checkpoint
-from oclam.datasets import Frames, FrameStacks, open_dataset, stack_index
+from oclam.datasets import Frames, FrameStacks, TripleSampler, open_dataset, stack_index
+from oclam.laom.models import SlotLaomModel
+from oclam.laom.training import train_laom
 from oclam.latent_actions import training as lapo_training
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.latent_actions.observations import FrameObservations, SlotObservations
-from oclam.latent_actions.training import learn, learn_from_images, pictures, projection
+from oclam.latent_actions.training import learn, learn_from_images, pictures, projection, train_model
 from oclam.params import Compute, LapoImage
 from oclam.variants import view_of
 
@@ -79,6 +81,31 @@ def test_without_actions_to_fit_or_to_measure_the_probe_is_absent(world, unknown
     learn_from_images("a-b", 0, "lapo", PARAMS)
     assert is_absent(paths.probe("a-b", 0, "lapo"))
     assert set(load_tensors(paths.samples("a-b", 0, "lapo"))[0]) == {"current", "target", "prediction", "swapped"}
+
+
+class Repeated:
+    """Observations (B, 6) of episodes that are all alike."""
+
+    def __call__(self, t):
+        return torch.sin(torch.arange(1.0, 7) * (t % T)[:, None])
+
+    def loss_weight(self, t):
+        return None
+
+
+@pytest.mark.parametrize("kind, trainer", [(SlotLatentActionModel, train_model), (SlotLaomModel, train_laom)])
+def test_the_online_probe_s_error_is_that_of_the_known_actions_however_few(tmp_path, monkeypatch, kind, trainer):
+    monkeypatch.chdir(tmp_path)
+    actions, errors = torch.randn(T, 2).repeat(10, 1), []
+    for labelled in (10, 1):
+        actions[labelled * T:] = np.nan
+        torch.manual_seed(0)
+        settings = SimpleNamespace(epochs=1, warmup_epochs=0, learning_rate=1e-9, target_rate=0.1, augmentation=0,
+                                   centred=False)  # one epoch in which nothing is learned
+        rows = trainer(kind(6, 4, 8, 2), Repeated(), TripleSampler(10, T, 5, 1, 0), actions, settings, PARAMS.compute,
+                       Checkpoint(f"labelled{labelled}", PARAMS))
+        errors.append(np.mean([row["probe_mse"] for row in rows]))
+    assert len(rows) == 22 and errors[1] == pytest.approx(errors[0], rel=1e-4)
 
 
 def stored(kind, variant):
