@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -21,6 +22,18 @@ def test_interquartile_mean_is_the_mean_of_the_middle_half():
 def test_probability_of_improvement_is_the_share_of_pairs_won():
     assert improvement([[2, 3], [4, 1]], [0, 2]).tolist() == [0.875, 0.75]
     assert improvement([1, 3], [2]) == 0.5 and improvement([2, 3], [2, 2]) == 0.75  # a tie is half a win
+
+
+def test_probability_of_improvement_of_many_episodes_needs_little_memory():
+    random = np.random.default_rng(0)
+    returns, others = random.normal(size=(20, 600)).round(1), random.normal(size=(20, 600)).round(1)
+    tracemalloc.start()
+    chances = improvement(returns, others)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    pairs = returns[:, :, None] - others[:, None]
+    np.testing.assert_allclose(chances, (np.sign(pairs).mean((1, 2)) + 1) / 2, rtol=1e-12)
+    assert peak < 12 * (returns.nbytes + others.nbytes)  # a byte for each pair would be 37 times as much
 
 
 def test_resamples_draw_seeds_and_then_their_episodes():
