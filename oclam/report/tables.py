@@ -138,7 +138,7 @@ def _probes(results):
             if len(results.seeds) > 1:
                 rows.append((f"{heading}, each seed", [Cell(", ".join(map(number, found)))
                                                        for found in values.values()]))
-            explained = {variant: _average([1 - row[key] / row["action_variance"] for row in table])
+            explained = {variant: _average([_explained(row[key], row["action_variance"]) for row in table])
                          for variant, table in of_task.items()}
             rows.append((f"{heading}, R²", [
                 Cell(number(r2), paper=_paper(_paper_r2(task, variant) if key == "online_mse" else None))
@@ -157,6 +157,11 @@ def _probes(results):
             "compares with it. Below are ridge probes of shuffled latents and of differences of the view's frames, and "
             "how many labelled trajectories chose restarts and slots. Bold is the best variant that sees distractors.")
     return Table("probes", "Table 1. Action probes", note, variants, rows)
+
+
+def _explained(error, variance):
+    """R²; None where held-out actions do not vary."""
+    return 1 - error / variance if variance > 1e-12 else None
 
 
 def _paper_r2(task, variant):

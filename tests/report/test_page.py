@@ -54,6 +54,12 @@ def test_probe_table_has_ratios_to_lapo_and_compares_with_the_paper_by_r2(result
     assert [name for name, cell in ours.items() if cell.best] == ["lapo-slots"]  # not the one that sees no distractors
 
 
+def test_actions_that_do_not_vary_have_no_r2(results):
+    for entry in results.probes:
+        entry["action_variance"] = 0.0
+    assert {cell.value for cell in row(table(results, "Table 1"), "ridge probe, R²").values()} == {"–"}
+
+
 def test_return_table_quotes_the_paper_at_the_largest_budget_only(results):
     entry = table(results, "Table 2")
     assert row(entry, "8 labelled")["lapo-slots"].paper == "paper 50 ± 1 ×2.2"
