@@ -1,6 +1,7 @@
 """The page and its tables: every number with its scale, the paper's beside it, nothing loaded from elsewhere."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,14 @@ def test_probe_table_has_ratios_to_lapo_and_compares_with_the_paper_by_r2(result
         "lapo-no-distractors": "paper 0.97"}
     assert not any(cell.paper for cell in ours.values())
     assert [name for name, cell in ours.items() if cell.best] == ["lapo-slots"]  # not the one that sees no distractors
+
+
+def test_the_error_of_the_mean_action_stands_beside_each_task_s_probes(results):
+    others = [{**entry, "task": "walker-run", "action_variance": 3.0} for entry in results.probes]
+    both = replace(results, tasks=[tree.TASK, "walker-run"], probes=results.probes + others,
+                   experts={**results.experts, "walker-run": None})
+    entry = table(both, "Table 1")
+    assert [cells[0].value for heading, cells in entry.rows if heading == "mean action, error"] == ["1.00", "3.00"]
 
 
 def test_actions_that_do_not_vary_have_no_r2(results):
