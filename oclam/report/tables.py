@@ -199,10 +199,11 @@ def _returns(results):
             rows.append((f"{budget} labelled",
                          [Cell(_used(found, budget)), *_beside(values, spreads, paper, lower=False)]))
     note = ("100 × return / return of bc with all labels in the same view; higher is better, × is the ratio to "
-            "lapo, ± the standard error, bold the best variant that sees distractors. The paper fine-tunes on 32 to "
-            "128 trajectories and prints one number, shown here beside the largest budget. scratch is the control: the "
-            "same labels without latent pretraining. The trajectories that fine-tune and those that choose restarts "
-            "and slots are the first of one order, so labels used is the larger of the two numbers. "
+            f"lapo, ± the standard error {_spread(results)} (of the return alone: bc's is taken as exact), bold the "
+            "best variant that sees distractors. The paper fine-tunes on 32 to 128 trajectories and prints one number, "
+            "shown here beside the largest budget. scratch is the control: the same labels without latent pretraining. "
+            "The trajectories that fine-tune and those that choose restarts and slots are the first of one order, so "
+            "labels used is the larger of the two numbers. "
             f"{_divisors(results)}")
     columns = ("labels used", *variants)
     return Table("returns", "Table 2. Normalised return after fine-tuning", note, columns, rows)
@@ -259,13 +260,18 @@ def _statistics(results):
                 Cell(_labels(row["labels"])), Cell(number(row["mean"], row["stderr"])), Cell(number(row["iqm"])),
                 Cell(f"{number(row['low'])} to {number(row['high'])}"), Cell(row["by_seed"].replace(" ", ", ")),
                 Cell(number(row["normalised"])), Cell(_better(row)), Cell(f"{row['seeds']} × {row['episodes']}")]))
-    note = ("Undiscounted return of an episode: mean and standard error, interquartile mean with its 95% interval "
-            "(arXiv 2108.13264), mean of each seed. P(> lapo) is the probability that an episode returns more than one "
-            "of lapo's at the same budget; there is no difference where its 95% interval contains 0.5. Intervals are "
-            "by bootstrap over seeds and episodes.")
+    note = (f"Undiscounted return of an episode: mean and standard error {_spread(results)}, interquartile mean with "
+            "its 95% interval (arXiv 2108.13264), mean of each seed. P(> lapo) is the probability that an episode "
+            "returns more than one of lapo's at the same budget; where its 95% interval contains 0.5 these episodes do "
+            "not tell which is better. Intervals are by bootstrap over seeds and episodes.")
     columns = ("labels used", "mean", "IQM", "95% interval", "each seed", "normalised", "P(> lapo)",
                "seeds × episodes")
     return Table("returns", "Returns of every policy", note, columns, rows)
+
+
+def _spread(results):
+    """What the standard errors of returns are over."""
+    return "over seeds" if len(results.seeds) > 1 else "over one seed's episodes, which says nothing of other seeds"
 
 
 def _generalisation(results):
@@ -288,7 +294,7 @@ def _better(row):
     if row["improvement"] is None:
         return number(None)
     low, high = row["improvement_low"], row["improvement_high"]
-    return f"{row['improvement']:.2f} ({low:.2f} to {high:.2f})" + (", no difference" if low <= 0.5 <= high else "")
+    return f"{row['improvement']:.2f} ({low:.2f} to {high:.2f})" + (", undecided" if low <= 0.5 <= high else "")
 
 
 def _full(results):

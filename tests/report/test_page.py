@@ -94,6 +94,18 @@ def test_every_table_of_results_says_the_labels_used(results):
     assert "4 chose restart and slots" in table(results, "Choice of slots").note
 
 
+def test_standard_errors_say_what_they_are_over(results):
+    for seeds, words in (([0, 1], "± the standard error over seeds"), ([0], "over one seed's episodes, which")):
+        assert words in table(replace(results, seeds=seeds), "Table 2").note
+
+
+def test_an_interval_around_a_half_is_no_proof_of_equality(results):
+    found = next(entry for entry in results.returns if entry["improvement"])
+    found |= {"improvement": 0.6, "improvement_low": 0.4, "improvement_high": 0.8}
+    cells = row(table(results, "Returns of every policy"), f"{found['variant']}, {found['budget']} labelled")
+    assert cells["P(> lapo)"].value == "0.60 (0.40 to 0.80), undecided"
+
+
 def test_generalisation_says_what_is_left_on_unseen_backgrounds(results):
     cells = row(table(results, "Seen and unseen"), "bc")
     assert (cells["training videos"].value, cells["unseen videos"].value) == ("400 ± 1", "200 ± 0")
