@@ -39,8 +39,8 @@ def _charts(results, task, folder):
     returns = [row for row in results.returns if row["task"] == task and row["budget"] > 0]
     if probes:
         yield _saved(figures.probe_bars(probes, results.stamp), folder / f"probes-{task}.svg", "probes",
-                     f"{task}: error of the action probe by variant, on held-out trajectories. Bars are means over "
-                     "seeds, dots single seeds.")
+                     f"{task}: error of the action probes by variant, ridge on held-out trajectories (dark) and online "
+                     "on training batches (pale). Bars are means over seeds, dots single seeds.")
     if returns:
         yield _saved(figures.return_curves(returns, results.stamp), folder / f"returns-{task}.svg",
                      _opening(results, task, "returns"),
