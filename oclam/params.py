@@ -377,6 +377,10 @@ class Params(Section):
                 f"an episode has collect.steps = {collect.steps}")
         require(self.ocp.similarity_weight + self.ocp.reconstruction_weight > 0, "ocp.similarity_weight",
                 self.ocp.similarity_weight, "it and ocp.reconstruction_weight cannot both be 0")
+        for name in ("ocp", "steve"):  # else the learning rate would halve at every step after the warm-up
+            section = getattr(self, name)
+            require(section.warmup_steps < section.decay_steps, f"{name}.decay_steps", section.decay_steps,
+                    f"more than {name}.warmup_steps = {section.warmup_steps} is needed")
         steve, devices = self.ocp.model == "steve", self.compute.devices
         require(not steve or self.ocp.masks == "attention", "ocp.masks", self.ocp.masks,
                 "ocp.model steve needs attention")

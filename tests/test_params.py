@@ -218,6 +218,8 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "compute.devices": ({"compute.devices": 2, "ocp.model": "steve"}, "2 given, ocp.model steve needs its whole "),
     "compute.devices.contrast": ({"compute.devices": 2, "ocp.model": "slotcontrast"},
                                  "2 given, ocp.model slotcontrast needs its whole batch at once, so it trains on 1"),
+    "ocp.decay_steps": ({"ocp.warmup_steps": 300}, "300 given, more than ocp.warmup_steps = 300 is needed"),
+    "steve.decay_steps": ({"steve.decay_steps": 20}, "20 given, more than steve.warmup_steps = 30 is needed"),
     "ocp.decoded_patches": ({"ocp.model": "steve", "ocp.masks": "attention", "steve.published": True},
                             "64 given, steve.published takes all, null"),
     "ocp.masks": ({"ocp.model": "steve", "ocp.masks": "decoder"}, "'decoder' given, ocp.model steve needs attention"),
