@@ -142,7 +142,8 @@ class Environments:
 
 def _death(worker):
     return UserError(f"eval: worker process {worker} died, perhaps for lack of memory; `dvc repro` runs it again, and "
-                     "`taskset -c 0 dvc repro` uses one worker")
+                     "eval.episodes lowers how many environments, of some 30 MB each, there are at once: one for every "
+                     "policy and episode")
 
 
 @contextmanager
