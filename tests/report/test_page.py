@@ -99,6 +99,10 @@ def test_standard_errors_say_what_they_are_over(results):
         assert words in table(replace(results, seeds=seeds), "Table 2").note
 
 
+def test_intervals_of_few_seeds_are_called_too_narrow(results):
+    assert "Of few seeds they are too narrow" in table(results, "Returns of every policy").note
+
+
 def test_an_interval_around_a_half_is_no_proof_of_equality(results):
     found = next(entry for entry in results.returns if entry["improvement"])
     found |= {"improvement": 0.6, "improvement_low": 0.4, "improvement_high": 0.8}

@@ -85,6 +85,13 @@ def test_interval_of_the_mean_of_normal_values_is_as_wide_as_theory_says():
     assert (result["high"] - result["low"]) / 2 == pytest.approx(1.96 * 1.09 / 20, rel=0.15)
 
 
+@pytest.mark.parametrize("seeds, coverage", [(1, 0.45), (2, 0.7), (3, 0.8), (5, 0.9)])
+def test_intervals_of_few_seeds_are_too_narrow_as_the_report_says(seeds, coverage):
+    random = np.random.default_rng(0)
+    found = [summary(random.normal(size=(seeds, 1)) + random.normal(size=(seeds, 12))) for _ in range(300)]
+    assert np.mean([row["low"] <= 0 <= row["high"] for row in found]) == pytest.approx(coverage, abs=0.06)
+
+
 def test_a_single_episode_has_no_error_and_shared_values_have_none():
     single, same = summary([[7.0]]), summary([[7.0, 7.0, 7.0]])
     assert single["mean"] == single["iqm"] == 7 and math.isnan(single["stderr"]) and math.isnan(single["low"])
