@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oclam import paths, suite
 from oclam.artifacts import load_tensors
-from oclam.datasets import FrameSampler
+from oclam.datasets import FrameSampler, open_dataset
 from oclam.encoders.files import check_name
 from oclam.errors import UserError
 from oclam.laom.models import SLOT_MODELS, LaomModel
@@ -85,7 +85,7 @@ class Measured:
 class Plan:
     """The costs of every stage under some parameters (`oclam.params.Params`).
 
-    Raises UserError, naming the parameter, for a task or an encoder that does not exist.
+    Raises UserError for a task, imported demonstrations or an encoder that do not exist.
     """
 
     def __init__(self, params: Params):
@@ -94,11 +94,18 @@ class Plan:
         self.training_frames = collect.episodes * collect.steps
         self.frames = (collect.episodes + collect.test_episodes) * collect.steps
         self.pixels, self.mask = size * size * 3, size * size  # bytes of a frame
-        sizes = [suite.sizes(suite.load_task(task)) for task in params.tasks]
-        self.action_dim, self.state_dim = map(max, zip(*sizes, strict=True))
+        self.action_dim, self.state_dim = map(max, zip(*map(self._widths, params.tasks), strict=True))
         select = params.slot_select
         chosen = select.max_slots if select.method == "auto" else max(map(len, select.manual.values()))
         self.slot_width = params.ocp.slot_dim * (chosen if select.combine == "concatenate" else 1)
+
+    def _widths(self, task):
+        """How many numbers an action and a state have."""
+        collect = self.params.collect
+        if collect.source == "simulator":
+            return suite.sizes(suite.load_task(task))
+        group = open_dataset(Path(collect.path) / task / "distracted.zarr", task).group
+        return group["actions"].shape[2], group["states"].shape[2]
 
     def costs(self) -> list[Cost]:
         """The cost of every stage, in the pipeline's order."""

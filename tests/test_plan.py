@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from oclam.datasets import TripleSampler
+from oclam.datasets import TripleSampler, open_dataset
 from oclam.errors import UserError
+from oclam.importers.store import write_dataset
 from oclam.params import read
 from oclam.plan import TFLOPS, Plan, main
 from oclam.variants import LATENT
 from tests import ROOT
+from tests.importers.test_store import source
 
 
 def plan(path, *changes):
@@ -163,6 +165,14 @@ def test_slotcontrast_beside_ocp_is_the_model_that_ocp_would_train():
 def test_what_does_not_exist_is_named(change, line):
     with pytest.raises(UserError, match=line):
         plan("params.yaml", change).costs()
+
+
+def test_imported_demonstrations_have_the_widths_of_their_files(tmp_path):
+    folder = tmp_path / "kitchen-sweep"
+    write_dataset(folder / "distracted.zarr", [source([16, 16, 16])], "kitchen-sweep", "distracted", None, 16, 1)
+    stored = open_dataset(folder / "distracted.zarr").group
+    found = plan("params.yaml", "tasks=[kitchen-sweep]", "collect.source=files", f"collect.path={tmp_path}")
+    assert (found.action_dim, found.state_dim) == (stored["actions"].shape[2], stored["states"].shape[2])
 
 
 @pytest.mark.parametrize(("name", "why"), [

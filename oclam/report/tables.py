@@ -296,7 +296,8 @@ def _better(row):
     if row["improvement"] is None:
         return number(None)
     low, high = row["improvement_low"], row["improvement_high"]
-    return f"{row['improvement']:.2f} ({low:.2f} to {high:.2f})" + (", undecided" if low <= 0.5 <= high else "")
+    shown = "" if not low <= 0.5 <= high else ", no difference shown"
+    return f"{row['improvement']:.2f} ({low:.2f} to {high:.2f}){shown}"
 
 
 def _full(results):

@@ -107,7 +107,7 @@ def test_an_interval_around_a_half_is_no_proof_of_equality(results):
     found = next(entry for entry in results.returns if entry["improvement"])
     found |= {"improvement": 0.6, "improvement_low": 0.4, "improvement_high": 0.8}
     cells = row(table(results, "Returns of every policy"), f"{found['variant']}, {found['budget']} labelled")
-    assert cells["P(> lapo)"].value == "0.60 (0.40 to 0.80), undecided"
+    assert cells["P(> lapo)"].value == "0.60 (0.40 to 0.80), no difference shown"
 
 
 def test_generalisation_says_what_is_left_on_unseen_backgrounds(results):

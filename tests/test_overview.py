@@ -6,9 +6,9 @@ import pytest
 
 from oclam.artifacts import write_csv
 from oclam.errors import UserError
-from oclam.report.overview import overview
+from oclam.overview import overview
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def publish(folder, task, errors, returns, full):

@@ -1,4 +1,4 @@
-"""Markdown tables over the tasks of published runs: `python -m oclam.report.overview reports/study-cpu-*`."""
+"""Markdown tables over the tasks of published runs: `python -m oclam.overview reports/study-cpu-*`."""
 
 import sys
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def _table(corner, variants, cell, means, lower):
 
 if __name__ == "__main__":
     if not sys.argv[1:]:
-        sys.exit("usage: python -m oclam.report.overview RUN...")
+        sys.exit("usage: python -m oclam.overview RUN...")
     try:
         print(overview(sys.argv[1:]))
     except UserError as error:
