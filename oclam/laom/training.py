@@ -14,7 +14,7 @@ from oclam.checkpoint import Checkpoint
 from oclam.datasets import Prefetch, TripleSampler
 from oclam.laom.augmentation import augment
 from oclam.laom.models import LaomModel
-from oclam.latent_actions.training import action_error, known_share, learn, open_frames
+from oclam.latent_actions.training import action_error, learn, open_frames
 from oclam.params import Compute
 from oclam.seeding import seed_of, torch_rng
 from oclam.training import autocast, best_device, linear_decay, share, train, update
@@ -55,7 +55,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
     """
     device = next(model.parameters()).device
     actions, scale = actions.to(device), torch.ones(1, device=device) if scale is None else scale.to(device)
-    known = known_share(actions, sampler)
+    known = actions.isfinite().sum() / actions.numel()
     probe, head = (nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device) for _ in range(2))
     target = deepcopy(model.encoder).requires_grad_(False)
     optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters(), *head.parameters()], fused=True)

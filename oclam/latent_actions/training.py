@@ -21,8 +21,7 @@ from oclam.seeding import seed_of
 from oclam.training import autocast, average, best_device, count_parameters, linear_decay, share, train, update
 from oclam.variants import VARIANTS, view_of
 
-__all__ = ["action_error", "known_share", "learn", "learn_from_images", "open_frames", "pictures", "projection",
-           "train_model"]
+__all__ = ["action_error", "learn", "learn_from_images", "open_frames", "pictures", "projection", "train_model"]
 
 PICTURES, POINTS = 6, 2000  # of held-out transitions in the report: example images, and points in the plot of latents
 
@@ -37,7 +36,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         model: of `oclam.latent_actions.models`.
         observe: of `oclam.latent_actions.observations`.
         sampler: gives flat indices t, t+1 and t+k, each (B,).
-        actions: (N, A), one a frame; NaN where it is not known, which the probe leaves out.
+        actions: (N, A), one a frame of the sampler's episodes; NaN where it is not known, which the probe leaves out.
         settings: the section lapo or lapo_slots.
         compute: the section compute.
         scale: what the probe's outputs are multiplied by (A,), as `Dataset.action_scale`; None: by 1.
@@ -45,7 +44,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
     """
     device = next(model.parameters()).device
     actions, scale = actions.to(device), torch.ones(1, device=device) if scale is None else scale.to(device)
-    known = known_share(actions, sampler)
+    known = actions.isfinite().sum() / actions.numel()
     probe = nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device)
     # One optimizer serves both: Adam works on every weight alone, and no gradient leaves the probe.
     optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters()], fused=True)
@@ -74,12 +73,6 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
     rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
     checkpoint.save(parts, step=steps, rows=rows)  # if labelling is killed, training need not run again
     return rows
-
-
-def known_share(actions: torch.Tensor, sampler: TripleSampler) -> torch.Tensor:
-    """The share of the actions (N, A) of the sampler's episodes, the first ones, that are known, not NaN."""
-    known = actions[:sampler.samples // (sampler.steps - 1) * sampler.steps].isfinite()
-    return known.sum() / known.numel()
 
 
 def action_error(prediction: torch.Tensor, action: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -135,7 +128,7 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
     device, steps, total = next(model.parameters()).device, dataset.steps, dataset.episodes + dataset.test_episodes
     sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, future_offset, f"lapo {task} {seed}")
     actions = torch.from_numpy(dataset.actions)
-    rows = trainer(model, observe, sampler, actions.flatten(0, 1), settings, compute, checkpoint,
+    rows = trainer(model, observe, sampler, actions[:dataset.episodes].flatten(0, 1), settings, compute, checkpoint,
                    scale=torch.from_numpy(dataset.action_scale))
     weights = paths.lapo(task, seed, variant)
     save_tensors(weights, model.state_dict(), task=task, seed=seed, variant=variant, sizes=model.sizes)
