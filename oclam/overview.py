@@ -21,7 +21,8 @@ PAPER_BUDGETS = range(32, 129)  # of the label budgets whose mean return the pap
 def overview(runs: Sequence[Path | str]) -> str:
     """Two tables, a row for each variant and a column for each task: R² of the ridge probe, and returns.
 
-    The last two columns are means over the tasks: how many times better than lapo, and recovery (arXiv 2502.09680v3).
+    The last two columns: how many times better than lapo, mean over tasks; and recovery (arXiv 2502.09680v3) of means
+    over tasks of errors or returns as multiples of lapo's: of one task it says little where distractors cost little.
 
     runs: folders of `make publish`, each with other tasks. Raises UserError for a missing or damaged table.
     """
@@ -66,16 +67,13 @@ def _table(corner, variants, cell, means, lower):
     """One table; `means` are {task: {variant: value}}, less being better where `lower`."""
     lines = [f"| {' | '.join([corner, *means])} | times better than lapo | recovery |", "|---" * (len(means) + 3) + "|"]
     for variant in variants:
-        ratios, shares = [], []
-        for values in means.values():
-            if variant in values:
-                ratio = values[variant] / values["lapo"]
-                ratios.append(1 / ratio if lower else ratio)
-                shares.append(recovery(values[variant], values["lapo"], values.get(CLEAN), lower))
+        there = [values for values in means.values() if variant in values]
+        ratios, clean = ([values.get(name, np.nan) / values["lapo"] for values in there] for name in (variant, CLEAN))
+        better = f"{np.mean([1 / ratio if lower else ratio for ratio in ratios]):.2g}" if there else "–"
+        known = variant in RECOVERING and there and not np.isnan(clean).any()
+        share = recovery(np.mean(ratios), 1, np.mean(clean), lower) if known else None
         cells = [cell(variant, task) if variant in values else "–" for task, values in means.items()]
-        better = f"{np.mean(ratios):.2g}" if ratios else "–"
-        won = f"{np.mean(shares):.0%}" if variant in RECOVERING and shares and None not in shares else "–"
-        lines.append(f"| {' | '.join([variant, *cells, better, won])} |")
+        lines.append(f"| {' | '.join([variant, *cells, better, '–' if share is None else f'{share:.0%}'])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -35,14 +35,14 @@ def runs(tmp_path):
                     {"lapo": 40, "lapo-slots": 60, "lapo-no-distractors": 60}, full)]
 
 
-def test_ratios_and_recovery_are_means_over_tasks(runs):
+def test_ratios_and_recovery_are_of_means_over_tasks(runs):
     text = overview(runs)
     probes, returns = text.split("\n\n")
     assert "| R² (paper) | cheetah-run | walker-run | times better than lapo | recovery |" in probes
     assert "| lapo | 0.60 (0.68) | 0.40 (0.84) | 1 | – |" in probes
-    assert "| lapo-slots | 0.60 (0.91) | 0.80 (0.88) | 2 | 40% |" in probes  # 1 and 3 times; 0 and 0.8
+    assert "| lapo-slots | 0.60 (0.91) | 0.80 (0.88) | 2 | 50% |" in probes  # errors 1, 1/3; clean 1/2, 1/6
     assert "| laom | 0.20 | – | 0.5 | -200% |" in probes
-    assert "| lapo-slots | 60.0: 60% (50%) | 30.0: 30% (8%) | 1.5 | 62% |" in returns  # of 64 and 128 labels; 1 and 1/4
+    assert "| lapo-slots | 60.0: 60% (50%) | 30.0: 30% (8%) | 1.5 | 40% |" in returns  # 64 and 128 labels
     assert "| lapo-no-distractors | 60.0: 30% (69%) | 60.0: 30% (22%) | 2.2 | – |" in returns
     assert "| scratch | – | 10.0: 10% | 0.5 | – |" in returns
 
