@@ -10,7 +10,7 @@ from oclam.artifacts import read_csv
 from oclam.errors import UserError
 from oclam.report.results import CLEAN, RECOVERING, select
 from oclam.report.statistics import recovery
-from oclam.report.tables import number
+from oclam.report.tables import number, paper_r2
 from oclam.variants import ACTION_VARIANCE, LATENT, VARIANTS, normaliser
 
 __all__ = ["overview"]
@@ -36,9 +36,9 @@ def _probes(rows):
     variances = _means(rows, "action_variance")
 
     def cell(variant, task):
-        paper = VARIANTS[variant].paper.probe.get(task)
+        paper = paper_r2(task, variant)
         return f"{1 - errors[task][variant] / variances[task][variant]:.2f}" + (
-            f" ({1 - paper[0] / ACTION_VARIANCE[task]:.2f})" if paper else "")
+            "" if paper is None else f" ({paper:.2f})")
 
     return _table("R² (paper)", LATENT, cell, errors, lower=True)
 

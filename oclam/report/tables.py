@@ -9,7 +9,7 @@ from oclam.report.results import CLEAN, RECOVERING, Results, select
 from oclam.report.statistics import recovery
 from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, PAPER_OCP, VARIANTS, normaliser
 
-__all__ = ["Cell", "Table", "answers", "number", "tables", "warnings"]
+__all__ = ["Cell", "Table", "answers", "number", "paper_r2", "tables", "warnings"]
 
 # The paper's figures that belong to no variant: Table 4, and Table 5 in seconds on one H100.
 PAPER_PARAMETERS = {"ocp (total)": PAPER_OCP.parameters, "ocp (trainable)": 6_343_440} | {
@@ -141,7 +141,7 @@ def _probes(results):
             explained = {variant: _average([_explained(row[key], row["action_variance"]) for row in table])
                          for variant, table in of_task.items()}
             rows.append((f"{heading}, R²", [
-                Cell(number(r2), paper=_paper(_paper_r2(task, variant) if key == "online_mse" else None))
+                Cell(number(r2), paper=_paper(paper_r2(task, variant) if key == "online_mse" else None))
                 for variant, r2 in explained.items()]))
         for key, heading in (("shuffled_mse", "shuffled latents, error"),
                              ("frame_difference_mse", "frame differences, error"),
@@ -165,7 +165,8 @@ def _explained(error, variance):
     return 1 - error / variance if variance > 1e-12 else None
 
 
-def _paper_r2(task, variant):
+def paper_r2(task: str, variant: str) -> float | None:
+    """R² of the paper's online probe: 1 - its error / the variance of its actions. None where the paper has none."""
     probe = VARIANTS[variant].paper.probe.get(task)
     return None if probe is None else round(1 - probe[0] / ACTION_VARIANCE[task], 2)
 
