@@ -8,12 +8,13 @@ import numpy as np
 from oclam import paths
 from oclam.agent.measures import agent_scores, slot_measures
 from oclam.agent.previews import shown_episodes
-from oclam.agent.selection import probe, select_slots
+from oclam.agent.selection import probe, select_slots, unjudged
 from oclam.agent.store import write_preview, write_selection
 from oclam.artifacts import open_zarr, write_json
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
+from oclam.errors import Absent
 from oclam.params import load
 
 
@@ -23,13 +24,19 @@ def main():
     select, inputs = params.slot_select, [paths.dataset(task, "distracted"), paths.slots(task, seed)]
     dataset, slots = open_dataset(inputs[0], task), open_zarr(inputs[1])
     checkpoint = Checkpoint(f"slot-select-{task}-{seed}", params, inputs)
-    labelled = dataset.labelled(select.labelled_episodes, seed, "slot_select.labelled_episodes")
-    found = select_slots(
-        select, select.manual[task] if select.method == "manual" else None,
-        frames=[dataset.pixels[e] for e in labelled], masks=[slots["masks"][e] for e in labelled],
-        vectors=[slots["slots"][e].astype(np.float32) for e in labelled],
-        actions=[dataset.group["actions"][e] for e in labelled])
-    if not found.table["better_than_whole_frame"]:
+    manual = select.manual[task] if select.method == "manual" else None
+    try:
+        labelled = dataset.labelled(select.labelled_episodes, seed, "slot_select.labelled_episodes")
+    except Absent:
+        if manual is None:
+            raise
+        labelled, found = [], unjudged(select, manual, slots["masks"].shape[2])
+    else:
+        found = select_slots(
+            select, manual, frames=[dataset.pixels[e] for e in labelled], masks=[slots["masks"][e] for e in labelled],
+            vectors=[slots["slots"][e].astype(np.float32) for e in labelled],
+            actions=[dataset.group["actions"][e] for e in labelled])
+    if found.table["better_than_whole_frame"] is False:
         print(f"WARNING: {found.table['why']} Look at the masks before you trust what is learned from these slots.",
               file=sys.stderr)
     write_selection(paths.selection(task, seed), checkpoint.folder, slots, found.chosen, select, dataset)
@@ -41,7 +48,8 @@ def main():
     used = select.method == "auto" or slots.attrs["restart_errors"]  # restarts are chosen by labels too
     table["labels"] = select.labelled_episodes if used else 0
     vectors = [selection["slots"][e].astype(np.float32) for e in labelled]
-    table["mask"] = {"vector_mse": probe(vectors, [dataset.group["actions"][e] for e in labelled]).mse}
+    actions = [dataset.group["actions"][e] for e in labelled]
+    table["mask"] = {"vector_mse": probe(vectors, actions).mse} if labelled else {}
     measures = {} if segmentation is None else slot_measures(masks, segmentation[:], found.chosen)
     if measures:  # imported datasets have no segmentation, or none that shows the agent
         measures["slots"] = [a | b for a, b in zip(table["slots"], measures["slots"], strict=True)]

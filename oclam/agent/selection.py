@@ -16,7 +16,7 @@ from oclam.params import SlotSelect
 from oclam.ridge import Moments, best_ridge
 
 __all__ = ["Probe", "Selection", "choose_model", "choose_slots", "combine", "masked_views", "probe", "probe_masked",
-           "select_slots"]
+           "select_slots", "unjudged"]
 
 VIEW = 8  # edge of a masked view in pixels: enough to see limbs move, few enough to fit on thousands of frames
 
@@ -130,6 +130,15 @@ def choose_model(masks: Sequence[np.ndarray], frames: Sequence[np.ndarray],
         (best,), probes = choose_slots(views, actions, 1)
         errors.append(probes[best,].mse)
     return int(np.argmin(errors)), errors
+
+
+def unjudged(select: SlotSelect, manual: Sequence[int], slots: int) -> Selection:
+    """The slots chosen by hand, of `slots`, where no actions are known that could judge them."""
+    return Selection(list(manual), {
+        "chosen": list(manual), "method": select.method, "combine": select.combine,
+        "why": f"Slot {' and '.join(map(str, manual))}, chosen by hand; no actions are known to judge the choice by.",
+        "better_than_whole_frame": None, "chosen_probe": {}, "whole_frame": {},
+        "slots": [{"slot": k} for k in range(slots)]})
 
 
 def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Sequence[np.ndarray],

@@ -145,13 +145,16 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
         return sum(values) / len(values)
 
     watched = {}
-    if "state_variance" in rows[0]:  # its share of the first row's; 0 where embeddings collapsed, or all frames are one
+    if "state_variance" in rows[0] and settings.batch_size > 1:
+        # Its share of the first row's; 0 where embeddings collapsed, or all frames are one.
         watched["state_variance_kept"] = late("state_variance") / max(rows[0]["state_variance"], 1e-12)
     samples, known = {}, actions.isfinite().all(2).all(1)  # (E,)
     true = actions[dataset.episodes:, :-1].flatten(0, 1)  # (test_episodes x (T-1), A)
     if known[dataset.episodes:].all() and known[:dataset.episodes].any():
+        trained_on = actions[:dataset.episodes][known[:dataset.episodes], :-1].flatten(0, 1)
         write_json(paths.probe(task, seed, variant), {
             "online_mse": late("probe_mse"),  # on training batches
+            "online_variance": trained_on.double().var(0, correction=0).mean().item(),
             **watched,
             **probe_latents(latents, dataset.actions, dataset.episodes, seed, device),
             **probe_frames(dataset.pixels, dataset.actions, dataset.episodes, device)})

@@ -74,10 +74,10 @@ def warnings(results: Results) -> list[str]:
     if results.encoder.get("source") == "random":
         found.append("The encoder has random weights: results on slots say nothing about the method.")
     for row in results.selections:
-        if not row["better_than_whole_frame"]:
+        if row["better_than_whole_frame"] is False:  # None without known actions
             found.append(f"{row['task']}, seed {row['seed']}: no slot predicts actions better than the whole frame, "
                          "so variants on the chosen slots cannot be expected to beat lapo.")
-        if row["mask"].get("vector_mse", 0) > 1.5 * row["chosen_probe"]["probe_mse"]:
+        if row["mask"].get("vector_mse", 0) > 1.5 * row["chosen_probe"].get("probe_mse", 0):
             found.append(f"{row['task']}, seed {row['seed']}: the chosen slot's vector predicts actions much worse "
                          "than its masked frames; the vector has lost the pose, which lapo-slots depends on.")
     said = {}  # (task, seed, sentence) -> variants
@@ -86,7 +86,7 @@ def warnings(results: Results) -> list[str]:
             "the probe is no better than on shuffled latents; these latent actions hold nothing of the true actions.":
                 row["ridge_mse"] >= row["shuffled_mse"],
             "the online probe is no better than the mean action; latent actions hardly vary, or with little of the "
-            "true ones.": row["online_mse"] >= 0.95 * row["action_variance"],
+            "true ones.": row["online_mse"] >= 0.95 * row["online_variance"],
             f"the variance of the embeddings fell below {COLLAPSED:.0%} of its first value; they collapsed.":
                 row["state_variance_kept"] is not None and row["state_variance_kept"] < COLLAPSED}
         for sentence in [sentence for sentence, holds in sentences.items() if holds]:
@@ -132,14 +132,15 @@ def _probes(results):
     for task in results.tasks:
         rows.append((task, []))
         of_task = {variant: select(results.probes, task=task, variant=variant) for variant in variants}
-        for key, heading in (("online_mse", "online probe"), ("ridge_mse", "ridge probe")):
+        for key, variance, heading in (("online_mse", "online_variance", "online probe"),
+                                       ("ridge_mse", "action_variance", "ridge probe")):
             values = {variant: [row[key] for row in table] for variant, table in of_task.items()}
             rows.append((f"{heading}, error", _beside(values, {}, {}, lower=True)))
             if len(results.seeds) > 1:
                 rows.append((f"{heading}, each seed", [Cell(", ".join(map(number, found)))
                                                        for found in values.values()]))
-            explained = {variant: _average([_explained(row[key], row["action_variance"]) for row in table])
-                         for variant, table in of_task.items()}
+            explained = {name: _average([_explained(row[key], row[variance]) for row in table])
+                         for name, table in of_task.items()}
             rows.append((f"{heading}, R²", [
                 Cell(number(r2), paper=_paper(paper_r2(task, variant) if key == "online_mse" else None))
                 for variant, r2 in explained.items()]))
@@ -161,7 +162,7 @@ def _probes(results):
 
 
 def _explained(error, variance):
-    """R²; None where held-out actions do not vary."""
+    """R²; None where actions do not vary."""
     return 1 - error / variance if variance > 1e-12 else None
 
 
@@ -323,12 +324,13 @@ def _slots(results):
                "fg_ari": "FG-ARI"}
     for choice in results.selections:
         found = select(results.slots, task=choice["task"], seed=choice["seed"])
-        lowest = min(row["probe_mse"] for row in found)
+        judged = [row["probe_mse"] for row in found if "probe_mse" in row]  # empty where no actions are known
         rows = [(f"slot {row['slot']}" + (", chosen" if row["chosen"] else ""),
-                 [Cell(number(row.get(key)), best=key == "probe_mse" and row[key] == lowest) for key in columns])
+                 [Cell(number(row.get(key)), best=key == "probe_mse" and judged != [] and row[key] == min(judged))
+                  for key in columns])
                 for row in found]
         together = {**choice, **choice["chosen_probe"]}
-        rows.append(("chosen, together", [Cell(number(together[key])) for key in columns]))
+        rows.append(("chosen, together", [Cell(number(together.get(key))) for key in columns]))
         rows.append(("their mask by pixels", [Cell(number(choice["mask"].get(key))) for key in columns]))
         rows.append(("whole frame", [Cell(number(choice["whole_frame"].get(key))) for key in columns]))
         best = select(results.compared, task=choice["task"], seed=choice["seed"])

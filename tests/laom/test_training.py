@@ -209,11 +209,17 @@ def test_frames_that_are_all_the_same_count_as_collapsed(world):
     assert read_json(paths.probe("a-b", 0, "laom-masks"))["state_variance_kept"] == 0
 
 
+def test_a_batch_of_one_says_nothing_about_collapse(world):
+    single = LAOM.model_copy(update={"augmentation": 0.0, "batch_size": 1, "epochs": 0.1})
+    learn_laom("a-b", 0, "laom", SimpleNamespace(**vars(PARAMS) | {"laom": single}))
+    assert "state_variance_kept" not in read_json(paths.probe("a-b", 0, "laom"))
+
+
 @pytest.mark.parametrize("move, warned", [(training.follow, 0), (shrink, 1)])
 def test_the_report_warns_of_a_collapsed_model_and_of_no_other(world, monkeypatch, move, warned):
     monkeypatch.setattr(training, "follow", move)
     learn_laom("a-b", 0, "laom", PARAMS)
     row = {"task": "a-b", "seed": 0, "variant": "laom", **read_json(paths.probe("a-b", 0, "laom"))}
-    row |= {"shuffled_mse": 9.0, "action_variance": 9.0}  # random actions: only the embeddings are judged here
+    row |= {"shuffled_mse": 9.0, "online_variance": 9.0}  # random actions: only the embeddings are judged here
     found = warnings(SimpleNamespace(encoder={}, selections=[], probes=[row], tasks=[]))
     assert sum("seed 0, laom: the variance of the embeddings fell" in text for text in found) == len(found) == warned

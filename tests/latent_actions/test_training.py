@@ -64,6 +64,8 @@ def test_each_variant_writes_all_its_artifacts(world, variant):
     probe = read_json(paths.probe("a-b", 0, variant))
     assert {"online_mse", "ridge_mse", "ridge_r2", "ridge_mse_per_dim", "ridge_r2_per_dim", "shuffled_mse",
             "frame_difference_mse", "action_variance"} <= set(probe)
+    trained_on = zarr.open_group(paths.dataset("a-b", view_of(variant)))["actions"][:E, :-1].reshape(E * (T - 1), -1)
+    assert probe["online_variance"] == pytest.approx(trained_on.var(0, dtype=float).mean())
     samples, _ = load_tensors(paths.samples("a-b", 0, variant))
     source = (zarr.open_group(paths.selection("a-b", 0))["frames"] if variant == "lapo-masks" else
               zarr.open_group(paths.dataset("a-b", view_of(variant)))["pixels"])

@@ -107,8 +107,8 @@ def _latents(seed, variant):
     error = PROBES[variant]
     write_json(paths.probe(TASK, seed, variant), {
         "ridge_mse": error + 0.02 * (seed - 0.5), "online_mse": 2 * error, "ridge_r2": 1 - error, "shuffled_mse": 0.79,
-        "frame_difference_mse": 0.7, "action_variance": 1.0, "ridge_mse_per_dim": [error, error],
-        "ridge_r2_per_dim": [1 - error, 0.5]})
+        "frame_difference_mse": 0.7, "action_variance": 1.0, "online_variance": 1.0,
+        "ridge_mse_per_dim": [error, error], "ridge_r2_per_dim": [1 - error, 0.5]})
     random = np.random.default_rng(seed)
     actions = random.uniform(-1, 1, (200, 6))
     tensors = {"latents": actions[:, :2] + error * random.normal(size=(200, 2)), "actions": actions}

@@ -1,4 +1,4 @@
-"""The pipeline on imported demonstrations: a task without an environment, films beside labels, and no clean twin."""
+"""The pipeline on imported demonstrations: no environment, no clean view, films beside labels or alone."""
 
 import csv
 from contextlib import chdir
@@ -63,3 +63,16 @@ def test_the_report_has_the_variants_that_exist(project):
     assert labels["laom-labels"] == max(BUDGETS)  # also where no policy acted
     page = Path(paths.reports / "index.html").read_text()
     assert "Table 1. Action probes" in page and "Table 2" not in page and "no policies acted" in page
+
+
+def test_from_films_alone_latent_actions_are_learned_on_slots_chosen_by_hand(tmp_path):
+    write_dataset(tmp_path / "data/demonstrations" / TASK / "distracted.zarr", [trajectories("films", 6, False)], TASK,
+                  "distracted", None, SIZE, 2)
+    build(tmp_path, tasks=[TASK], restarts=[0], slot_select={"method": "manual", "manual": {TASK: [1]}},
+          collect={"source": "files", "episodes": 4, "test_episodes": 2, "segmented_episodes": 0})
+    with chdir(tmp_path):
+        table = read_json(paths.slot_table(TASK, 0))
+        assert table["chosen"] == [1] and table["labels"] == 0 and "no actions are known" in table["why"]
+        learned = {name for name in OBSERVED if name in LATENT and not is_absent(paths.latents(TASK, 0, name))}
+        assert learned == set(OBSERVED) & set(LATENT) - {"laom-labels"}
+        assert "chosen by hand" in Path(paths.reports / "index.html").read_text()
