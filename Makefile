@@ -18,7 +18,7 @@ endif
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -q -n auto --dist loadgroup
 
-# What takes seconds, for another Python: make test-fast PYTHON=python3.13 VENV=.venv-3.13.
+# Tests that take seconds, for another Python: make test-fast PYTHON=python3.13 VENV=.venv-3.13.
 test-fast: setup
 	OMP_NUM_THREADS=1 python -m pytest -q -n auto --dist loadgroup --ignore tests/stages --ignore tests/experts \
 		--ignore tests/report --ignore tests/faults --ignore tests/export $(addprefix --ignore tests/test_,$(addsuffix .py, \
@@ -45,7 +45,7 @@ bench: setup
 publish:
 	@test -n "$(RUN)" || { echo "error: name the run: make publish RUN=study-cpu" >&2; exit 1; }
 	@git diff --quiet HEAD -- oclam stages dvc.yaml || \
-		{ echo "error: oclam, stages or dvc.yaml differ from the last commit, which the run is to name" >&2; exit 1; }
+		{ echo "error: commit oclam, stages and dvc.yaml first: the published run names the commit" >&2; exit 1; }
 	rm -rf "reports/$(RUN)/figures"
 	mkdir -p "reports/$(RUN)"
 	cp -r reports/figures reports/*.csv reports/metrics.json params.yaml "reports/$(RUN)"

@@ -41,7 +41,7 @@ def play(folder: Path, budget: int | None = None, task: str | None = None, seed:
         budget: labelled trajectories, 0 for all labels, None for the largest budget there is.
         task: where given, must be the policy's.
         seed: of the episode.
-        steps: the most of the episode.
+        steps: at most.
         split: of the background videos.
     """
     if not folder.is_dir():
@@ -73,7 +73,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.act", description="Act with a policy for one episode.")
     parser.add_argument("folder", type=Path, help="such as data/cheetah-run/seed0/lapo-slots/policies, or an exported "
                         "policy")
-    parser.add_argument("--budget", type=int, help="labelled trajectories, 0 for all; default: the most there is")
+    parser.add_argument("--budget", type=int, help="labelled trajectories, 0 for all; default: the largest budget")
     parser.add_argument("--task", help="refuse a policy of another task")
     parser.add_argument("--seed", type=int, default=0, help="of the episode")
     parser.add_argument("--steps", type=int, default=1000)

@@ -1,6 +1,6 @@
 """Reading and writing artifacts: atomically, without pickles, and with one line when a file is missing or damaged.
 
-Zarr stores and safetensors carry checksums (CRC-32), which every opening verifies; files of other hands may have none.
+Zarr stores and safetensors carry checksums (CRC-32), which every opening verifies; files from elsewhere may have none.
 """
 
 import csv
@@ -27,11 +27,11 @@ from safetensors import SafetensorError, safe_open
 
 from oclam.errors import Absent, UserError
 
-__all__ = ["atomic", "checksums", "digest", "existing", "is_absent", "load_tensors", "mend", "move_store", "once",
+__all__ = ["atomic", "checksums", "digest", "existing", "how_to_fix", "is_absent", "load_tensors", "move_store", "once",
            "open_zarr", "read_csv", "read_json", "save_tensors", "write_absent", "write_csv", "write_json"]
 
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
-ABSENT = b'{"absent": '  # how a file begins that stands for an artifact that there cannot be
+ABSENT = b'{"absent": '  # how a file begins that stands for an artifact that cannot exist
 
 
 @contextmanager
@@ -84,10 +84,10 @@ def load_tensors(path: Path | str) -> tuple[dict, dict]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = json.loads((file.metadata() or {}).get("oclam", "{}"))
         if metadata.pop("crc32", None) not in (None, _checksum(tensors)):
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum does not match")
         return tensors, metadata
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors ({error}); {mend(path)}") from None
+        raise UserError(f"{path}: damaged or not safetensors ({error}); {how_to_fix(path)}") from None
 
 
 def open_zarr(path: Path | str) -> zarr.Group:
@@ -95,15 +95,15 @@ def open_zarr(path: Path | str) -> zarr.Group:
     if (existing(path) / CHECKSUMS).exists():
         expected, found = read_json(Path(path) / CHECKSUMS), checksums(Path(path))
         if not isinstance(expected, dict):
-            raise UserError(f"{path}/{CHECKSUMS}: damaged; {mend(path)}")
+            raise UserError(f"{path}/{CHECKSUMS}: damaged; {how_to_fix(path)}")
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 state = "damaged" if name in found else "missing"
-                raise UserError(f"{path}/{name}: {state}; {mend(path)}")
+                raise UserError(f"{path}/{name}: {state}; {how_to_fix(path)}")
     try:
         return zarr.open_group(path, mode="r")
     except (ValueError, KeyError, FileNotFoundError) as error:
-        raise UserError(f"{path}: not a Zarr store ({error}); {mend(path)}") from None
+        raise UserError(f"{path}: not a Zarr store ({error}); {how_to_fix(path)}") from None
 
 
 def checksums(folder: Path) -> dict[str, int]:
@@ -165,7 +165,7 @@ def read_json(path: Path):
         text = existing(path).read_text(encoding="utf-8")
         return json.loads(text, object_hook=lambda entries: _Entries(path, entries))
     except ValueError as error:
-        raise UserError(f"{path}: damaged JSON ({error}); {mend(path)}") from None
+        raise UserError(f"{path}: damaged JSON ({error}); {how_to_fix(path)}") from None
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -189,11 +189,11 @@ def read_csv(path: Path) -> list[dict]:
             raise ValueError("a column has numbers and words")
         return [_Entries(path, zip(header, row, strict=True)) for row in zip(*columns, strict=True)]
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path}: damaged table ({error}); {mend(path)}") from None
+        raise UserError(f"{path}: damaged table ({error}); {how_to_fix(path)}") from None
 
 
 def write_absent(path: Path, reason: str) -> None:
-    """Write a small file in place of an artifact that there cannot be; reading it raises Absent with the reason."""
+    """Write a small file in place of an artifact that cannot exist; reading it raises Absent with the reason."""
     with atomic(path) as temporary:
         temporary.write_bytes(ABSENT + json.dumps(reason).encode() + b"}\n")
 
@@ -214,7 +214,7 @@ def is_absent(path: Path | str) -> bool:
 def digest(path: Path | str) -> str:
     """The SHA-256 of a file or folder: every file's name, size and content; not __pycache__.
 
-    In a store with checksums, those stand for the content of its other files, which `open_zarr` compares with them.
+    In a store with checksums, other files count by name and size alone; `open_zarr` verifies their content.
     """
     path, content = _there(path), hashlib.sha256()
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -229,17 +229,17 @@ def digest(path: Path | str) -> str:
 
 
 class _Entries(dict):
-    """Entries of a file, of which a missing one is told with the file's name."""
+    """Entries of a file; a missing one raises UserError with the file's name."""
 
     def __init__(self, path, entries):
         super().__init__(entries)
         self.path = path
 
     def __missing__(self, key):
-        raise UserError(f"{self.path}: no entry {key!r}; {mend(self.path)}")
+        raise UserError(f"{self.path}: no entry {key!r}; {how_to_fix(self.path)}")
 
 
-def mend(path: Path | str) -> str:
+def how_to_fix(path: Path | str) -> str:
     """What brings a damaged file back, as words."""
     return _kept(path) or f"delete {path} and run `dvc repro`"
 

@@ -76,8 +76,8 @@ class Checkpoint:
 class Units:
     """How many equal units of a long piece of work are done, kept in a file beside the unfinished result.
 
-    Args: path, of the file; result, the folder of the unfinished result, in which no file changes after its unit: where
-    it is not as the file says, it is removed and nothing counts as done.
+    Args: path, of the file; result, the folder of the unfinished result, in which no file changes after its unit: if
+    its files do not match the recorded checksums, it is deleted and the work starts again.
     Attributes: done, how many units; state, the tensor that the next unit begins with.
     """
 
@@ -101,7 +101,7 @@ class Units:
         self._write(checksums(self.result))
 
     def release(self, part: str) -> None:
-        """Record that all units are done, and that files of the result whose names begin with `part` change now."""
+        """Record all units as done, without checksums of files whose names begin with `part`, which will change."""
         self._write({name: crc for name, crc in checksums(self.result).items() if not name.startswith(part)})
 
     def _write(self, found):

@@ -20,10 +20,10 @@ from oclam.memory import keep_freed_memory, limit_memory
 from oclam.parallel import is_worker, launch, work
 from oclam.params import read
 
-__all__ = ["arguments", "mended", "only_one", "run", "run_name"]
+__all__ = ["arguments", "only_one", "readable_errors", "run", "run_name"]
 
 TYPES = {"seed": int, "restart": int}
-MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise `ulimit -f`",
+FIXES = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise `ulimit -f`",
          errno.EROFS: "make it writable", errno.EACCES: "change its permissions",
          errno.EPERM: "change its permissions"}
 
@@ -52,10 +52,10 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
     limit_memory()
     name = run_name(Path(sys.argv[0]).stem, sys.argv[1:])
     if is_worker():
-        return work(mended()(main))
+        return work(readable_errors()(main))
     _end_by_exception(signal.SIGTERM)
     try:
-        with mended(), only_one(name):
+        with readable_errors(), only_one(name):
             devices = read().compute.devices if parallel else 1
             try:
                 main() if devices == 1 else launch(devices)
@@ -82,7 +82,7 @@ def _write_absent(reason):
 
 
 @contextmanager
-def mended() -> Iterator[None]:
+def readable_errors() -> Iterator[None]:
     """Turn errors of the file system and of memory that the user can correct into UserError."""
     try:
         yield
@@ -92,9 +92,9 @@ def mended() -> Iterator[None]:
                             "what each stage needs") from None
         raise
     except OSError as error:
-        if error.errno not in MENDS:
+        if error.errno not in FIXES:
             raise
-        raise UserError(f"{error.filename or Path.cwd()}: {error.strerror}; {MENDS[error.errno]}, then `dvc repro` "
+        raise UserError(f"{error.filename or Path.cwd()}: {error.strerror}; {FIXES[error.errno]}, then `dvc repro` "
                         "resumes") from None
 
 
@@ -110,7 +110,7 @@ def only_one(name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{name} runs already in this folder; wait for it, or stop it") from None
+            raise UserError(f"{name} is already running in this folder; wait for it, or stop it") from None
         yield
 
 

@@ -32,15 +32,15 @@ from oclam.slices import (
     LOGS,
     Job,
     Stage,
-    adopt,
     command,
     needed_for,
     overlap,
     read_stages,
     record,
     said,
+    start_order,
+    trust_dvc_lock,
     upstream,
-    urgency,
 )
 
 OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
@@ -54,7 +54,7 @@ __all__ = ["Resources", "read_resources", "run_graph"]
 LEASES = Path(".resume/leases")
 SHIPPED = ("oclam", "stages", "dvc.yaml", "params.yaml")  # to nodes that do not share the folder, in which they run
 LOG_END = 50_000  # characters of a log; Ray keeps larger results on the node, which may leave
-GLANCE = 30.0  # seconds between two views of what runs
+STATUS_INTERVAL = 30.0  # seconds between two status reports
 RETRIES = 100  # of a task whose node died; each resumes from the stage's checkpoint
 
 
@@ -80,7 +80,8 @@ def read_resources(scale: str, stages: list[str], path: Path = Path("cluster.yam
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `git checkout {path}` restores it") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it, or run `git checkout "
+                        f"{path}`") from None
     except ValidationError as error:
         wrong = error.errors()[0]
         key = ".".join(map(str, wrong["loc"]))
@@ -89,13 +90,13 @@ def read_resources(scale: str, stages: list[str], path: Path = Path("cluster.yam
     if unknown := sorted(table.keys() - {"default", *stages}):
         raise UserError(f"{path}: {unknown[0]} is no stage; stages are {', '.join(stages)}")
     if "default" not in table:
-        raise UserError(f"{path}: no entry `default` under {scale if scale in tables else 'default'}")
+        raise UserError(f"{path}: no entry `default` under {scale if scale in tables else 'default'}; add one")
     return {stage: table.get(stage, table["default"]) for stage in stages}
 
 
 @ray.remote(max_retries=RETRIES)
 def _run_stage(folder: str, name: str, patience: float) -> tuple[str, dict[str, Version], str]:
-    """Why the stage failed or "", and of outputs and log nothing: they are in the folder, which the node shares."""
+    """Run a stage in the shared folder. Returns why it failed or ""; no outputs and no log, which are in the folder."""
     os.chdir(folder)
     return _run(name, patience), {}, ""
 
@@ -103,7 +104,7 @@ def _run_stage(folder: str, name: str, patience: float) -> tuple[str, dict[str, 
 @ray.remote(max_retries=RETRIES)
 def _run_elsewhere(remote: Remote, inputs: dict[str, Version], name: str,
                    patience: float) -> tuple[str, dict[str, Version], str]:
-    """The same in a folder of the node's own, with the outputs, which it pushed, and the log's end."""
+    """Run a stage in the node's own folder. Returns why it failed or "", the pushed outputs, and the log's end."""
     _enter_own_folder()
     try:
         with hold(LEASES.with_name("pull"), wait=True, patience=patience):  # for two stages may need the same
@@ -186,7 +187,7 @@ def _shipped():
 
 
 def _run(name: str, patience: float) -> str:
-    """"" when the stage is done, else what it said last."""
+    """Run a stage under its lease. Returns "", or why it failed."""
     params = read().model_dump()
     stage = read_stages(params)[name]
     gpus = ",".join(map(str, ray.get_gpu_ids()))
@@ -225,9 +226,9 @@ def _impossible(asked: Resources) -> bool:
 
 
 def _wanted(asked: Resources, handed: list[Resources], total: dict[str, float]) -> bool:
-    """Whether Ray may get another task, beside those that it has; it starts tasks in the order in which it gets them.
+    """Whether to submit such a task to Ray, which starts tasks in the order of submission.
 
-    So it gets no more than the nodes hold in total, and always one of each kind, for which it can ask for nodes.
+    No more are submitted than the nodes hold in total, but always one of each kind, so that Ray can ask for nodes.
     """
     amounts = [_amounts(other) for other in handed]
     return asked not in handed or all(sum(other.get(key, 0) for other in amounts) < total.get(key, 0)
@@ -249,7 +250,7 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
     resources = read_resources(params["scale"], list(dict.fromkeys(name.split("@")[0] for name in every)))
     needs = {name: upstream(stage, stages) for name, stage in stages.items()}
     asked_by = {name: resources[name.split("@")[0]] for name in stages}
-    graph, rank = TopologicalSorter(needs), urgency(needs)
+    graph, rank = TopologicalSorter(needs), start_order(needs)
     graph.prepare()
     ready, tasks, ran, failed, done, glance = [], {}, set(), [], 0, 0.0
     exchange = remote and _Exchange(remote, stages, params)
@@ -306,14 +307,15 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
                 ran.add(name)
                 done += 1
         if time.monotonic() > glance:
-            glance = time.monotonic() + GLANCE
+            glance = time.monotonic() + STATUS_INTERVAL
             running = sorted(tasks.values()) if remote else [
                 path.name for path in sorted(LEASES.glob("*")) if path.name in stages]
             lines = [f"  {name}: {said(name)}" for name in running]
             print("\n".join([f"{done} of {len(stages)} stages are done, {len(running)} run", *lines]), flush=True)
             left = dict.fromkeys(name.split("@")[0] for name in [*tasks.values(), *ready])
             if absent := [stage for stage in left if _impossible(resources[stage])]:
-                print(f"  {', '.join(absent)}: no node has what cluster.yaml asks, so they wait", flush=True)
+                print(f"  {', '.join(absent)}: no node has what cluster.yaml asks for; lower it there or add a node",
+                      flush=True)
     if failed:
         raise UserError(f"{', '.join(failed)} failed, and {len(stages) - done - len(failed)} of the stages need what "
                         "they make")
@@ -325,7 +327,8 @@ def main():
     parser.add_argument("--address", help="of a running cluster, or auto; without it, Ray starts on this machine")
     parser.add_argument("--until", metavar="STAGE", help="the last stage, or instance such as slots@cheetah-run-0")
     parser.add_argument("--patience", type=float, default=PATIENCE, metavar="SECONDS",
-                        help=f"of silence, after which a holder of a stage is taken for dead (default {PATIENCE:.0f})")
+                        help="without a sign of life, after which a stage's process is taken for dead (default "
+                        f"{PATIENCE:.0f})")
     parser.add_argument("--remote", metavar="NAME", help="the DVC remote by which nodes exchange data, if they do not "
                         "share this folder")
     arguments = parser.parse_args()
@@ -335,7 +338,7 @@ def main():
     environment = {"env_vars": {"PYTHONPATH": ours}} if remote is None else {
         "working_dir": os.getcwd(), "excludes": [f"/{path}" for path in os.listdir() if path not in SHIPPED]}
     with only_one("slices"), hold(LEASES.with_name("driver"), wait=False, patience=arguments.patience):
-        adopt()
+        trust_dvc_lock()
         try:
             ray.init(address=arguments.address, include_dashboard=False, log_to_driver=False, runtime_env=environment)
         except ConnectionError as error:

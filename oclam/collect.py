@@ -87,7 +87,7 @@ class Collection:
 
 
 def collect(plan: Collection, folder: Path, path: Path, workers: int | None = None) -> list[float]:
-    """The returns of all episodes, which are written to the Zarr store `path`.
+    """Collect all episodes into the Zarr store `path`; returns their returns.
 
     folder: for unfinished work, from which a later call resumes; workers: processes, by default one a core. Raises
     UserError for parameters that do not fit together, and when a worker dies.
@@ -140,7 +140,7 @@ def _record(store, record):
 
 
 def _restored(store, record):
-    """Whether there is a store whose metadata are kept; they are written as they were. None after it was renamed."""
+    """Restore the store's metadata from the file `record`; returns whether that worked: not without a store."""
     try:
         kept = json.loads(record.read_text())
         intact = store.exists() and kept["sha256"] == _digest(kept["files"])
@@ -245,7 +245,7 @@ class _Worker:
         return shard
 
     def run(self, episode, out):
-        """The agent's masks of one episode, where they are kept; all else is written to `out`, views on the shard."""
+        """Collect one episode into `out`, views of the shard; returns the agent's masks (T, H, W), None if not kept."""
         plan, split = self.plan, self.plan.split(episode)
         if split not in self.environments:
             self.environments[split] = _environment(plan, split)

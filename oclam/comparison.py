@@ -9,7 +9,7 @@ import torch
 
 from oclam import paths
 from oclam.agent.measures import slot_measures
-from oclam.agent.previews import moments, shown_episodes, take
+from oclam.agent.previews import shown_episodes, shown_frames, take
 from oclam.artifacts import save_tensors
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import open_dataset
@@ -24,7 +24,7 @@ __all__ = ["train_for_comparison"]
 def train_for_comparison(name: str, task: str, seed: int, params: SimpleNamespace, settings,
                          make: Callable[[int], torch.nn.Module], observer: Callable, device: torch.device,
                          *inputs: Path, model: str) -> None:
-    """Write the model's masks of the moments that the report shows and, where the agent is segmented, its measures.
+    """Write the model's masks of the frames that the report shows and, where the agent is segmented, its measures.
 
     Args:
         name: of the stage and its artifact.
@@ -46,7 +46,7 @@ def train_for_comparison(name: str, task: str, seed: int, params: SimpleNamespac
     masks, = find_masks([slots], observer, [dataset.pixels[e] for e in episodes], window=params.ocp.window,
                         forward=forward)
     measures = {} if truth is None else slot_measures(masks, truth[:], chosen=[])
-    places = moments(len(episodes), dataset.steps)
+    places = shown_frames(len(episodes), dataset.steps)
     save_tensors(paths.compared(task, seed, name), {"masks": take(masks, places)}, log=rows,
                  slots=measures.get("slots", []), best=measures.get("segmentation_choice"),
                  fg_ari=measures.get("fg_ari"), episodes=[episodes[e] for e, _ in places],

@@ -50,8 +50,9 @@ class Dataset:
     def labelled(self, count: int, seed: int, parameter: str) -> list[int]:
         """The `count` training episodes whose actions may be used, wherever labels are few.
 
-        They are the first of one order, drawn for the task and `seed`: a larger count contains every smaller one, and
-        whatever uses labels gets the same. `parameter` is named in the UserError; raises Absent without any actions.
+        They are the first of a random order that depends on task and `seed` alone: a larger count contains the smaller
+        ones, and all uses of labels get the same episodes. `parameter` is named in the UserError for too few; raises
+        Absent without any actions.
         """
         episodes = self.with_actions
         if count > len(episodes):
@@ -74,10 +75,10 @@ class Dataset:
 
     @cached_property
     def action_scale(self) -> np.ndarray:
-        """What networks divide actions by where they predict them: float32 (A,).
+        """Networks predict actions divided by this: float32 (A,).
 
-        1 for the actions that an environment takes; raw ones, an imported expert's unbounded means, have the standard
-        deviation of the training episodes.
+        1 for the actions that an environment takes; for raw ones, an imported expert's unbounded means, their standard
+        deviation over the training episodes.
         """
         if self.attrs.get("actions") != "raw":
             return np.ones(self.actions.shape[2], np.float32)

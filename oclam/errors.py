@@ -4,12 +4,12 @@ __all__ = ["Absent", "UserError"]
 
 
 class UserError(Exception):
-    """Bad input: one line that names the key or file, what was given, and the mend."""
+    """Bad input: one line that names the key or file, what was given, and the fix."""
 
 
 class Absent(UserError):
-    """The demonstrations do not allow this: they have no clean twin, no actions or no environment.
+    """The demonstrations do not allow this: they have no clean frames, no actions or no environment.
 
-    It is no failure. The stage ends well, with `oclam.artifacts.write_absent` in place of each of its outputs, and so
+    This is not a failure: the stage succeeds and writes `oclam.artifacts.write_absent` in place of each output, and so
     does every stage that reads one of those; the report leaves out what is absent.
     """

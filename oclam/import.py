@@ -24,7 +24,7 @@ __all__ = ["import_sources"]
 def import_sources(names: list[str], folder: Path, task: str | None = None, view: str | None = None,
                    steps: int | None = None, test_episodes: int = 50, image_size: int = 64,
                    camera: str | None = None) -> dict:
-    """The parameters of a scale that uses the dataset `<folder>/<task>/<view>.zarr`, which is written.
+    """Write the dataset `<folder>/<task>/<view>.zarr`; returns the parameters of a scale that uses it.
 
     Args:
         names: of files, folders and hub datasets.
@@ -74,7 +74,7 @@ def _local(name):
     try:
         return Path(snapshot_download(name, repo_type="dataset"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{name}: no such file or folder here, and not to be had from the hub "
+        raise UserError(f"{name}: no such file or folder here, and cannot be downloaded from the hub "
                         f"({' '.join(str(error).split())[:150]})") from None
 
 
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--to", type=Path, default=Path("data/demonstrations"), metavar="FOLDER",
                         help="where the dataset is written (default data/demonstrations)")
     parser.add_argument("--task", metavar="DOMAIN-TASK", help="needed where no source names it")
-    parser.add_argument("--view", choices=("distracted", "clean"), help="clean: the twin without distractors")
+    parser.add_argument("--view", choices=("distracted", "clean"), help="clean: the same episodes without distractors")
     parser.add_argument("--steps", type=int, metavar="N", help="frames of an episode, into which trajectories are cut "
                         "(default: the shortest trajectory's, at most 1000)")
     parser.add_argument("--test-episodes", type=int, default=50, metavar="N", help="held out at the end (default 50)")

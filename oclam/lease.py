@@ -27,7 +27,7 @@ def hold(path: Path, wait: bool, patience: float = PATIENCE) -> Iterator[Callabl
     Another holder is waited for; once it has been silent for `patience` seconds, the lease is taken over.
 
     Args:
-        wait: as long as the other one lives, rather than raise UserError when it has touched the file.
+        wait: while the other holder is alive; False raises UserError as soon as it touches the file.
         patience: seconds; the file is touched 12 times in them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def hold(path: Path, wait: bool, patience: float = PATIENCE) -> Iterator[Callabl
 
 
 def _created(path, content):
-    """Whether the file with this content came to be here now; a link, unlike O_EXCL, is exclusive on any NFS."""
+    """Create the file with this content; False where there is one. A link, unlike O_EXCL, is exclusive on any NFS."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.write_text(content)
     try:
@@ -76,7 +76,7 @@ def _await_silence(path, wait, patience):
         time.sleep(patience / 24)
         if (now := _state(path)) != seen:
             if not wait and now is not None and now[0] == first[0]:
-                raise UserError(f"{path.name} runs already, on host {first[0].split()[0]} as process "
+                raise UserError(f"{path.name} is already running, on host {first[0].split()[0]} as process "
                                 f"{first[0].split()[1]}; wait for it, or stop it")
             seen, since = now, time.monotonic()
 

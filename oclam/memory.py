@@ -25,9 +25,9 @@ def keep_freed_memory() -> bool:
 
 
 def limit_memory() -> None:
-    """Let a process that asks for more memory than there is get an error, which can be told; Linux would kill it.
+    """Limit this process to the machine's memory: asking for more then raises an error, instead of Linux killing it.
 
-    Not beside a GPU, whose driver reserves more than it uses.
+    Not beside an NVIDIA GPU, whose driver reserves more than it uses.
     """
     if not Path("/proc/driver/nvidia").exists():
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)

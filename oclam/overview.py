@@ -21,8 +21,8 @@ PAPER_BUDGETS = range(32, 129)  # of the label budgets whose mean return the pap
 def overview(runs: Sequence[Path | str]) -> str:
     """Two tables, a row for each variant and a column for each task: R² of the ridge probe, and returns.
 
-    The last two columns: how many times better than lapo, mean over tasks; and recovery (arXiv 2502.09680v3) of means
-    over tasks of errors or returns as multiples of lapo's: of one task it says little where distractors cost little.
+    The last two columns: how many times better than lapo, mean over tasks; and recovery (arXiv 2502.09680v3), computed
+    from means over tasks of errors or returns divided by lapo's: one task's is unstable where distractors cost little.
 
     runs: folders of `make publish`, each with other tasks. Raises UserError for a missing or damaged table.
     """

@@ -59,7 +59,7 @@ def launch(processes: int) -> None:
 
 
 def _cause(failures):
-    """The error that the processes tell of: a user's before all others, such as those of the lost connection."""
+    """The error to report: a UserError or Absent first, before those of the lost connection."""
     told = [failure.message for failure in failures if isinstance(failure.message, dict)]
     for message in told:
         for kind in (UserError, Absent):
@@ -71,7 +71,7 @@ def _cause(failures):
 
 
 def work(main: Callable[[], None]) -> None:
-    """Run main as one process of those that `launch` started; its exception, if any, is told to the launcher."""
+    """Run main as one process of those that `launch` started; its exception, if any, is reported to the launcher."""
     import torch
     from torch import distributed
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler

@@ -85,10 +85,10 @@ class Training(Section):
     """What sbx needs to train one task's expert."""
 
     algorithm: Literal["PPO", "SAC", "CrossQ"]
-    steps: Count
-    environments: Count
+    steps: Count  # environment steps in all
+    environments: Count  # stepped together
     episode_steps: Count  # of training episodes: fewer than the suite's 1,000 give more starts
-    evaluate_every: Count
+    evaluate_every: Count  # environment steps between two evaluations
     hyperparameters: dict[str, int | float | str | bool | list[int]]
     demonstrator: Name | None = None  # the file of a weaker expert, which acts until SAC's or CrossQ's learning_starts
 
@@ -153,7 +153,7 @@ class Ocp(Section):
     warmup_steps: Natural
     decay_steps: Count
     clip_norm: Positive
-    published: bool  # VideoSAUR's published arithmetic; false: standard slot attention (see slots/attention.py)
+    published: bool  # true: as VideoSAUR's code; false: standard slot attention (see slots/attention.py)
     similarity_weight: NonNegative  # this and the next two are VideoSAUR's
     similarity_temperature: Positive
     reconstruction_weight: NonNegative
@@ -166,7 +166,7 @@ class Ocp(Section):
 class Steve(Section):
     """STEVE, which the report shows beside the model of ocp (paper, appendix A); all else is as in ocp."""
 
-    published: bool  # STEVE's published form; false: a small relative. This and the next four too if ocp.model is steve
+    published: bool  # STEVE's published form; false: a small variant. This and the next four too if ocp.model is steve
     feature_hidden: Size  # channels of the convolutions
     decoder_hidden: Size  # channels of the discrete VAE
     decoder_layers: Size  # of the transformer that predicts the tokens
@@ -337,7 +337,7 @@ class Params(Section):
         collect, select = self.collect, self.slot_select
         for key in ("tasks", "seeds", "restarts"):
             values = getattr(self, key)
-            require(len(set(values)) == len(values), key, values, "each may stand there once")
+            require(len(set(values)) == len(values), key, values, "each value may appear only once")
         for task in self.tasks:
             require(re.fullmatch(r"\w+-\w+", task), "tasks", task, "a task is domain-task, as in cheetah-run")
             if select.method == "manual":
@@ -357,7 +357,7 @@ class Params(Section):
         require(select.labelled_episodes <= collect.episodes, "slot_select.labelled_episodes", select.labelled_episodes,
                 f"collect.episodes is {collect.episodes}")
         require(collect.segmented_episodes > 0 or collect.source == "files", "collect.segmented_episodes", 0,
-                "the simulator gives 1 or more")
+                "collect.source: simulator needs at least 1")
         require(collect.segmented_episodes <= collect.test_episodes, "collect.segmented_episodes",
                 collect.segmented_episodes, f"collect.test_episodes is {collect.test_episodes}")
         encoder, budgets = self.encoder, self.finetune.budgets
@@ -365,10 +365,10 @@ class Params(Section):
                 f"encoder.distill_frames is {encoder.distill_frames}")
         for task, training in self.expert.training.items():
             require(training.algorithm != "PPO" or not training.demonstrator, f"expert.training.{task}.demonstrator",
-                    training.demonstrator, "PPO learns from its own actions; SAC and CrossQ can begin with others'")
+                    training.demonstrator, "only SAC and CrossQ can use a demonstrator; remove it")
         require(max(budgets) <= collect.episodes, "finetune.budgets", budgets,
                 f"at most collect.episodes = {collect.episodes} trajectories are labelled")
-        require(sorted(set(budgets)) == budgets, "finetune.budgets", budgets, "budgets rise, each once")
+        require(sorted(set(budgets)) == budgets, "finetune.budgets", budgets, "they must increase, without repeats")
         require(self.lapo.future_offset < collect.steps, "lapo.future_offset", self.lapo.future_offset,
                 f"an episode has collect.steps = {collect.steps}")
         require(self.ocp.clip_length <= collect.steps, "ocp.clip_length", self.ocp.clip_length,

@@ -62,12 +62,12 @@ def slot_table(task: str, seed: int) -> Path:
 
 
 def slot_preview(task: str, seed: int) -> Path:
-    """Safetensors, uint8: frames and every slot's masks of some held-out moments, for pictures."""
+    """Safetensors, uint8: frames and every slot's masks of some held-out frames, for pictures."""
     return RESULTS / task / f"seed{seed}" / "slots.safetensors"
 
 
 def compared(task: str, seed: int, model: str) -> Path:
-    """Safetensors: masks of the preview's moments, measures and the training's log of `steve` or `slotcontrast`."""
+    """Safetensors: masks of the preview's frames, measures and the training's log of `steve` or `slotcontrast`."""
     return RESULTS / task / f"seed{seed}" / f"{model}.safetensors"
 
 
@@ -85,7 +85,7 @@ def probe(task: str, seed: int, variant: str) -> Path:
 
 
 def samples(task: str, seed: int, variant: str) -> Path:
-    """Safetensors: reconstructions and latents of some held-out moments, for pictures."""
+    """Safetensors: reconstructions and latents of some held-out frames, for pictures."""
     return RESULTS / task / f"seed{seed}" / variant / "samples.safetensors"
 
 

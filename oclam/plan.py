@@ -74,7 +74,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's parameters; of one sample, the FLOPs of the forward pass and of both, and bytes of activations."""
+    """A model's parameters; for one sample, FLOPs forward, FLOPs forward and backward, and bytes of activations."""
 
     size: int
     forward: int
@@ -134,7 +134,8 @@ class Plan:
             embedded = settings.source in ("embedded", "distill")  # what is distilled has the embedded one's shape
             path = paths.embedded_encoder if embedded else Path(settings.source)
             if not path.is_file():
-                raise UserError(f"encoder.source: {settings.source!r} given, {path} is not there")
+                raise UserError(f"encoder.source: {settings.source!r} given, {path} does not exist; put it there or "
+                                "name another")
             _, about = load_tensors(path)
             name, options = about.get("name", name), about.get("kwargs", {})
         check_name(name)
@@ -355,8 +356,8 @@ def main():
             raise UserError(f"{option}: {given:g} given, more than 0 is needed")
     costs = Plan(read(arguments.params, arguments.changes)).costs()
     rates = {cost: arguments.tflops or TFLOPS.get(cost.stage, 200) for cost in costs}
-    print(f"One run of each stage at {arguments.fps:g} rendered frames/s; bytes on disk before compression; paper: its "
-          "hours on one H100")
+    print(f"One run of each stage at {arguments.fps:g} rendered frames/s; bytes on disk before compression; memory: of "
+          "weights, gradients, Adam and activations, + data: and frames; paper: its hours on one H100")
     print(f"{'stage':20}{'runs':>5}{'trainable':>11}{'total':>11}{'samples':>18}{'FLOPs':>10}{'disk':>9}{'memory':>9}"
           f"{'+ data':>9}{'TFLOP/s':>9}{'hours':>8}{'paper':>8}")
     hours = {cost: cost.hours(1e12 * rates[cost], arguments.fps) for cost in costs}

@@ -44,12 +44,13 @@ class Remote:
     @classmethod
     def named(cls, name: str) -> "Remote":
         """The remote of the repository in the working folder; raises UserError for one that cannot be used."""
-        with _told(f"--remote: {name}"), Repo() as repo:
+        with _as_user_error(f"--remote: {name}"), Repo() as repo:
             known = repo.config["remote"]
             if name not in known:
                 raise UserError(f"--remote: {name!r} given, `dvc remote list` has {', '.join(known) or 'none'}")
             if known[name].get("worktree") or known[name].get("version_aware"):
-                raise UserError(f"--remote: {name!r} keeps versions by the cloud's means; one without is needed")
+                raise UserError(f"--remote: {name!r} is worktree or version_aware, which is not supported; name "
+                                "another remote")
             return cls(*get_cloud_fs(repo.config, name=name))
 
     def _objects(self) -> HashFileDB:
@@ -60,13 +61,15 @@ class Remote:
         """Copy a file or folder to the remote; raises UserError when it does not take all of it."""
         content = digest(path)
         if link := next((entry for entry in Path(path).rglob("*") if entry.is_symlink() and entry.is_dir()), None):
-            raise UserError(f"{link}: DVC follows no link to a folder inside {path}; put the folder itself there")
-        with _told(f"{path}: the remote {self.folder} does not take it"):
+            raise UserError(f"{link}: a link to a folder, which DVC does not follow inside {path}; replace it by the "
+                            "folder")
+        with _as_user_error(f"{path}: cannot be pushed to the remote {self.folder}"):
             objects = self._objects()
             staged, _, found = build(objects, os.path.abspath(path), LocalFileSystem(), "md5")
             failed = transfer(staged, objects, {found.hash_info}, shallow=False).failed
         if failed:
-            raise UserError(f"{path}: the remote {self.folder} does not take {len(failed)} of its files; is it full?")
+            raise UserError(f"{path}: {len(failed)} of its files could not be pushed to the remote {self.folder}; "
+                            "check its free space and permissions")
         return Version(found.hash_info.value, content)
 
     def pull(self, path: str | Path, version: Version) -> None:
@@ -77,17 +80,18 @@ class Remote:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             path.unlink()
-        with _told(f"{path}: it does not come from the remote {self.folder}"), \
+        with _as_user_error(f"{path}: cannot be pulled from the remote {self.folder}"), \
                 TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as here:
             local = get_odb(LocalFileSystem(), os.path.abspath(here), hash_name="md5", type=["hardlink", "copy"])
             transfer(self._objects(), local, {identity}, shallow=False)  # many files at once, unlike checkout
             checkout(os.path.abspath(path), local.fs, load(local, identity), local, force=True, quiet=True)
         if digest(path) != version.content:
-            raise UserError(f"{path}: the remote {self.folder} gave other content; remove that file there, and here")
+            raise UserError(f"{path}: content from the remote {self.folder} differs from its hash; delete {path} here "
+                            "and its copy there, then run again")
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _as_user_error(what: str) -> Iterator[None]:
     """Turn whatever DVC and the libraries of clouds raise into a UserError that begins with `what`."""
     try:
         yield

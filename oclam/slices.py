@@ -28,18 +28,18 @@ from pathlib import Path
 import yaml
 
 from oclam.artifacts import digest, read_json, write_json
-from oclam.cli import mended, only_one
+from oclam.cli import only_one, readable_errors
 from oclam.errors import UserError
 from oclam.machine import cores, end_with_parent
 from oclam.params import read
 
-__all__ = ["Job", "Stage", "adopt", "command", "expand", "needed_for", "overlap", "read_stages", "record", "run_slice",
-           "said", "time_left", "upstream", "urgency"]
+__all__ = ["Job", "Stage", "command", "expand", "needed_for", "overlap", "read_stages", "record", "run_slice", "said",
+           "start_order", "time_left", "trust_dvc_lock", "upstream"]
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
 PARALLEL = ("bc", "bc_full", "lapo", "lapo_focus", "lapo_slots", "ocp")  # scripts that train on compute.devices GPUs
-GLANCE = 30.0  # seconds between two views of what runs
+STATUS_INTERVAL = 30.0  # seconds between two status reports
 PLACE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -106,8 +106,8 @@ def overlap(a: str, b: str) -> bool:
     return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
 
 
-def urgency(needs: Mapping[str, list[str]]) -> dict[str, int]:
-    """The rank of each stage, 0 for the first to start: what the longest chain of others waits for.
+def start_order(needs: Mapping[str, list[str]]) -> dict[str, int]:
+    """The rank of each stage, 0 for the first to start: the one with the longest chain of stages that depend on it.
 
     Args:
         needs: {stage: those whose outputs it reads}; those with equal chains keep this order.
@@ -246,9 +246,9 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     share, devices = every // jobs, min(params["compute"]["devices"], total)
     stages = needed_for(until, read_stages(params))
     needs = {name: upstream(stage, stages) for name, stage in stages.items()}
-    graph, rank = TopologicalSorter(needs), urgency(needs)
+    graph, rank = TopologicalSorter(needs), start_order(needs)
     graph.prepare()
-    done, reached, waiting, running, failed, glance = 0, set(), [], [], [], time.monotonic() + GLANCE
+    done, reached, waiting, running, failed, glance = 0, set(), [], [], [], time.monotonic() + STATUS_INTERVAL
 
     def fail(name, why):
         failed.append(name)
@@ -293,7 +293,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                     graph.done(job.stage.name)
                     done += 1
             if time.monotonic() >= glance:
-                glance += GLANCE
+                glance += STATUS_INTERVAL
                 rest = [job.stage.name for job in waiting] + [name for name in stages if name not in reached]
                 spent = [(job.stage.name, job.spent + time.monotonic() - job.started) for job in running]
                 print("\n".join([f"{done} of {len(stages)} stages are done{time_left(rest, spent, jobs)}",
@@ -332,8 +332,8 @@ def _dvc() -> Iterator:
         raise UserError(f"DVC: {' '.join(str(error).split())}") from None
 
 
-def adopt() -> None:
-    """Take what DVC has recorded, and what did not change since, for done."""
+def trust_dvc_lock() -> None:
+    """Mark as done every stage that DVC recorded and that has not changed since."""
     params = read().model_dump()
     with _dvc() as repo:
         changed = repo.status()
@@ -357,15 +357,17 @@ def record() -> None:
 def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.slices", description=__doc__.splitlines()[0],
                                      epilog="Status: 0, all is done; 75, call again; 1, a stage failed.")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="a little less than the queue's limit")
+    parser.add_argument("--minutes", type=float, default=math.inf,
+                        help="stop after this many: a little less than the queue's limit")
     parser.add_argument("--until", metavar="STAGE", help="the last stage, or instance such as slots@cheetah-run-0")
-    parser.add_argument("--jobs", type=int, help="stages side by side, among which the cores are shared; one a core")
+    parser.add_argument("--jobs", type=int,
+                        help="how many stages run at once and share the cores (default: one per core)")
     parser.add_argument("--dvc", action="store_true", help="begin from DVC's record, and end with it")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))  # the queue's end is a slice's end too
     with only_one("slices"):
         if arguments.dvc:
-            adopt()
+            trust_dvc_lock()
         try:
             done = run_slice(arguments.minutes, arguments.until, arguments.jobs)
         finally:
@@ -379,7 +381,7 @@ def main():
 def command(main: Callable[[], None]) -> None:
     """Run main of a command that runs the graph: wrong input, a full disk and an interruption are one line."""
     try:
-        with mended():
+        with readable_errors():
             main()
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command resumes")

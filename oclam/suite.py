@@ -14,7 +14,7 @@ __all__ = ["TASKS", "dm_render", "flatten", "gl_context", "load_task", "mujoco",
 
 @contextmanager
 def _without_opengl():
-    """mujoco and dm_control load, initialise and warn about the OpenGL that MUJOCO_GL names when they are imported."""
+    """Set MUJOCO_GL=disabled inside: mujoco and dm_control load and warn about the OpenGL it names when imported."""
     given = os.environ.get("MUJOCO_GL")
     os.environ["MUJOCO_GL"] = "disabled"
     try:

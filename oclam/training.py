@@ -17,7 +17,7 @@ from oclam.curves import curves
 from oclam.errors import UserError
 from oclam.progress import Progress
 
-__all__ = ["autocast", "average", "best_device", "count_parameters", "exponential_decay", "linear_decay", "share",
+__all__ = ["autocast", "average", "best_device", "count_parameters", "exponential_decay", "linear_decay", "own_part",
            "train", "update"]
 
 EMULATING = ("NO AVX", "AVX2")  # instruction sets on which torch has no products in bfloat16
@@ -56,7 +56,7 @@ def exponential_decay(step: int, half_life: int, warmup: int) -> float:
     return min((step + 1) / (warmup + 1), 1.0) * 0.5 ** (max(step - warmup, 0) / max(half_life - warmup, 1))
 
 
-def share(batch: torch.Tensor) -> torch.Tensor:
+def own_part(batch: torch.Tensor) -> torch.Tensor:
     """This process's part of a batch that all draw alike: (B, ...) -> (B / processes, ...); all where it is alone."""
     if not distributed.is_initialized():
         return batch
@@ -165,6 +165,7 @@ def _means(window, step, checkpoint):
     finite = torch.isfinite(values["loss"])
     if not finite.all():
         bad = step - len(window) + 1 + int((~finite).nonzero()[0])
-        raise UserError(f"{checkpoint.name}: the loss is {values['loss'][~finite][0]} at step {bad}; lower the "
-                        f"learning rate (what went before is kept in {checkpoint.folder})")
+        raise UserError(f"{checkpoint.name}: the loss is {values['loss'][~finite][0]} at step {bad}; lower "
+                        f"learning_rate in this stage's section of params.yaml (earlier steps are kept in "
+                        f"{checkpoint.folder})")
     return {key: value.mean().item() for key, value in values.items()}

@@ -96,7 +96,8 @@ VARIANTS = {row.name: row for row in (
 )}
 PAPER_OCP = Paper(parameters=92_149_776, seconds=23_700)  # of object-centric pretraining, with the frozen encoder
 LATENT = tuple(name for name, row in VARIANTS.items() if row.observes)  # those that learn latent actions
-ALL_LABELS = tuple(name for name, row in VARIANTS.items() if row.labels == "all")  # what returns are divided by
+# Those that clone true actions (stages bc-full and bc-full-clean); returns are divided by theirs.
+ALL_LABELS = tuple(name for name, row in VARIANTS.items() if row.labels == "all")
 
 
 def view_of(variant: str) -> str:

@@ -1,4 +1,4 @@
-"""One short script a stage; run as `python -m stages.NAME`, which imports this first."""
+"""One short script per stage; run as `python -m stages.NAME`, which imports this first."""
 
 import os
 

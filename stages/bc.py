@@ -1,4 +1,7 @@
-"""Behaviour cloning of latent actions: reads a dataset's frames and a variant's stored latents, writes the actor."""
+"""Behaviour cloning of latent actions: reads a dataset's frames and a variant's stored latents, writes the actor.
+
+The variant bc, cloned from true actions, is stage bc-full's.
+"""
 
 from oclam import paths
 from oclam.artifacts import open_zarr, write_csv, write_json

@@ -25,7 +25,7 @@ def main():
 
 
 def shipped(task, settings):
-    """The policy in the folder, and its curve; one that someone brought without a curve is measured instead."""
+    """The policy in the folder, and its curve; a policy without a curve is measured instead."""
     path = Path(settings.folder) / f"{task}.safetensors"
     if not path.exists():
         raise UserError(f"{path}: no such file; put an expert of {task} there, or set expert.train and describe its "

@@ -1,4 +1,4 @@
-"""The action decoder from few labelled trajectories: reads a dataset and an actor, writes one policy a label budget."""
+"""The action decoder from few labelled trajectories: reads a dataset and an actor, writes a policy per label budget."""
 
 from copy import deepcopy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Train LAOM on distracted or masked frames; then label every transition and probe the labels."""
+"""Train LAOM on distracted or masked frames; then write and probe the latent action of every transition."""
 
 from oclam.cli import arguments, run
 from oclam.laom.training import learn_laom

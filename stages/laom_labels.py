@@ -1,5 +1,5 @@
-"""Train LAOM with the true actions of the trajectories that finetune's largest budget has; then label every transition
-and probe the labels."""
+"""Train LAOM with the true actions of the trajectories that finetune's largest budget has; then write and probe the
+latent action of every transition."""
 
 from oclam import paths
 from oclam.cli import arguments, run

@@ -1,5 +1,5 @@
-"""Train an image latent action model on plain, masked or clean frames; then label every transition and probe the
-labels."""
+"""Train an image latent action model on plain, masked or clean frames; then write and probe the latent action
+of every transition."""
 
 from oclam.cli import arguments, run
 from oclam.latent_actions.training import learn_from_images

@@ -1,4 +1,4 @@
-"""Train a latent action model on the chosen slots; then label every transition and probe the labels."""
+"""Train a latent action model on the chosen slots; then write and probe the latent action of every transition."""
 
 from types import SimpleNamespace
 

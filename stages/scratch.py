@@ -1,5 +1,5 @@
 """The control for fine-tuning: the same labels without latent pretraining. Reads a dataset, writes one
-policy a label budget."""
+policy per label budget."""
 
 from types import SimpleNamespace
 

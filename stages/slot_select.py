@@ -1,5 +1,5 @@
 """The choice of the agent's slots: reads every slot and a few labelled trajectories, writes the chosen slots with their
-mask and masked frames, a table of what every slot predicts, and moments for the report's pictures."""
+mask and masked frames, a table of what every slot predicts, and frames for the report's pictures."""
 
 import sys
 
@@ -8,7 +8,7 @@ import numpy as np
 from oclam import paths
 from oclam.agent.measures import agent_scores, slot_measures
 from oclam.agent.previews import shown_episodes
-from oclam.agent.selection import probe, select_slots, unjudged
+from oclam.agent.selection import manual_selection, probe, select_slots
 from oclam.agent.store import write_preview, write_selection
 from oclam.artifacts import open_zarr, write_json
 from oclam.checkpoint import Checkpoint
@@ -30,15 +30,15 @@ def main():
     except Absent:
         if manual is None:
             raise
-        labelled, found = [], unjudged(select, manual, slots["masks"].shape[2])
+        labelled, found = [], manual_selection(select, manual, slots["masks"].shape[2])
     else:
         found = select_slots(
             select, manual, frames=[dataset.pixels[e] for e in labelled], masks=[slots["masks"][e] for e in labelled],
             vectors=[slots["slots"][e].astype(np.float32) for e in labelled],
             actions=[dataset.group["actions"][e] for e in labelled])
     if found.table["better_than_whole_frame"] is False:
-        print(f"WARNING: {found.table['why']} Look at the masks before you trust what is learned from these slots.",
-              file=sys.stderr)
+        print(f"WARNING: {found.table['why']} Look at the masks in the report before you trust what is learned from "
+              "these slots, or set slot_select.method: manual.", file=sys.stderr)
     write_selection(paths.selection(task, seed), checkpoint.folder, slots, found.chosen, select, dataset)
     checkpoint.remove()
 

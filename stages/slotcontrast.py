@@ -1,5 +1,5 @@
 """SlotContrast beside the model of ocp, trained as ocp says: reads a distracted dataset and the frozen encoder, writes
-masks of the moments that the report shows and, where the agent is segmented, every slot's measures."""
+masks of the frames that the report shows and, where the agent is segmented, every slot's measures."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""STEVE beside the model of ocp (paper, appendix A): reads a distracted dataset, writes masks of the moments
+"""STEVE beside the model of ocp (paper, appendix A): reads a distracted dataset, writes masks of the frames
 that the report shows and, where the agent is segmented, every slot's measures."""
 
 from types import SimpleNamespace

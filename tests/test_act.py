@@ -64,7 +64,7 @@ def test_a_negative_seed_is_refused(folder, monkeypatch):
 
 
 def test_a_policy_of_another_task_or_budget_is_refused(folder):
-    with pytest.raises(UserError, match="a policy of task 'cheetah-run', 'walker-run' asked for"):
+    with pytest.raises(UserError, match="the policy has task 'cheetah-run', 'walker-run' is needed"):
         play(folder, task="walker-run", steps=1)
     with pytest.raises(UserError, match="no policy of budget 8; there are 2"):
         play(folder, 8, steps=1)
@@ -82,7 +82,7 @@ def test_an_exported_policy_acts_the_same_without_params_yaml(folder, tmp_path, 
     gained, frames, _, found = play(Path("policy"), budget=2, task="cheetah-run", steps=3, seed=4)
     assert gained == expected[0] and found == card
     np.testing.assert_array_equal(frames, expected[1])
-    with pytest.raises(UserError, match="policy: a policy of budget 2, 8 asked for"):
+    with pytest.raises(UserError, match="policy: the policy has budget 2, 8 is needed"):
         play(Path("policy"), budget=8, steps=1)
     config = Path("policy/config.json")
     config.write_text(config.read_text()[:-9])

@@ -147,8 +147,8 @@ def test_reading_what_is_absent_says_why(tmp_path, read):
     path = tmp_path / "some"
     with atomic(path) as folder:  # what was there before, here a folder, is replaced, and replaces it again
         folder.mkdir()
-    write_absent(path, 'no "twin"')
-    with pytest.raises(Absent, match='^no "twin"$'):
+    write_absent(path, 'no "view"')
+    with pytest.raises(Absent, match='^no "view"$'):
         read(path)
     assert is_absent(path) and len(digest(path)) == 64
     with atomic(path) as folder:

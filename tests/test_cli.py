@@ -98,7 +98,7 @@ def test_a_stage_runs_once_at_a_time_and_its_end_by_a_signal_leaves_nothing(tmp_
     assert first.stdout.readline() == "started\n"
     second = start()
     assert second.communicate(timeout=60)[1] == (
-        "error: lapo-cheetah-run-0 runs already in this folder; wait for it, or stop it\n")
+        "error: lapo-cheetah-run-0 is already running in this folder; wait for it, or stop it\n")
     assert second.returncode == 1
     first.send_signal(number)
     assert first.communicate(timeout=60)[1] == message

@@ -176,7 +176,7 @@ def test_the_driver_is_killed_and_started_again_and_dvc_knows_the_result(cluster
         until(lambda: work.exists() and len(work.read_text()) == 10 or driver.poll() is not None)
         assert driver.poll() is None, Path("out").read_text()
         refused = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert refused.returncode == 1 and refused.stderr.startswith("error: slices runs already in this folder")
+        assert refused.returncode == 1 and refused.stderr.startswith("error: slices is already running in this folder")
         driver.send_signal(signal.SIGKILL)
     stage = int(Path("ran").read_text().split()[2])
     until(lambda: not Path(f"/proc/{stage}").exists() or "zombie" in Path(f"/proc/{stage}/status").read_text())
@@ -282,7 +282,7 @@ def test_every_scale_s_resources_are_read_and_what_is_wrong_is_named(tmp_path):
     for content, message in (("default: {default: {cpus: 0, gpus: 0, memory: 1}}", "default.default.cpus: 0 given"),
                              ("default: {lapo2: {cpus: 1, gpus: 0, memory: 1}}", "lapo2 is no stage; stages are"),
                              ("default: {lapo: {cpus: 1, gpus: 0, memory: 1}}", "no entry `default` under default"),
-                             ("default: [", "no YAML")):
+                             ("default: [", "not valid YAML")):
         (tmp_path / "cluster.yaml").write_text(content)
         with pytest.raises(UserError, match=message):
             read_resources("small", names, tmp_path / "cluster.yaml")

@@ -235,10 +235,10 @@ def test_what_demonstrations_do_not_allow_is_absent_on_two_devices_too():
         "source": "files"}}))
     shutil.copy(ROOT / "dvc.yaml", ".")
     shutil.rmtree(paths.latents("a-b", 0, "lapo"))
-    write_absent(paths.latents("a-b", 0, "lapo"), "no clean twin")
+    write_absent(paths.latents("a-b", 0, "lapo"), "no clean view")
     stage = start("stages.bc", "a-b", "0", "lapo")
     said = stage.communicate(timeout=120)[1]
-    assert stage.returncode == 0 and said.endswith("absent: no clean twin\n"), said
+    assert stage.returncode == 0 and said.endswith("absent: no clean view\n"), said
     assert is_absent(paths.actor("a-b", 0, "lapo"))
 
 
@@ -297,7 +297,7 @@ def test_all_processes_end_with_the_stage_and_a_second_start_is_refused(number):
     until(lambda: Path("started1").exists() and Path("started0").exists())
     workers = [Path(f"/proc/{Path(f'started{rank}').read_text()}") for rank in range(2)]
     if number == signal.SIGTERM:
-        assert start("case", "wait").communicate(timeout=120)[1].startswith("error: case-wait runs already in this")
+        assert start("case", "wait").communicate(timeout=120)[1].startswith("error: case-wait is already running")
     stage.send_signal(number)
     said = stage.communicate(timeout=120)[1]
     until(lambda: not any(map(running, workers)))

@@ -77,7 +77,7 @@ def test_another_scale_becomes_the_pipeline_s_and_no_change_is_lost(tmp_path, mo
 def test_parameters_stay_while_stages_run_that_would_read_them(tmp_path, monkeypatch):
     project(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["params", "params/tiny.yaml"])
-    with only_one("slices"), pytest.raises(UserError, match="slices runs already in this folder"):
+    with only_one("slices"), pytest.raises(UserError, match="slices is already running in this folder"):
         main()
     assert read().scale == "small"
     main()
@@ -201,7 +201,7 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
         "'walker.safetensors' given, PPO learns from its own actions"),
     "ocp.window": ({"ocp.window": 1001}, "1001 given, an episode has collect.steps = 1000"),
     "slot_select.manual.walker-run": ({"slot_select.manual": {"walker-run": [0]}}, "[0] given, tasks are cheetah-run"),
-    "seeds": ({"seeds": [0, 0]}, "[0, 0] given, each may stand there once"),
+    "seeds": ({"seeds": [0, 0]}, "[0, 0] given, each value may appear only once"),
     "finetune.budgets": ({"finetune.budgets": [2, 64]}, "[2, 64] given, at most collect.episodes = 20"),
     "slot_select.manual.cheetah-run": ({"slot_select.manual": {"cheetah-run": [0, 6]}}, "[0, 6] given, allowed are "
                                        "distinct indices 0..5"),

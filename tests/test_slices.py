@@ -22,15 +22,15 @@ from oclam.slices import (
     PARALLEL,
     RECORDS,
     Job,
-    adopt,
     command,
     expand,
     needed_for,
     record,
     run_slice,
+    start_order,
     time_left,
+    trust_dvc_lock,
     upstream,
-    urgency,
 )
 from tests import ROOT
 
@@ -75,8 +75,8 @@ def test_the_longest_chain_ranks_first():
         chains = [chosen for chosen in subsets if all(one in needs[other] for one, other in pairwise(chosen))]
         longest = {name: max(len(chain) for chain in chains if chain[0] == name) for name in names}
         shuffled = dict(sorted(needs.items(), key=lambda _: generator.random()))
-        assert list(urgency(shuffled)) == sorted(shuffled, key=lambda name: -longest[name])
-        assert list(urgency(shuffled).values()) == list(range(size))
+        assert list(start_order(shuffled)) == sorted(shuffled, key=lambda name: -longest[name])
+        assert list(start_order(shuffled).values()) == list(range(size))
 
 
 PIPELINE = {"stages": {  # `last` stands first, so that the file's order is not the graph's
@@ -198,7 +198,7 @@ def test_stages_end_with_their_runner_and_a_second_runner_is_refused(tree):
     while not Path("workers").exists() or not Path("workers").read_text():
         time.sleep(0.05)
     second = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert second.returncode == 1 and second.stderr.startswith("error: slices runs already in this folder")
+    assert second.returncode == 1 and second.stderr.startswith("error: slices is already running in this folder")
     runner.kill()
     runner.wait()
     stage = Path("workers").read_text().split()[0]
@@ -297,10 +297,10 @@ def test_stages_that_take_several_gpus_are_those_whose_scripts_can_use_them():
 
 def test_what_dvc_refuses_and_a_full_disk_are_one_line(tree, monkeypatch):
     with pytest.raises(UserError, match="^DVC: "):
-        adopt()  # there is no repository
+        trust_dvc_lock()  # there is no repository
     Repo.init(no_scm=True).close()
     with Repo() as repo, repo.lock, pytest.raises(UserError, match="^DVC: Unable to acquire lock"):
-        adopt()
+        trust_dvc_lock()
 
     def full():
         raise OSError(errno.ENOSPC, "No space left on device", "file")
@@ -342,7 +342,7 @@ def test_dvc_records_what_is_done_and_what_it_has_recorded_is_not_run_again(tree
         path.unlink()
     Path("all").unlink()
     write_json(RECORDS / "first.json", {"key": "before", "seconds": 60.0, "made": {}})
-    adopt()
+    trust_dvc_lock()
     assert time_left(["first", "last"], [], 1) == (  # what DVC had takes no time that is known
         ", about 1 minutes are left and what last need, which never ran here")
     assert run_slice() and ran() == ["all"]

@@ -85,7 +85,7 @@ def test_checkpoint_belongs_to_inputs(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_last_good_state():
-    with pytest.raises(UserError, match="loss is nan at step 14.*learning rate"):
+    with pytest.raises(UserError, match="loss is nan at step 14.*learning_rate"):
         run(30, break_at=13)
     state = next(checkpoint_module.FOLDER.rglob("state.pt"))
     assert checkpoint_module._read(state)["position"]["step"] == 12

@@ -1,1 +1,1 @@
-"""The agent's slots: which they are, their masks by pixels, and registered frames."""
+"""The agent in the image: which slots show it, its mask in pixels, registered frames. Acting is `oclam.policies`'."""

@@ -1,4 +1,4 @@
-"""Which held-out episodes and moments are measured and shown, the same for every object-centric model."""
+"""Which held-out episodes and frames are measured and shown, the same for every object-centric model."""
 
 import numpy as np
 import torch
@@ -6,9 +6,9 @@ import zarr
 
 from oclam.datasets import Dataset
 
-__all__ = ["moments", "shown_episodes", "take"]
+__all__ = ["shown_episodes", "shown_frames", "take"]
 
-PICTURES = 6  # moments that are shown
+PICTURES = 6  # frames that are shown
 
 
 def shown_episodes(dataset: Dataset) -> range:
@@ -18,8 +18,8 @@ def shown_episodes(dataset: Dataset) -> range:
     return range(dataset.episodes, dataset.episodes + count)
 
 
-def moments(episodes: int, steps: int) -> list[tuple[int, int]]:
-    """The moments that pictures show, spread over episodes and time: pairs (index among the episodes, step)."""
+def shown_frames(episodes: int, steps: int) -> list[tuple[int, int]]:
+    """The frames that pictures show, spread over episodes and time: pairs (index among the episodes, step)."""
     times = np.linspace(0, steps - 1, PICTURES).round().astype(int).tolist()
     return [(i % episodes, t) for i, t in enumerate(times)]
 

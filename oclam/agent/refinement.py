@@ -13,9 +13,9 @@ from oclam.agent.guided_filter import guided_filter
 __all__ = ["inside_share", "refine"]
 
 LEVELS = 32  # of each channel in a histogram
-REACH = 2  # patches around the slot's in which a colour may be the slot's or the background's
+REACH = 2  # width in patches of the band around the slot's patches whose pixels are counted too
 SPAN = 25  # frames before and after whose pixels are counted
-THRESHOLDS = 0.65, 0.5  # of the share: first with whole patches, which hold background too, then with pixels
+THRESHOLDS = 0.65, 0.5  # of the share: the first pass starts from patches, with background, the second from pixels
 
 
 def inside_share(inside: torch.Tensor, near: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

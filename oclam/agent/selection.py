@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from oclam.params import SlotSelect
 from oclam.ridge import Moments, best_ridge
 
-__all__ = ["Probe", "Selection", "choose_model", "choose_slots", "combine", "masked_views", "probe", "probe_masked",
-           "select_slots", "unjudged"]
+__all__ = ["Probe", "Selection", "choose_model", "choose_slots", "combine", "manual_selection", "masked_thumbnails",
+           "probe", "probe_masked", "select_slots"]
 
-VIEW = 8  # edge of a masked view in pixels: enough to see limbs move, few enough to fit on thousands of frames
+THUMBNAIL = 8  # edge of a masked view in pixels: enough to see limbs move, few enough to fit on thousands of frames
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Selection:
     table: dict
 
 
-def masked_views(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Frames masked by each slot, reduced to VIEW x VIEW pixels: float32 (T, K, 3 x VIEW x VIEW) in [0, 1].
+def masked_thumbnails(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Frames masked by each slot, reduced to THUMBNAIL x THUMBNAIL pixels: float32 (T, K, channels x pixels), 0 to 1.
 
     A patch belongs to the slot whose mask is the highest there. The view of several slots is the sum of theirs, that of
     all slots the whole frame.
@@ -70,7 +70,7 @@ def masked_views(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
     inside = (torch.from_numpy(masks.argmax(1))[:, None] == slots).float()
     images = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
     large = F.interpolate(inside, images.shape[2:]).split(1, 1)
-    return torch.stack([F.adaptive_avg_pool2d(images * mask, VIEW).flatten(1) for mask in large], 1).numpy()
+    return torch.stack([F.adaptive_avg_pool2d(images * mask, THUMBNAIL).flatten(1) for mask in large], 1).numpy()
 
 
 def combine(slots: np.ndarray, chosen: Iterable[int], how: str) -> np.ndarray:
@@ -91,12 +91,12 @@ def probe(vectors: Sequence[np.ndarray], actions: Sequence[np.ndarray]) -> Probe
     return Probe(errors.mean(1), float(sum(groups).variance.mean()))
 
 
-def probe_masked(views: Sequence[np.ndarray], actions: Sequence[np.ndarray], chosen: Iterable[int]) -> Probe:
-    """The probe of frames masked by these slots; views, as `masked_views` gives them, of every trajectory."""
-    return probe([view[:, list(chosen)].sum(1) for view in views], actions)
+def probe_masked(thumbnails: Sequence[np.ndarray], actions: Sequence[np.ndarray], chosen: Iterable[int]) -> Probe:
+    """The probe of frames masked by these slots; thumbnails, as `masked_thumbnails` gives them, of every trajectory."""
+    return probe([view[:, list(chosen)].sum(1) for view in thumbnails], actions)
 
 
-def choose_slots(views: Sequence[np.ndarray], actions: Sequence[np.ndarray], max_slots: int,
+def choose_slots(thumbnails: Sequence[np.ndarray], actions: Sequence[np.ndarray], max_slots: int,
                  margin: float = 1.0) -> tuple[list[int], dict[tuple[int, ...], Probe]]:
     """The slots whose masked frames predict the actions best, and the probes of all sets of slots that were tried.
 
@@ -105,8 +105,8 @@ def choose_slots(views: Sequence[np.ndarray], actions: Sequence[np.ndarray], max
     """
     probes, leader = {}, None
     for size in range(1, max_slots + 1):
-        sets = list(combinations(range(views[0].shape[1]), size))
-        probes |= {chosen: probe_masked(views, actions, chosen) for chosen in sets}
+        sets = list(combinations(range(thumbnails[0].shape[1]), size))
+        probes |= {chosen: probe_masked(thumbnails, actions, chosen) for chosen in sets}
         best = min(sets, key=lambda chosen: probes[chosen].mse)
         if leader is None or probes[best].gain_over(probes[leader]) > margin:
             leader = best
@@ -126,17 +126,17 @@ def choose_model(masks: Sequence[np.ndarray], frames: Sequence[np.ndarray],
     """
     errors = []
     for of_model in masks:
-        views = [masked_views(*trajectory) for trajectory in zip(frames, of_model, strict=True)]
-        (best,), probes = choose_slots(views, actions, 1)
+        thumbnails = [masked_thumbnails(*trajectory) for trajectory in zip(frames, of_model, strict=True)]
+        (best,), probes = choose_slots(thumbnails, actions, 1)
         errors.append(probes[best,].mse)
     return int(np.argmin(errors)), errors
 
 
-def unjudged(select: SlotSelect, manual: Sequence[int], slots: int) -> Selection:
-    """The slots chosen by hand, of `slots`, where no actions are known that could judge them."""
+def manual_selection(select: SlotSelect, manual: Sequence[int], slots: int) -> Selection:
+    """The slots chosen by hand, of `slots`, without the probes that labelled trajectories would give."""
     return Selection(list(manual), {
         "chosen": list(manual), "method": select.method, "combine": select.combine,
-        "why": f"Slot {' and '.join(map(str, manual))}, chosen by hand; no actions are known to judge the choice by.",
+        "why": f"Chosen by hand: slot {' and '.join(map(str, manual))}; no actions are known to judge the choice by.",
         "better_than_whole_frame": None, "chosen_probe": {}, "whole_frame": {},
         "slots": [{"slot": k} for k in range(slots)]})
 
@@ -152,19 +152,19 @@ def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Seque
         frames, masks, vectors, actions: of every labelled trajectory: uint8 (T, H, W, 3), (T, K, G, G), (T, K, D) and
             (T, A).
     """
-    views = [masked_views(*trajectory) for trajectory in zip(frames, masks, strict=True)]
-    chosen, probes = choose_slots(views, actions, select.max_slots)
-    chosen, slots = list(manual or chosen), views[0].shape[1]
+    thumbnails = [masked_thumbnails(*trajectory) for trajectory in zip(frames, masks, strict=True)]
+    chosen, probes = choose_slots(thumbnails, actions, select.max_slots)
+    chosen, slots = list(manual or chosen), thumbnails[0].shape[1]
 
     def row(which):
-        masked = probes.get(tuple(which)) or probe_masked(views, actions, which)
+        masked = probes.get(tuple(which)) or probe_masked(thumbnails, actions, which)
         vector = probe([combine(v, which, select.combine) for v in vectors], actions)
         return {"probe_mse": masked.mse, "probe_r2": masked.r2, "vector_mse": vector.mse}
 
-    whole, together = probe_masked(views, actions, range(slots)), row(chosen)
+    whole, together = probe_masked(thumbnails, actions, range(slots)), row(chosen)
     better = together["probe_mse"] < whole.mse
-    why = (f"Slot {' and '.join(map(str, chosen))}, {'chosen by hand' if manual else 'chosen by its error'}: "
-           f"a ridge probe on its masked frames has error {together['probe_mse']:.3f}, on whole frames "
+    why = (f"Chosen {'by hand' if manual else 'by error'}: slot {' and '.join(map(str, chosen))}. "
+           f"A ridge probe on the masked frames has error {together['probe_mse']:.3f}, on whole frames "
            f"{whole.mse:.3f}; the variance of the actions is {whole.variance:.3f}.")
     if not better:
         why += " No slot predicts the actions better than the whole frame does."

@@ -8,7 +8,7 @@ import torch
 import zarr
 from torch.nn import functional as F
 
-from oclam.agent.previews import moments, take
+from oclam.agent.previews import shown_frames, take
 from oclam.agent.refinement import refine
 from oclam.agent.selection import combine
 from oclam.artifacts import move_store, save_tensors
@@ -152,7 +152,7 @@ def write_preview(path: Path, dataset: Dataset, segmentation: zarr.Array | None,
         episodes: the n held-out episodes.
         chosen: slot indices.
     """
-    shown, clip = moments(len(episodes), dataset.steps), [(0, t) for t in range(min(ANIMATION, dataset.steps))]
+    shown, clip = shown_frames(len(episodes), dataset.steps), [(0, t) for t in range(min(ANIMATION, dataset.steps))]
 
     def at(places):
         return [(episodes[e], t) for e, t in places]

@@ -52,7 +52,7 @@ def videos_from(params: Backgrounds, size: int, downloads: Path) -> dict[str, It
         empty = path.is_dir() and all(file.name == "README.md" for file in path.iterdir())
         found = davis(fetch(ARCHIVE, downloads, ARCHIVE_SIZE, ARCHIVE_SHA256) if empty else path)
     for split, count in counts.items():
-        print(f"backgrounds: {min(count, len(found[split]))} videos to {split}, {len(found[split])} of {params.source}")
+        print(f"backgrounds: {min(count, len(found[split]))} of {len(found[split])} {params.source} videos, {split}")
     return {split: _resized(found[split][:count], params.frames, size) for split, count in counts.items()}
 
 
@@ -83,7 +83,7 @@ def davis(path: Path) -> dict[str, list[tuple[str, Callable]]]:
                      for name in names if frames.get(name)] for split, names in splits.items()}
     for split, names in splits.items():
         if not found[split]:
-            raise UserError(f"backgrounds.path: {path} holds none of DAVIS 2017's {len(names)} videos to {split}; "
+            raise UserError(f"backgrounds.path: {path} holds none of DAVIS 2017's {len(names)} videos for {split}; "
                             "give the 480p archive or the folder with JPEGImages/480p")
     return found
 
@@ -170,7 +170,7 @@ def decoded(path: Path) -> Iterator[np.ndarray]:
 
 
 def fetch(url: str, into: Path, size: int, sha256: str) -> Path:
-    """The path of a file that is downloaded into the folder `into` and verified; a broken download is resumed.
+    """Download a file into the folder `into` and verify it; returns its path. A broken download is resumed.
 
     Raises UserError when it cannot be downloaded or its checksum differs.
     """

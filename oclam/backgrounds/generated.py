@@ -8,7 +8,7 @@ import numpy as np
 __all__ = ["GeneratedVideos", "dead_leaves"]
 
 SUPERSAMPLING = 2
-LENS = 0.006  # standard deviation of the camera's blur, in pictures: no real video has edges sharper than its lens
+LENS = 0.006  # standard deviation of the camera's blur, share of the edge: no real video is sharper than its lens
 
 
 def dead_leaves(rng: np.random.Generator, frames: int, size: int, leaves: int = 300) -> np.ndarray:
@@ -18,7 +18,7 @@ def dead_leaves(rng: np.random.Generator, frames: int, size: int, leaves: int = 
     nearer leaves (drawn later) move faster. The same `rng` gives the same scene at every size.
     """
     edge = size * SUPERSAMPLING
-    radius = np.clip(0.025 * (1 - rng.random(leaves)) ** -0.6, 0.025, 0.3)  # in pictures
+    radius = np.clip(0.025 * (1 - rng.random(leaves)) ** -0.6, 0.025, 0.3)  # shares of the edge
     radius[:40] = rng.uniform(0.25, 0.45, 40)  # large leaves behind all others; what they leave open is leaf 0's
     corners = rng.choice([3, 4, 5, 24], leaves)[:, None]  # vertices of the outline; 24 make an ellipse
     vertices = _unit(2 * np.pi * (np.arange(24) * corners // 24) / corners)
@@ -38,7 +38,7 @@ def dead_leaves(rng: np.random.Generator, frames: int, size: int, leaves: int = 
     ruler = (np.arange(edge, dtype=np.float32) + 0.5) / edge
     colour, contrast, wave = (array.astype(np.float32) for array in (colour, contrast, wave))
     for t in range(frames):
-        centre = (start + velocity * t - nearness * camera[t]) % 2 - 0.5  # a torus of 2 x 2 pictures
+        centre = (start + velocity * t - nearness * camera[t]) % 2 - 0.5  # wraps around on 2 x 2 images
         rotation = np.exp(1j * (tilt + turn * t))[:, None]
         outline = (vertices[..., 0] + 1j * vertices[..., 1]) * rotation + centre[:, :1] + 1j * centre[:, 1:]
         outline = np.round((np.stack([outline.real, outline.imag], -1) * edge - 0.5) * 256).astype(np.int32)

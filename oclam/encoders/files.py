@@ -10,7 +10,7 @@ from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import nn
 
-from oclam.artifacts import load_tensors, mend, save_tensors
+from oclam.artifacts import how_to_fix, load_tensors, save_tensors
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.errors import UserError
 
@@ -31,7 +31,7 @@ def load_encoder(path: Path) -> FrozenEncoder:
     """The encoder in a file of `save_encoder`. Raises UserError for a missing, damaged or other file."""
     tensors, about = load_tensors(path)
     if "kwargs" not in about:
-        raise UserError(f"{path}: does not say which encoder it has; {mend(path)}")
+        raise UserError(f"{path}: does not say which encoder it has; {how_to_fix(path)}")
     try:
         vit = timm.create_model(about["name"], num_classes=0, **about["kwargs"])
         vit.norm = nn.Identity()
@@ -40,7 +40,7 @@ def load_encoder(path: Path) -> FrozenEncoder:
         return FrozenEncoder(vit, **about)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its description does not fit its weights ({' '.join(str(error).split())[:160]}); "
-                        f"{mend(path)}") from None
+                        f"{how_to_fix(path)}") from None
 
 
 def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source") -> FrozenEncoder:

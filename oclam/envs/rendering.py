@@ -95,7 +95,7 @@ def _suite_context(max_width, max_height):
     atexit.unregister(module.EGL.eglTerminate)  # it would end the display under renderers that are still open
 
     class Context(module.EGLContext):
-        """The suite's, which takes the context that it made current last for the current one: here others draw too."""
+        """The suite's context, which does not switch if it was the suite's last; here other renderers switch too."""
 
         def make_current(self):
             last = dm_render.base._CURRENT_CONTEXT_FOR_THREAD.pop(self.thread, None)

@@ -40,7 +40,7 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
         frame_stack: how many frames they see.
         make: gives a Gymnasium environment with pixels (H, W, 3) uint8; or one such function for each policy.
         seeds: of the E episodes.
-        steps: the most of an episode.
+        steps: at most, per episode.
         workers: processes, by default one a core.
         recorded: how many frames of the last policy's first episode to return.
     Returns: returns float64 (P, E), recorded frames uint8 (recorded, H, W, 3), their rewards (recorded,).
@@ -141,9 +141,8 @@ class Environments:
 
 
 def _death(worker):
-    return UserError(f"eval: worker process {worker} died, perhaps for lack of memory; `dvc repro` runs it again, and "
-                     "eval.episodes lowers how many environments, of some 30 MB each, there are at once: one for every "
-                     "policy and episode")
+    return UserError(f"eval: worker process {worker} died, perhaps for lack of memory; lower eval.episodes "
+                     "(some 30 MB for every policy and episode), then run `dvc repro`")
 
 
 @contextmanager

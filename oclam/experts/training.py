@@ -165,7 +165,7 @@ def train_expert(task: str, training: Training, checkpoint: Checkpoint,
     """
     learner, best = Learner(task, training), checkpoint.folder / "best.safetensors"
     if best.exists():
-        load_expert(best, task)  # where that is damaged, its message's mend, deleting it, lets the training start again
+        load_expert(best, task)  # if damaged, deleting it, as the message says, lets the training start again
     saved = checkpoint.restore({"learner": learner}) if best.exists() else None
     rows = saved["rows"] if saved else []
     with Progress(training.steps, checkpoint.name, " steps", initial=learner.steps) as bar:

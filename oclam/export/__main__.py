@@ -29,7 +29,7 @@ def main():
         from oclam.export.pipeline import export_model
 
         export_model(given.source, given.target, given.budget)
-    print(f"{given.target}/README.md says what it is")
+    print(f"exported; {given.target}/README.md describes it")
 
 
 if __name__ == "__main__":

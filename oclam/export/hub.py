@@ -36,7 +36,7 @@ class Hub(ModelHubMixin):
         """The model in a folder or repository; `arguments` are huggingface_hub's, which would not name a bad file."""
         path = Path(pretrained_model_name_or_path) / CONFIG
         if path.is_file() and not isinstance(_read(read_json, path), dict):
-            raise UserError(f"{path}: not of a model that oclam exported")
+            raise UserError(f"{path}: not written by `python -m oclam.export`; name a folder that is")
         return super().from_pretrained(pretrained_model_name_or_path, **arguments)
 
     @classmethod
@@ -44,8 +44,9 @@ class Hub(ModelHubMixin):
                          **arguments):
         kind = (config or {}).get("kind")
         if kind != cls.__name__:
-            raise UserError(f"{model_id}/{CONFIG}: " + (f"of a {kind}, not of a {cls.__name__}" if kind else
-                            "missing, or not of a model that oclam exported"))
+            raise UserError(f"{model_id}/{CONFIG}: " + (
+                f"holds a {kind}; load it with {kind}.from_pretrained" if kind else
+                "missing, or not written by `python -m oclam.export`"))
         path = Path(model_id) / WEIGHTS
         if not Path(model_id).is_dir():
             path = hf_hub_download(model_id, WEIGHTS, revision=revision, cache_dir=cache_dir, token=token,

@@ -61,7 +61,7 @@ def export_lerobot(source: Path, target: Path, fps: int | None = None) -> None:
     held_out = int(np.sum(episodes >= dataset.episodes))
     with atomic(target) as folder:
         rows, levels = [], np.zeros((3, 256), np.int64)
-        with closing(_Films(folder, fps)) as films, closing(_Tables(folder, parquet)) as tables, \
+        with closing(_Videos(folder, fps)) as videos, closing(_Tables(folder, parquet)) as tables, \
                 Progress(len(episodes), "exporting", " episodes") as bar:
             for number, episode in enumerate(episodes):
                 frames, values = dataset.pixels[episode], {name: array[number] for name, array in columns.items()}
@@ -71,7 +71,7 @@ def export_lerobot(source: Path, target: Path, fps: int | None = None) -> None:
                               for key, value in of.items()}
                 rows.append({"episode_index": number, "tasks": [dataset.attrs["task"]], "length": dataset.steps}
                             | tables.add(pyarrow.table({name: _column(of) for name, of in values.items()}))
-                            | films.add(frames) | statistics | {"meta/episodes/chunk_index": 0,
+                            | videos.add(frames) | statistics | {"meta/episodes/chunk_index": 0,
                                                                 "meta/episodes/file_index": 0})
                 bar.update()
         write_json(folder / "meta/stats.json",
@@ -225,7 +225,7 @@ class _Tables(_Files):
         return self.place() | {"dataset_from_index": self.rows - len(table), "dataset_to_index": self.rows}
 
 
-class _Films(_Files):
+class _Videos(_Files):
     """The videos; `add` gives an episode's entries of meta/episodes."""
 
     kind, ending, limit = f"videos/{CAMERA}", ".mp4", VIDEO_MB << 20

@@ -29,7 +29,7 @@ STEVE = {"published", "feature_hidden", "decoder_hidden", "decoder_layers", "voc
 
 
 def export_model(source: Path, target: Path, budget: int | None = None) -> nn.Module:
-    """The model in an artifact of the pipeline, which is written to the new folder `target` with its card.
+    """Write the model in an artifact of the pipeline, and its card, to the new folder `target`; returns the model.
 
     Args:
         source: a folder of policies, a variant's lapo.safetensors, the kept ocp/<restart>.safetensors, or an encoder.
@@ -39,7 +39,7 @@ def export_model(source: Path, target: Path, budget: int | None = None) -> nn.Mo
     """
     if target.exists():
         raise UserError(f"{target}: already there; remove it or name another folder")
-    read()  # all that follows is the pipeline's, so a folder without it is told first
+    read()  # all that follows needs params.yaml, so a folder without it fails here
     if source.is_dir():
         model = _policy(source, budget)
     else:

@@ -27,10 +27,10 @@ def refuse_foreign(path: Path, folder: Path) -> None:
 
 def adopt_dataset(folder: Path, path: Path, task: str, view: str, params: Collect,
                   image_size: int) -> list[float] | None:
-    """The returns of all episodes, None without rewards, of `<folder>/<task>/<view>.zarr`, which is copied to `path`.
+    """Copy `<folder>/<task>/<view>.zarr` to `path`; returns every episode's return, None without rewards.
 
     params: the section collect, whose counts and steps must be the dataset's, as image_size must. Raises Absent when
-    there is no clean twin; UserError when there is no distracted dataset, and for one that is damaged, does not fit or
+    there is no clean dataset; UserError when there is no distracted one, and for one that is damaged, does not fit or
     has values that are not finite.
     """
     source = folder / task / f"{view}.zarr"
@@ -46,7 +46,7 @@ def adopt_dataset(folder: Path, path: Path, task: str, view: str, params: Collec
     given = {key: getattr(params, key.partition(".")[2], image_size) for key in found}
     wrong = [f"{key}: {given[key]} given, {value} in {source}" for key, value in found.items() if given[key] != value]
     if wrong:
-        raise UserError("; ".join(wrong))
+        raise UserError("; ".join(wrong) + "; set them in params.yaml to the dataset's values")
     if dataset.attrs["view"] != view:
         raise UserError(f"{source}: a dataset of the {dataset.attrs['view']} view; it belongs in "
                         f"{source.with_name(dataset.attrs['view'])}.zarr")

@@ -30,7 +30,7 @@ def from_lerobot(folder: Path, camera: str | None = None) -> Source:
     camera = camera or cameras[0]
     episodes = _episodes(folder)
     table = _table(folder / "data", {"episode_index"})
-    films = _Films(folder, info, camera, episodes) if info["features"][camera]["dtype"] == "video" else None
+    videos = _Videos(folder, info, camera, episodes) if info["features"][camera]["dtype"] == "video" else None
 
     def read(index):
         row = episodes[index]
@@ -38,7 +38,7 @@ def from_lerobot(folder: Path, camera: str | None = None) -> Source:
         if (table.numbers("episode_index", first, stop) != row["episode_index"]).any():
             raise UserError(f"{folder}: rows {first} to {stop} are not all of episode {row['episode_index']}, as "
                             "meta/episodes says; get it again")
-        pixels = films.frames(index) if films else (
+        pixels = videos.frames(index) if videos else (
             picture(value, f"{folder}: row {number}") for number, value in
             enumerate(table.values(camera, first, stop), first))
         rewards = table.numbers("next.reward", first, stop)
@@ -68,7 +68,7 @@ def _table(folder, needed):
     return table
 
 
-class _Films:
+class _Videos:
     """The frames of every episode; each film is decoded once where episodes are asked for in order."""
 
     def __init__(self, folder, info, camera, episodes):

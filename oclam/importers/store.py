@@ -54,7 +54,7 @@ class Source:
 
 def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps: int | None, image_size: int,
                   test_episodes: int) -> dict:
-    """The attributes of the dataset that is written to `path`, with `steps`.
+    """Write the episodes of all sources to `path`; returns the dataset's attributes, `steps` among them.
 
     Every trajectory is cut into episodes of `steps` frames; what remains at its end is left out. Frames become square
     as background videos do. All episodes of the last trajectories, of sources with actions if there is one, are held

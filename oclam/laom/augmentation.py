@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 __all__ = ["augment", "draw_maps", "warp"]
 
-# Of an image's edge: 14 of 64 pixels, and the picture that a perspective distorts, which reaches 30 pixels further.
+# Shares of the edge: shifts of up to 14 of 64 pixels; a perspective distorts the image padded by 30 on each side.
 SHIFT, PICTURE = 14 / 64, 124 / 64
 # Indices of two steps: 0 none, 1 shift, 2 rotation, 3 perspective.
 CHAINS = torch.tensor([(0, 0), (1, 0), (2, 0), (3, 0), (1, 2), (2, 1), (2, 3), (3, 2)])

@@ -50,10 +50,10 @@ class EmbeddingLatentActionModel(nn.Module):
 
 
 class LaomModel(EmbeddingLatentActionModel):
-    """LAOM of images, which are as of ImageLatentActionModel.
+    """LAOM on images; shapes are as in ImageLatentActionModel.
 
     Args:
-        channels, size, latent_dim, scale, residual_blocks: as of ImageLatentActionModel.
+        channels, size, latent_dim, scale, residual_blocks: as in ImageLatentActionModel.
         hidden_dim, expansion: of the heads.
     """
 

@@ -17,7 +17,7 @@ from oclam.laom.models import LaomModel
 from oclam.latent_actions.training import action_error, learn, open_frames
 from oclam.params import Compute
 from oclam.seeding import seed_of, torch_rng
-from oclam.training import autocast, best_device, linear_decay, share, train, update
+from oclam.training import autocast, best_device, linear_decay, own_part, train, update
 
 __all__ = ["Labels", "follow", "learn_laom", "train_laom"]
 
@@ -68,13 +68,13 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
                             f"labels {sampler.seed}")
 
     def make(i):
-        t, after, future = map(share, sampler.batch(i))
-        moments, owners = [t, after, future], [t]
+        t, after, future = map(own_part, sampler.batch(i))
+        indices, owners = [t, after, future], [t]
         if labels:
             now, _, later = (places[index // few.steps] + index % few.steps for index in few.batch(i))
-            moments, owners = [*moments, now, later], [t, now]
-        images = augment(observe(torch.cat(moments)), settings.augmentation, torch_rng("augment", sampler.seed, i))
-        return images.split([len(part) for part in moments]), [actions[owner.to(device)] for owner in owners]
+            indices, owners = [*indices, now, later], [t, now]
+        images = augment(observe(torch.cat(indices)), settings.augmentation, torch_rng("augment", sampler.seed, i))
+        return images.split([len(part) for part in indices]), [actions[owner.to(device)] for owner in owners]
 
     batch = Prefetch(make)
     if settings.centred:  # what all frames share is most of an embedding; latents would become a constant to predict it
@@ -97,7 +97,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
 
     parts = {"model": model, "target": target, "probe": probe, "head": head, "optimizer": optimizer}
     rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
-    checkpoint.save(parts, step=steps, rows=rows)  # if labelling is killed, training need not run again
+    checkpoint.save(parts, step=steps, rows=rows)  # if writing latents is killed, training need not run again
     return rows
 
 

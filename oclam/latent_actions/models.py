@@ -1,5 +1,5 @@
-"""Latent action models: an inverse model infers a latent action from two observations, a forward model predicts the
-second one from it."""
+"""Latent action models: an inverse model (IDM) infers a latent action from two observations, a forward model (FDM)
+predicts the second one from the first and the latent action."""
 
 import torch
 from torch import nn

@@ -12,13 +12,13 @@ from oclam import paths
 from oclam.artifacts import move_store, open_zarr, save_tensors, write_absent, write_csv, write_json
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames, FrameStacks, Prefetch, TripleSampler, frame_of, open_dataset
-from oclam.latent_actions.labels import label
+from oclam.latent_actions.latents import write_latents
 from oclam.latent_actions.models import ImageLatentActionModel, reconstruction_error
 from oclam.latent_actions.observations import FrameObservations
 from oclam.latent_actions.probes import probe_frames, probe_latents
 from oclam.params import Compute
 from oclam.seeding import seed_of
-from oclam.training import autocast, average, best_device, count_parameters, linear_decay, share, train, update
+from oclam.training import autocast, average, best_device, count_parameters, linear_decay, own_part, train, update
 from oclam.variants import VARIANTS, view_of
 
 __all__ = ["action_error", "learn", "learn_from_images", "open_frames", "pictures", "projection", "train_model"]
@@ -53,7 +53,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
     forward = torch.compile(model) if compute.compile else model
 
     def make(i):
-        t, after, future = map(share, sampler.batch(i))
+        t, after, future = map(own_part, sampler.batch(i))
         return observe(t), observe(after), observe(future), observe.loss_weight(after), actions[t.to(device)]
 
     batch = Prefetch(make)
@@ -71,29 +71,29 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
 
     parts = {"model": model, "probe": probe, "optimizer": optimizer}
     rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
-    checkpoint.save(parts, step=steps, rows=rows)  # if labelling is killed, training need not run again
+    checkpoint.save(parts, step=steps, rows=rows)  # if writing latents is killed, training need not run again
     return rows
 
 
-def action_error(prediction: torch.Tensor, action: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def action_error(prediction: torch.Tensor, action: torch.Tensor, known_share: torch.Tensor) -> torch.Tensor:
     """Squared errors of the true actions (B, A) that are known, not NaN, summed and divided by the number expected.
 
     So the mean over all batches is the mean squared error over all known actions; of a batch without any it is 0.
-    share: of the actions that are known in all batches.
+    known_share: the fraction of all actions that is known.
     """
     known = torch.where(action.isfinite(), action, prediction.detach())
-    return F.mse_loss(prediction, known) / share.clamp(min=1e-9)
+    return F.mse_loss(prediction, known) / known_share.clamp(min=1e-9)
 
 
 @torch.no_grad()
-def pictures(model: nn.Module, observe: FrameObservations, moments: torch.Tensor, device: torch.device,
+def pictures(model: nn.Module, observe: FrameObservations, index: torch.Tensor, device: torch.device,
              precision: str) -> dict[str, torch.Tensor]:
     """Frames, targets and predictions for pictures: uint8 current, target, prediction and swapped, each (n, H, W, 3).
 
     target is the observation at t+1, prediction is FDM(t, IDM(t, t+1)); swapped[i] is predicted from frame i with the
-    latent action of example i+1. moments (n,): flat indices t.
+    latent action of example i+1. index (n,): flat indices t.
     """
-    current, target = observe(moments), observe(moments + 1)
+    current, target = observe(index), observe(index + 1)
     with autocast(device, precision):
         latent = model.idm(current, target)
         shown = current, target, model.fdm(current, latent), model.fdm(current, latent.roll(-1, 0))
@@ -136,8 +136,8 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
     write_json(paths.parameters(weights), count_parameters(model))
 
     store = checkpoint.folder / "latents.zarr"
-    label(model.idm, observe, store, episodes=total, steps=steps, latent_dim=model.sizes["latent_dim"],
-          batch_size=settings.batch_size, device=device, precision=compute.precision)
+    write_latents(model.idm, observe, store, episodes=total, steps=steps, latent_dim=model.sizes["latent_dim"],
+                  batch_size=settings.batch_size, device=device, precision=compute.precision)
     latents = open_zarr(store)["latents"]
 
     def late(key):  # over the last tenth of training
@@ -165,8 +165,8 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
         write_absent(paths.probe(task, seed, variant), f"{dataset.path} lacks actions to fit or to measure a probe")
     if isinstance(model, ImageLatentActionModel):
         shown = torch.linspace(0, len(true) - 1, PICTURES + 2).long()[1:-1]
-        moments = dataset.episodes * steps + frame_of(shown, steps)
-        samples |= pictures(model, observe, moments, device, compute.precision)
+        index = dataset.episodes * steps + frame_of(shown, steps)
+        samples |= pictures(model, observe, index, device, compute.precision)
     save_tensors(paths.samples(task, seed, variant), samples)
     move_store(store, paths.latents(task, seed, variant))
     checkpoint.remove()

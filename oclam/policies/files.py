@@ -39,7 +39,7 @@ class Card:
     hidden_dim: int | None = None  # None here and below: no decoder yet
     action_dim: int | None = None
     budget: int | None = None  # labelled trajectories, 0 for all
-    cells: int = 1  # of the actor's means
+    cells: int = 1  # the actor's last feature map is pooled to cells x cells
 
     @classmethod
     def of(cls, bc: Bc, *names, **sizes) -> "Card":
@@ -82,7 +82,7 @@ def save_policy(folder: Path, policy: Policy, card: Card, frozen: bool = False) 
 
 def save_policies(folder: Path, trained: Iterable[tuple[Policy, Card, list[dict]]],
                   frozen: tuple[Actor, Card] | None = None) -> None:
-    """Write the folder of one policy a label budget, with the losses of all in losses.csv.
+    """Write the folder of one policy per label budget, with the losses of all in losses.csv.
 
     Args:
         trained: policy, card and loss rows of each budget.
@@ -123,8 +123,8 @@ def load_policies(folder: Path | str, budgets: Sequence[int] | None = None,
             if frozen is None:
                 frozen, frozen_card = load_actor(folder / "actor.safetensors", **expected)
             if replace(card, hidden_dim=None, action_dim=None, budget=None) != frozen_card:
-                raise UserError(f"{path}: a decoder for {_differences(card, frozen_card)} of the actor beside it; "
-                                "delete both and run `dvc repro`")
+                raise UserError(f"{path}: its decoder has {_differences(card, frozen_card)}, unlike the actor beside "
+                                "it; delete both and run `dvc repro`")
             policy.actor = frozen
             _fill(policy.decoder, {name.removeprefix("decoder."): value for name, value in tensors.items()}, path)
         else:
@@ -191,11 +191,11 @@ def _read(path, expected):
         size = getattr(card, key)
         optional = key in ("latent_dim", "hidden_dim", "action_dim")
         if not (size is None and optional) and (type(size) is not int or size < (key != "residual_blocks")):
-            raise UserError(f"{path}: a policy of {key} {size!r}; delete it and run `dvc repro`")
+            raise UserError(f"{path}: invalid {key} {size!r} in its description; delete it and run `dvc repro`")
     for key, value in expected.items():
         if getattr(card, key) != value:
-            raise UserError(f"{path}: a policy of {key} {getattr(card, key)!r}, {value!r} asked for; "
-                            "a policy acts only where it was trained")
+            raise UserError(f"{path}: the policy has {key} {getattr(card, key)!r}, {value!r} is needed; "
+                            f"name a policy with that {key}, or run `dvc repro`")
     return tensors, card
 
 

@@ -14,12 +14,12 @@ from oclam.params import Compute
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
 from oclam.seeding import seed_of
-from oclam.training import autocast, linear_decay, share, train, update
+from oclam.training import autocast, linear_decay, own_part, train, update
 
 __all__ = ["LOSSES", "fine_tune", "predict", "regress", "seeded", "true_actions", "updates_of"]
 
-# The mean of an expert's actions that noise and then the limits -1..1 changed lies inside them, the median at them:
-# absolute errors, whose best guess is the median, do not shrink actions.
+# An expert's actions have noise and are then clipped to -1..1. Near a limit their mean lies inside it and their median
+# on it: squared errors shrink actions, absolute errors do not.
 LOSSES = {"squares": F.mse_loss, "absolute": F.l1_loss}
 
 
@@ -56,7 +56,7 @@ def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: Fr
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
 
     def load(i):
-        index = share(sampler.batch(i))
+        index = own_part(sampler.batch(i))
         return inputs(index), targets(index).float()
 
     batch = Prefetch(load)

@@ -49,7 +49,7 @@ def probe_bars(rows: list[dict], stamp: str) -> Figure:
             values = [row[key] for row in table]
             axes.barh(y + offset, np.mean(values), 0.34, color=COLORS[variant], alpha=alpha, linewidth=0)
             axes.plot(values, np.full(len(values), y + offset), "o", color="#222222", markersize=2.5)
-        for key, style, label in (("shuffled_mse", "-", "shuffled latents"),
+        for key, style, label in (("shuffled_mse", "-", "shuffled actions"),
                                   ("frame_difference_mse", "--", "ridge on frame differences")):
             axes.plot([np.mean([row[key] for row in table])] * 2, [y - 0.4, y + 0.4], color="#222222", linewidth=1.6,
                       linestyle=style, label=label if y == 0 else None)

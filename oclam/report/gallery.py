@@ -18,7 +18,7 @@ LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "
 
 @dataclass(frozen=True)
 class Picture:
-    """One image or film of the report: its section, caption and file."""
+    """One image or video of the report: its section, caption and file."""
 
     section: str
     caption: str
@@ -49,7 +49,7 @@ def _charts(results, task, folder):
     for stage, name in LOSSES.items():
         rows = [row for row in results.losses if (row["task"], row["stage"]) == (task, stage)]
         yield _saved(figures.loss_curves(rows, results.stamp), folder / f"losses-{stage}-{task}.svg", "losses",
-                     f"{task}: {name}. Losses of different variants are of different things.")
+                     f"{task}: {name}. Losses of different variants are not comparable.")
 
 
 def _slots(results, task, folder):
@@ -60,8 +60,8 @@ def _slots(results, task, folder):
     grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, arrays["selected"], arrays["seen"],
                              results.stamp, arrays.get("segmentation"), arrays.get("decoded"))
     yield _saved(grid, folder / f"slots-{task}.png", "slots",
-                 f"{task}, seed {results.seeds[0]}: moments of held-out episodes, what lapo-masks observes, what "
-                 "the chosen slots' vector holds (decoded), and every slot.",
+                 f"{task}, seed {results.seeds[0]}: frames of held-out episodes, the input of lapo-masks, the "
+                 "image decoded from the chosen slots' vector, and every slot.",
                  wide=True)
     models = {OCP_MODELS[results.selections[0]["model"]]: arrays["masks"]}
     for name in COMPARED:
@@ -88,8 +88,8 @@ def _latents(results, task, folder):
             figure = figures.reconstructions(*(arrays[key] for key in ("current", "target", "prediction", "swapped")),
                                              results.stamp)
             yield _saved(figure, folder / f"reconstructions-{task}-{variant}.png", "reconstructions",
-                         f"{task}, {variant}: the forward model's t+1 beside the truth; then the same frame with "
-                         "another pair's latent action, and what that changes.")
+                         f"{task}, {variant}: predicted and true frame t+1; then the prediction with another "
+                         "example's latent action, and the difference.")
         if "actions" in arrays:
             yield _saved(figures.latent_map(arrays["latents"], arrays["actions"], results.stamp),
                          folder / f"latents-{task}-{variant}.png", "latents",
@@ -111,7 +111,7 @@ def _policies(results, task, folder):
 
 
 def _opening(results, task, section):
-    """The first task's chart of returns and its film of slots open the page; the others' are in their section."""
+    """`answer`, the top of the page, for the first task's return chart and slot video; `section` for other tasks'."""
     return "answer" if task == results.tasks[0] else section
 
 

@@ -1,7 +1,7 @@
 """Every number of the report, read from the small files under `data/results`.
 
 Tables are lists of dicts with the same keys; None stands for what was not measured. What the demonstrations do not
-allow (`oclam.artifacts.is_absent`), such as clean variants without a clean twin, has no rows.
+allow (`oclam.artifacts.is_absent`), such as clean variants without a clean dataset, has no rows.
 """
 
 import math

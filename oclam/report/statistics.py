@@ -44,7 +44,7 @@ def summary(returns: np.ndarray) -> dict[str, float]:
 
     mean and its standard error (stderr), of seeds where there are several, otherwise of episodes, which says nothing
     about other seeds; interquartile mean of all episodes (iqm) and the interval (low, high) in which 95% of the
-    resamples have theirs. Those three are NaN for a single episode.
+    resamples have theirs. stderr, low and high are NaN for a single episode.
     """
     returns = np.asarray(returns, np.float64)
     means = returns.mean(1) if len(returns) > 1 else returns[0]

@@ -63,8 +63,8 @@ def answers(results: Results) -> list[str]:
         sentences.append(
             f"{task}, {largest} labelled trajectories: policies return {number(masks['mean'])} with latent actions of "
             f"the agent's masked frames, {number(slots['mean'])} of its slots and {number(lapo['mean'])} of whole "
-            f"frames; cloning all true actions returns {number(full['mean'])}. Probability of improvement: "
-            f"masked frames {_better(masks)}, slots {_better(slots)}.")
+            f"frames; cloning all true actions returns {number(full['mean'])}. Probability that an "
+            f"episode returns more than with whole frames: masked frames {_better(masks)}, slots {_better(slots)}.")
     return sentences
 
 
@@ -83,10 +83,10 @@ def warnings(results: Results) -> list[str]:
     said = {}  # (task, seed, sentence) -> variants
     for row in results.probes:
         sentences = {
-            "the probe is no better than on shuffled latents; these latent actions hold nothing of the true actions.":
+            "the probe is no better than with shuffled actions; these latent actions hold nothing of the true ones.":
                 row["ridge_mse"] >= row["shuffled_mse"],
-            "the online probe is no better than the mean action; latent actions hardly vary, or with little of the "
-            "true ones.": row["online_mse"] >= 0.95 * row["online_variance"],
+            "the online probe is no better than the mean action; latent actions are nearly constant, or hold little of "
+            "the true ones.": row["online_mse"] >= 0.95 * row["online_variance"],
             f"the variance of the embeddings fell below {COLLAPSED:.0%} of its first value; they collapsed.":
                 row["state_variance_kept"] is not None and row["state_variance_kept"] < COLLAPSED}
         for sentence in [sentence for sentence, holds in sentences.items() if holds]:
@@ -144,7 +144,7 @@ def _probes(results):
             rows.append((f"{heading}, R²", [
                 Cell(number(r2), paper=_paper(paper_r2(task, variant) if key == "online_mse" else None))
                 for variant, r2 in explained.items()]))
-        for key, heading in (("shuffled_mse", "shuffled latents, error"),
+        for key, heading in (("shuffled_mse", "shuffled actions, error"),
                              ("frame_difference_mse", "frame differences, error"),
                              ("action_variance", "mean action, error")):
             rows.append((heading, [Cell(number(_average([row[key] for row in table]))) for table in of_task.values()]))
@@ -152,12 +152,12 @@ def _probes(results):
                                      for table in of_task.values()]))
     note = ("How well a linear map predicts true actions from latent actions: mean squared error (lower is better, × "
             "says how many times lower than lapo's) and R², the share of the actions' variance that is explained. The "
-            "online probe is the paper's: trained beside the model, measured on training batches of IDM(t, t+k). The "
-            "ridge probe is stricter: fitted afterwards, measured on IDM(t, t+1) of held-out trajectories. The paper's "
-            "actions are unbounded with variances up to 44.5, so only R² compares with it. Below are ridge probes of "
-            "shuffled latents and of differences of the view's frames, the error of the mean action (the variance on "
-            "the held-out trajectories), and how many labelled trajectories chose restarts and slots, or trained "
-            "laom-labels. Bold is the best variant that sees distractors.")
+            "online probe is the paper's: trained beside the model, measured on training batches, on latent actions "
+            "between frames t and t+k. The ridge probe is stricter: fitted afterwards, measured on held-out "
+            "trajectories, between t and t+1. The paper's actions are unbounded with variances up to 44.5, so only R² "
+            "compares with it. Below are ridge probes with shuffled actions and of differences of the view's frames, "
+            "the error of the mean action (the variance on the held-out trajectories), and how many labelled "
+            "trajectories chose restarts and slots, or trained laom-labels. Bold is the best variant with distractors.")
     return Table("probes", "Table 1. Action probes", note, variants, rows)
 
 
@@ -204,8 +204,8 @@ def _returns(results):
             f"lapo, ± the standard error {_spread(results)} (of the return alone: bc's is taken as exact), bold the "
             "best variant that sees distractors. The paper fine-tunes on 32 to 128 trajectories and prints one number, "
             "shown here beside the largest budget. scratch is the control: the same labels without latent pretraining. "
-            "The trajectories that fine-tune and those that choose restarts and slots are the first of one order, so "
-            "labels used is the larger of the two numbers. "
+            "All labelled trajectories are the first of one random order, so larger sets contain the smaller. Labels "
+            "used: the budget, then larger numbers of single variants (on slots: those that observe slots or masks). "
             f"{_divisors(results)}")
     columns = ("labels used", *variants)
     return Table("returns", "Table 2. Normalised return after fine-tuning", note, columns, rows)
@@ -313,7 +313,7 @@ def _full(results):
             cells.append(Cell(number(row["mean"], row["stderr"]), "" if share is None else f"{share:.0%} of expert",
                               _paper(VARIANTS[name].paper.returns.get(task))))
         rows.append((task, cells))
-    note = "Return of an episode: the divisors of Table 2. The expert acts in the dataset."
+    note = "Mean return of an episode. Table 2 divides by bc's. Expert: the demonstrations, with their action noise."
     columns = ("labels used", "expert", *names)
     return Table("returns", "Table 3. Behaviour cloning on all true actions", note, columns, rows)
 
@@ -331,20 +331,20 @@ def _slots(results):
                 for row in found]
         together = {**choice, **choice["chosen_probe"]}
         rows.append(("chosen, together", [Cell(number(together.get(key))) for key in columns]))
-        rows.append(("their mask by pixels", [Cell(number(choice["mask"].get(key))) for key in columns]))
+        rows.append(("chosen, pixel mask", [Cell(number(choice["mask"].get(key))) for key in columns]))
         rows.append(("whole frame", [Cell(number(choice["whole_frame"].get(key))) for key in columns]))
         best = select(results.compared, task=choice["task"], seed=choice["seed"])
         rows += [(f"{row['model']}, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
         note = (f"{choice['why']} Model: {choice['model']}, restart {choice['restart']}. Probes predict the true "
-                f"actions of labelled trajectories; {choice['labels']} chose restart and slots. ")
+                f"actions of labelled trajectories; {choice['labels']} were used to choose restart and slots. ")
         if choice["fg_ari"] is None:
             note += "This dataset has no segmentation to judge the choice by."
         else:
             note += ("IoU, recall, area, stability and FG-ARI (of all slots) come from the simulator's segmentation "
-                     "on the patch grid, those of the mask of lapo-masks on pixels; they judge the choice and never "
-                     "make it. FG-ARI is 1 too where one slot holds the whole frame. Models beside ocp's have one "
-                     "initialisation; their best slot is the one with the highest IoU.")
+                     "on the patch grid, those of the mask of lapo-masks on pixels; they evaluate the choice and "
+                     "are not used to make it. FG-ARI is also 1 where one slot covers the whole frame. STEVE and "
+                     "SlotContrast have no restarts; their best slot is the one with the highest IoU.")
         yield Table("slots", f"Choice of slots, {choice['task']}, seed {choice['seed']}", note, tuple(columns.values()),
                     rows)
 
@@ -376,7 +376,7 @@ def _durations(results):
               Cell(row["hardware"] or "–")]) for row in results.durations]
     total = sum(row["seconds"] or 0 for row in results.durations)
     rows.append(("all stages", [Cell(""), Cell(_time(total)), Cell(""), Cell("")]))
-    return Table("cost", "Wall-clock of every stage", "", ("mean of a run", "in all", "runs", "hardware"), rows)
+    return Table("cost", "Wall-clock of every stage", "", ("mean of a run", "total", "runs", "hardware"), rows)
 
 
 def _beside(values, spreads, paper, *, lower):

@@ -1,6 +1,6 @@
 """Recurrent slot attention (arXiv 2006.15055, 2306.04829): slots compete for patches, frame after frame.
 
-`published` gives the arithmetic of VideoSAUR's published code, which differs from the standard in three ways: the GRU's
+`published` follows VideoSAUR's published code, which differs from standard slot attention in three ways: the GRU's
 state is the normalised slot, not the slot; attention logits are multiplied by head width^0.5 instead of divided by it
 (in the predictor and in the decoder's transformer); attention weights start Xavier-uniform, their biases and those of
 the feature MLP and the decoder's MLP at zero.
@@ -138,14 +138,14 @@ class SlotAttention(nn.Module):
             slots = self.step(slots, key, value)
         return slots
 
-    def share(self, slots: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def assignment(self, slots: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Attention of every patch over the slots: (B, K, P), summing to 1 over slots."""
         query = self.query(self.norm_slots(slots))
         return (query @ key.mT * query.shape[-1] ** -0.5).softmax(1)
 
     def step(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """One iteration: weighted means of the values update the slots."""
-        share = self.share(slots, key) + 1e-8
+        share = self.assignment(slots, key) + 1e-8
         update = (share / share.sum(2, keepdim=True)) @ value
         if self.published:
             slots = self.norm_slots(slots)
@@ -156,7 +156,7 @@ class SlotAttention(nn.Module):
 class RecurrentSlots(nn.Module):
     """Slots through a clip: 3 iterations on its first frame, 2 on later ones; a transformer predicts the next ones.
 
-    slots: how many; dim: width of slots and features; published: the arithmetic of VideoSAUR's code; fixed: whether
+    slots: how many; dim: width of slots and features; published: as VideoSAUR's code; fixed: whether
     training starts from the learned means alone; residual: as in SlotAttention.
     """
 
@@ -200,4 +200,4 @@ class RecurrentSlots(nn.Module):
         VideoSAUR's grouping masks are the attention of the last iteration, before its update; these are of the final
         slots.
         """
-        return self.attention.share(slots, self.attention.read(features)[0])
+        return self.attention.assignment(slots, self.attention.read(features)[0])

@@ -8,7 +8,7 @@ import torch
 from oclam.datasets import Frames
 from oclam.progress import Progress
 from oclam.seeding import torch_rng
-from oclam.training import share
+from oclam.training import own_part
 
 __all__ = ["Clips", "clip_index"]
 
@@ -44,7 +44,7 @@ class Clips:
         self.batch_size, self.kept = batch_size, kept
 
     def __call__(self, step: int, whole: bool = False) -> tuple[torch.Tensor, ...]:
-        part = (lambda batch: batch) if whole else share
+        part = (lambda batch: batch) if whole else own_part
         if self.kept is None:
             index = part(self.draw(self.batch_size, "clips", step))
             outputs = self.observe(self.frames.gather(index.flatten()))

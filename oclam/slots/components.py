@@ -4,7 +4,7 @@ Slot attention's own vector is a weighted mean of features: it has no positions,
 (arXiv 2407.04170). Here a slot's mask and masked colours are cropped in the slot's own frame of reference, its
 position, angle and scale (invariant slot attention, arXiv 2302.04973), and projected on their principal components over
 the training episodes: a linear autoencoder, without labels. The last four numbers are position, angle and scale.
-Stage slot-select retransforms the vectors of the chosen slots by components of the masked frames.
+Stage slot-select replaces the chosen slots' vectors by principal components of the masked frames.
 """
 
 from collections.abc import Iterator

@@ -71,7 +71,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention to x itself, then, for a decoder, to the slots, then an MLP, each after a LayerNorm.
 
-    The first block of a stack also keeps the normalised input as its own, instead of the input.
+    In the first block of a stack the skip connection carries the normalised input.
     """
 
     def __init__(self, dim: int, dropout: float, gain: float, first: bool, decoder: bool):
@@ -130,7 +130,7 @@ class Slots(nn.Module):
 
     def forward(self, features: torch.Tensor, previous: torch.Tensor | None = None,
                 noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Features (B, T, P, D) -> slots (B, T, K, D); previous and noise as of `RecurrentSlots`."""
+        """Features (B, T, P, D) -> slots (B, T, K, D); previous and noise as in `RecurrentSlots`."""
         features, through_time = self.norm_features(features), []
         key, value = self.key(features), self.value(features)
         noise = self.noise.expand(len(features), -1, -1) if noise is None else noise
@@ -141,19 +141,19 @@ class Slots(nn.Module):
             for iteration in range(ITERATIONS):
                 if iteration:
                     slots = slots + self.mlp(self.norm_mlp(slots))
-                share = self.share(slots, key[:, t]) + 1e-8
+                share = self.assignment(slots, key[:, t]) + 1e-8
                 update = (share / share.sum(2, keepdim=True)) @ value[:, t]
                 slots = self.gru(update.flatten(0, 1), slots.flatten(0, 1).to(update.dtype)).view_as(slots)
             through_time.append(slots)
         return torch.stack(through_time, 1)
 
-    def share(self, slots: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def assignment(self, slots: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Attention of every patch over the slots: (B, K, P), summing to 1 over slots."""
         return (self.query(self.norm_slots(slots)) @ key.mT * key.shape[-1] ** -0.5).softmax(1)
 
     def masks(self, slots: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Attention masks (B, K, P) of the final slots; the published ones are of the last iteration's attention."""
-        return self.share(slots, self.key(self.norm_features(features)))
+        return self.assignment(slots, self.key(self.norm_features(features)))
 
 
 class PublishedSteve(nn.Module):

@@ -11,9 +11,9 @@ SCALES = 0.5, 2.0  # limits, since masks may be wrong
 
 
 def mask_moments(masks: torch.Tensor) -> torch.Tensor:
-    """Area of masks, and area times the central moments xx - yy and 2 xy: (T, H, W) -> (T, 3) float64.
+    """Area of masks in pixels, and area times the central moments xx - yy and 2 xy: (T, H, W) -> (T, 3) float64.
 
-    The image is 2 wide; an empty mask gives (0, 0, 0).
+    For the moments the image is 2 wide; an empty mask gives (0, 0, 0).
     """
     y, x = (torch.arange(size) * 2 / size - 1 + 1 / size for size in masks.shape[1:])
     grids = torch.stack([torch.ones(masks.shape[1:]), *torch.meshgrid(y, x, indexing="ij")]).double()

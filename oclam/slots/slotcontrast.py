@@ -1,4 +1,4 @@
-"""SlotContrast (arXiv 2412.14295): slots that rebuild a frame's features and resemble themselves in the next frame."""
+"""SlotContrast (arXiv 2412.14295): slots that reconstruct features and resemble themselves in the next frame."""
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ class BroadcastDecoder(nn.Module):
 
 
 class SlotContrast(FeatureSlots):
-    """Learned initial slots without noise; features are rebuilt, and slots contrasted, in every frame.
+    """Learned initial slots without noise; features are reconstructed, and slots contrasted, in every frame.
 
     Args:
         feature_dim, patches, sizes: as in `FeatureSlots`.
@@ -70,7 +70,7 @@ class SlotContrast(FeatureSlots):
         Args:
             features: of the frozen ViT, (B, T, P, F).
             keys, noise: VideoSAUR's, unused.
-            decoded: indices of the patches that are rebuilt, all by default.
+            decoded: indices of the patches that are reconstructed, all by default.
         """
         slots = self.slots(self.project(features))
         reconstruction = F.mse_loss(self.decode(slots, decoded).float(), features[:, :, decoded])

@@ -1,4 +1,4 @@
-"""A small relative of STEVE (arXiv 2205.14065): slots from which a transformer predicts the frame's discrete tokens."""
+"""A small variant of STEVE (arXiv 2205.14065): slots from which a transformer predicts the frame's discrete tokens."""
 
 from types import SimpleNamespace
 

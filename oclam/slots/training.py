@@ -10,7 +10,7 @@ from oclam.datasets import Dataset, Frames
 from oclam.seeding import seed_of, torch_rng
 from oclam.slots.clips import Clips
 from oclam.slots.published_steve import PublishedSteve
-from oclam.training import exponential_decay, share, train, update
+from oclam.training import exponential_decay, own_part, train, update
 
 __all__ = ["clips_of", "train_slots"]
 
@@ -70,7 +70,7 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
             rate = settings.learning_rate * exponential_decay(i, settings.decay_steps, settings.warmup_steps)
             rates = [SLOT_RATE * rate if clustered else rate, rate]
         with forward():
-            losses = losses_of(*clips_of_step, share(noise).to(device), decoded.to(device))
+            losses = losses_of(*clips_of_step, own_part(noise).to(device), decoded.to(device))
         update(optimizer, losses["loss"], rates, settings.clip_norm, math.inf if published else 2.0)
         return losses
 

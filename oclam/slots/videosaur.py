@@ -12,8 +12,8 @@ __all__ = ["FeatureSlots", "SlotMixer", "VideoSaur", "similarity_loss", "similar
 def similarity_target(keys: torch.Tensor, later: torch.Tensor, temperature: float) -> torch.Tensor:
     """For every patch, the softmax over the next frame's patches of the cosine similarity: (..., P, P), rows sum to 1.
 
-    Negative similarities are left out; a patch with no other has a uniform row. Keys of two frames' patches are
-    (..., P, D) each (arXiv 2306.04829, section 3.1).
+    Negative similarities are left out; a patch with only negative ones has a uniform row. Keys of two frames' patches
+    are (..., P, D) each (arXiv 2306.04829, section 3.1).
     """
     similarity = F.normalize(keys.float(), dim=-1) @ F.normalize(later.float(), dim=-1).mT
     negative = similarity < 0

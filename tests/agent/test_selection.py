@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from oclam.agent.selection import Probe, choose_model, choose_slots, combine, masked_views, probe, probe_masked
+from oclam.agent.selection import Probe, choose_model, choose_slots, combine, masked_thumbnails, probe, probe_masked
 from oclam.seeding import numpy_rng
 
 STEPS, SLOTS, SIZE = 60, 4, 16
@@ -23,7 +23,7 @@ def scene(carriers, count=4, noise=0.3):
 
 
 def views_of(frames, masks, actions):
-    return [masked_views(*trajectory) for trajectory in zip(frames, masks, strict=True)], actions
+    return [masked_thumbnails(*trajectory) for trajectory in zip(frames, masks, strict=True)], actions
 
 
 def test_the_one_slot_that_predicts_the_actions_is_chosen_alone():
@@ -52,7 +52,7 @@ def test_a_slot_without_a_patch_predicts_nothing():
 
 def test_a_masked_view_is_the_frame_where_the_mask_is_the_highest():
     frames, masks = (part[0] for part in scene([2])[:2])
-    views = masked_views(frames, masks)
+    views = masked_thumbnails(frames, masks)
     coarse = frames.reshape(STEPS, 8, 2, 8, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 255
     np.testing.assert_allclose(views.sum(1), coarse.reshape(STEPS, -1), rtol=1e-5)
     inside = np.zeros((8, 8))

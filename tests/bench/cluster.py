@@ -15,7 +15,7 @@ import yaml
 
 from oclam.params import read
 from oclam.plan import TFLOPS, Plan
-from oclam.slices import expand, run_slice, upstream, urgency
+from oclam.slices import expand, run_slice, start_order, upstream
 from tests import ROOT
 
 COUNT = 20  # stages that only start Python
@@ -24,9 +24,9 @@ COUNT = 20  # stages that only start Python
 def makespan(hours: Mapping[str, float], needs: Mapping[str, list[str]], gpus: int, on_gpu: set[str]) -> float:
     """Hours until all is done when a stage starts as soon as what it needs is there and, if it wants one, a GPU.
 
-    Ready stages are taken by `urgency`, as `oclam.cluster` does; stages without a GPU never wait.
+    Ready stages are taken by `start_order`, as `oclam.cluster` does; stages without a GPU never wait.
     """
-    rank, missing = urgency(needs), {name: len(needs[name]) for name in hours}
+    rank, missing = start_order(needs), {name: len(needs[name]) for name in hours}
     later = {name: [other for other in hours if name in needs[other]] for name in hours}
     ready, ends, now, free = [name for name in hours if not missing[name]], [], 0.0, gpus
     while ready or ends:

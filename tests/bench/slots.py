@@ -14,7 +14,7 @@ import torch
 from oclam import paths
 from oclam.agent.measures import slot_measures
 from oclam.agent.previews import shown_episodes
-from oclam.agent.selection import choose_slots, masked_views
+from oclam.agent.selection import choose_slots, masked_thumbnails
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import open_dataset
 from oclam.params import read
@@ -61,7 +61,7 @@ def main():
             seconds = time.process_time() - start
             masks, = find_masks([made], remembered, [*frames, *(dataset.pixels[e] for e in shown)], window=ocp.window,
                                 forward=forward)
-            views = [masked_views(*episode) for episode in zip(frames, masks[:len(frames)], strict=True)]
+            views = [masked_thumbnails(*episode) for episode in zip(frames, masks[:len(frames)], strict=True)]
             chosen, _ = choose_slots(views, actions, select.max_slots)
             measures = slot_measures(masks[len(frames):], dataset.group["segmentation"][:], chosen)
             found.append(all(measures[key] >= least for key, least in FOUND.items()))

@@ -44,7 +44,7 @@ def read(folder, name):
 
 @pytest.mark.parametrize("limit", [1, 1 << 30])
 def test_values_files_and_places_are_as_documented(source, tmp_path, monkeypatch, limit):
-    for kind in (lerobot._Tables, lerobot._Films):
+    for kind in (lerobot._Tables, lerobot._Videos):
         monkeypatch.setattr(kind, "limit", limit)  # 1: every episode begins a file
     export_lerobot(source, tmp_path / "out")
     group, info = zarr.open_group(source, mode="r"), json.loads((tmp_path / "out/meta/info.json").read_text())
@@ -69,8 +69,8 @@ def test_values_files_and_places_are_as_documented(source, tmp_path, monkeypatch
         np.testing.assert_allclose(np.array(table["timestamp"])[mine], np.arange(STEPS) / FPS, rtol=1e-6)
         start = rows[f"videos/{CAMERA}/from_timestamp"][episode]
         assert rows[f"videos/{CAMERA}/to_timestamp"][episode] == pytest.approx(start + STEPS / FPS)
-        with av.open(str(tmp_path / "out" / info["video_path"].format(video_key=CAMERA, **place))) as film:
-            frames = {round(frame.time * FPS): frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)}
+        with av.open(str(tmp_path / "out" / info["video_path"].format(video_key=CAMERA, **place))) as video:
+            frames = {round(frame.time * FPS): frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)}
         shown = np.stack([frames[round(start * FPS) + t] for t in range(STEPS)]).astype(int)
         assert np.abs(shown - group["pixels"][episode]).mean() < 4  # of 255; another frame differs by 80
 

@@ -231,10 +231,10 @@ def spoil(folder, change):
     (lambda folder: spoil(folder, lambda tensors: tensors.update(more=torch.zeros(1))), "does not fit .*more"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "damaged .*export it again"),
     (lambda folder: (folder / "model.safetensors").unlink(), "no such file; export it again"),
-    (lambda folder: (folder / "config.json").unlink(), "missing, or not of a model that oclam exported"),
+    (lambda folder: (folder / "config.json").unlink(), "missing, or not written by `python -m oclam.export`"),
     (lambda folder: (folder / "config.json").write_text('{"kind": "Hub'), "config.json: damaged .*export it again"),
-    (lambda folder: (folder / "config.json").write_text("[1]"), "config.json: not of a model that oclam exported"),
-    (lambda folder: (folder / "config.json").write_text('{"kind": "HubEncoder"}'), "of a HubEncoder, not of a HubPol"),
+    (lambda folder: (folder / "config.json").write_text("[1]"), "config.json: not written by `python -m oclam.export`"),
+    (lambda folder: (folder / "config.json").write_text('{"kind": "HubEncoder"}'), "HubEncoder; load it with HubEnc"),
     (lambda folder: (folder / "config.json").write_text('{"kind": "HubPolicy", "card": {"x": 1}, "origin": {}}'),
      "does not fit"),
 ])

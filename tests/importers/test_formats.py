@@ -19,7 +19,7 @@ from pyarrow import parquet  # noqa: E402
 
 command = importlib.import_module("oclam.import")
 LENGTHS = [18, 25, 20]
-LEVEL = 30  # grey levels between trajectories, 3 between frames: wider than a film's rounding
+LEVEL = 30  # grey levels between trajectories, 3 between frames: wider than a video's rounding
 
 
 def grey(i, t):
@@ -30,7 +30,7 @@ def png(image):
     return {"bytes": cv2.imencode(".png", image[..., ::-1])[1].tobytes(), "path": None}
 
 
-def film(path, pictures):
+def write_video(path, pictures):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=10, options={"crf": "8"})
@@ -61,7 +61,7 @@ def write_parquet(folder, **change):
 
 
 def write_lerobot(folder, **change):
-    """Two data files and two films: trajectories 0 and 1 in the first, 2 in the second."""
+    """Two data files and two videos: trajectories 0 and 1 in the first, 2 in the second."""
     starts = [0, *accumulate(LENGTHS)]
     key = "observation.images.front"
     info = {"codebase_version": "v3.0", "fps": 10, "features": {
@@ -76,7 +76,7 @@ def write_lerobot(folder, **change):
         table(folder / f"data/chunk-000/file-{number:03d}.parquet", {
             "action": columns["action"], "observation.state": columns["state"],
             "episode_index": [i for i, _ in pairs], "next.reward": [float(t) for _, t in pairs]})
-        film(folder / f"videos/{key}/chunk-000/file-{number:03d}.mp4", [grey(i, t) for i, t in pairs])
+        write_video(folder / f"videos/{key}/chunk-000/file-{number:03d}.mp4", [grey(i, t) for i, t in pairs])
     times = [0.0, 1.7999, 0.0]  # rounded down, as found in real data: times rate would be one frame early
     table(folder / "meta/episodes/chunk-000/file-000.parquet", {
         "episode_index": [0, 1, 2], "length": LENGTHS, "dataset_from_index": starts[:3],
@@ -86,7 +86,7 @@ def write_lerobot(folder, **change):
 
 def write_videos(folder):
     for i, length in enumerate(LENGTHS):
-        film(folder / f"{i}.mp4", [grey(i, t) for t in range(length)])
+        write_video(folder / f"{i}.mp4", [grey(i, t) for t in range(length)])
 
 
 def imported(tmp_path, source, **options):
@@ -174,7 +174,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 
 def test_a_film_that_lacks_frames_is_named(tmp_path):
     write_lerobot(tmp_path / "in")
-    film(tmp_path / "in/videos/observation.images.front/chunk-000/file-001.mp4", [grey(2, t) for t in range(9)])
+    write_video(tmp_path / "in/videos/observation.images.front/chunk-000/file-001.mp4", [grey(2, t) for t in range(9)])
     with pytest.raises(UserError, match="in: trajectory 2 has 9 frames, 20 are declared"):
         imported(tmp_path, tmp_path / "in")
 

@@ -53,12 +53,12 @@ def test_the_segmentation_s_row_i_is_held_out_episode_i(tmp_path):
 
 def test_some_episodes_with_actions_are_left_to_learn_from(tmp_path):
     with pytest.raises(UserError, match="2 episodes with actions; --test-episodes 2 holds out all of them"):
-        write(tmp_path / "out.zarr", source([16, 16]), source([32], "film", 0), steps=16, test_episodes=2)
+        write(tmp_path / "out.zarr", source([16, 16]), source([32], "video", 0), steps=16, test_episodes=2)
 
 
 def test_videos_without_actions_are_trained_on_and_never_labelled(tmp_path):
-    dataset = write(tmp_path / "out.zarr", source([16, 16]), source([32], "film", 0), steps=16)
-    assert (dataset.episodes, dataset.test_episodes) == (3, 1)  # the film's two first
+    dataset = write(tmp_path / "out.zarr", source([16, 16]), source([32], "video", 0), steps=16)
+    assert (dataset.episodes, dataset.test_episodes) == (3, 1)  # the video's two first
     assert np.isnan(dataset.actions[:2]).all() and np.isnan(dataset.rewards[:2]).all()
     assert dataset.with_actions == [2] and dataset.labelled(1, 0, "budget") == [2]
     with pytest.raises(UserError, match="budget: 2 given, .* has 1 training episodes with actions"):

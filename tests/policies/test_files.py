@@ -98,8 +98,8 @@ def test_actions_are_clipped():
 @pytest.mark.parametrize(("arguments", "line"), [
     ({"budgets": [8]}, "no policy of budget 8; there are 2, 16"),
     ({"budgets": [0]}, "no policy of budget 0; there are 2, 16"),
-    ({"task": "walker-run"}, "a policy of task 'cheetah-run', 'walker-run' asked for"),
-    ({"view": "distracted"}, "a policy of view 'clean', 'distracted' asked for"),
+    ({"task": "walker-run"}, "the policy has task 'cheetah-run', 'walker-run' is needed"),
+    ({"view": "distracted"}, "the policy has view 'clean', 'distracted' is needed"),
 ])
 def test_what_is_not_there_is_one_line(folder, arguments, line):
     with pytest.raises(UserError, match=line) as error:
@@ -110,7 +110,7 @@ def test_what_is_not_there_is_one_line(folder, arguments, line):
 def test_a_decoder_of_another_latent_width_is_one_line(folder):
     other = replace(FULL, latent_dim=7, budget=2)
     save_policy(folder, Policy(other.actor(), other.decoder()), other, frozen=True)
-    with pytest.raises(UserError, match="a decoder for latent_dim 7, not 6 of the actor beside it"):
+    with pytest.raises(UserError, match="its decoder has latent_dim 7, not 6, unlike the actor beside it"):
         load_policies(folder)
 
 
@@ -120,7 +120,7 @@ def test_impossible_sizes_in_a_policy_s_file_are_one_line(folder, key, size):
     path = folder / "2.safetensors"
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors, **metadata | {key: size})
-    with pytest.raises(UserError, match=f"{path}: a policy of {key} {size!r}; delete it and run `dvc repro`"):
+    with pytest.raises(UserError, match=f"{path}: invalid {key} {size!r} in its description; delete it and"):
         load_policies(folder)
 
 

@@ -91,7 +91,7 @@ def test_every_table_of_results_says_the_labels_used(results):
     assert row(every, "bc, all labels")["P(> lapo)"].value == "–"
     assert row(table(results, "R² by action"), "lapo-slots")["labels used"].value == "4"
     assert row(table(results, "Table 3"), tree.TASK)["labels used"].value == "all"
-    assert "4 chose restart and slots" in table(results, "Choice of slots").note
+    assert "4 were used to choose restart and slots" in table(results, "Choice of slots").note
 
 
 def test_standard_errors_say_what_they_are_over(results):

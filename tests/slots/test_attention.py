@@ -102,7 +102,7 @@ def test_slots_begin_by_the_similarity_of_normalised_slots_and_patches_and_publi
     similarity = layer_norm(slots, (8,)) @ layer_norm(features, (8,)).mT / 8**0.5
     for published in (False, True):
         attention = SlotAttention(8, published)
-        found = attention.share(slots, attention.read(features)[0])
+        found = attention.assignment(slots, attention.read(features)[0])
         assert torch.allclose(found, similarity.softmax(1), atol=1e-5) != published
 
 
@@ -124,7 +124,7 @@ def test_slots_that_start_from_clusters_divide_patches_by_cluster():
     nearest = torch.cdist(centres, model.init.mean).argmin(1)
     assert sorted(nearest.tolist()) == [0, 1, 2]
     torch.testing.assert_close(model.init.mean[nearest].detach(), centres)
-    first = model.attention.share(model.init(1), model.attention.read(features[None])[0])[0]  # (K, P)
+    first = model.attention.assignment(model.init(1), model.attention.read(features[None])[0])[0]  # (K, P)
     assert torch.equal(first.argmax(0), nearest[kinds])
 
 
@@ -136,5 +136,5 @@ def test_untrained_updates_leave_slots_with_their_clusters():
         key, value = model.attention.read(features[0])
         first = model.init(1)
         later = model.attention(first, key, value, iterations=3)
-        same = model.attention.share(first, key).argmax(1) == model.attention.share(later, key).argmax(1)
+        same = model.attention.assignment(first, key).argmax(1) == model.attention.assignment(later, key).argmax(1)
         assert same.float().mean() >= 0.9

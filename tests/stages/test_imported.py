@@ -1,4 +1,4 @@
-"""The pipeline on imported demonstrations: no environment, no clean view, films beside labels or alone."""
+"""The pipeline on imported demonstrations: no environment, no clean view, videos beside labels or alone."""
 
 import csv
 from contextlib import chdir
@@ -33,7 +33,7 @@ def trajectories(name, count, labels):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("imported")
-    sources = [trajectories("films", 2, False), trajectories("labelled", 4, True)]
+    sources = [trajectories("videos", 2, False), trajectories("labelled", 4, True)]
     write_dataset(folder / "data/demonstrations" / TASK / "distracted.zarr", sources, TASK, "distracted", None, SIZE, 2)
     build(folder, tasks=[TASK], collect={"source": "files", "episodes": 4, "test_episodes": 2, "segmented_episodes": 0})
     with chdir(folder):
@@ -66,7 +66,7 @@ def test_the_report_has_the_variants_that_exist(project):
 
 
 def test_from_films_alone_latent_actions_are_learned_on_slots_chosen_by_hand(tmp_path):
-    write_dataset(tmp_path / "data/demonstrations" / TASK / "distracted.zarr", [trajectories("films", 6, False)], TASK,
+    write_dataset(tmp_path / "data/demonstrations" / TASK / "distracted.zarr", [trajectories("videos", 6, False)], TASK,
                   "distracted", None, SIZE, 2)
     build(tmp_path, tasks=[TASK], restarts=[0], slot_select={"method": "manual", "manual": {TASK: [1]}},
           collect={"source": "files", "episodes": 4, "test_episodes": 2, "segmented_episodes": 0})

@@ -1,4 +1,4 @@
-"""The label store: the latent action IDM(t, t+1) of every transition."""
+"""The store of latent actions: IDM(t, t+1) of every transition."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +11,14 @@ from oclam.errors import UserError
 from oclam.progress import Progress
 from oclam.training import autocast
 
-__all__ = ["label"]
+__all__ = ["write_latents"]
 
 SHARD_BYTES = 1 << 27
 
 
 @torch.no_grad()
-def label(idm: Callable, observe: Callable, path: Path, *, episodes: int, steps: int, latent_dim: int,
-          batch_size: int, device: torch.device, precision: str) -> None:
+def write_latents(idm: Callable, observe: Callable, path: Path, *, episodes: int, steps: int, latent_dim: int,
+                  batch_size: int, device: torch.device, precision: str) -> None:
     """Write `latents` float16 (E, T-1, L) to a Zarr store; a call that was killed is resumed by the next one.
 
     A file beside the store says how many shards are done.
@@ -43,7 +43,7 @@ def label(idm: Callable, observe: Callable, path: Path, *, episodes: int, steps:
         array = zarr.create_group(path, overwrite=True).create_array(
             "latents", shape=(episodes, steps - 1, latent_dim), dtype="float16", chunks=(1, steps - 1, latent_dim),
             shards=(shard, steps - 1, latent_dim), compressors=None, dimension_names=("episode", "step", "latent"))
-    with Progress(episodes * (steps - 1), "labels", " transitions", initial=done * (steps - 1)) as bar:
+    with Progress(episodes * (steps - 1), "latent actions", " transitions", initial=done * (steps - 1)) as bar:
         for first in range(done, episodes, shard):
             last = min(first + shard, episodes)
             rows = []
@@ -55,6 +55,7 @@ def label(idm: Callable, observe: Callable, path: Path, *, episodes: int, steps:
                 bar.update(steps - 1)
             rows = torch.stack(rows)
             if not rows.isfinite().all():
-                raise UserError(f"{path}: a latent is beyond float16 or not a number; lower the learning rate")
+                raise UserError(f"{path}: a latent action is beyond float16 or not a number; lower learning_rate in "
+                                "this stage's section of params.yaml")
             array[first:last] = rows.numpy()
             progress.finish()

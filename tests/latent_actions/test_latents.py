@@ -4,8 +4,8 @@ import torch
 import zarr
 
 from oclam.errors import UserError
-from oclam.latent_actions import labels
-from oclam.latent_actions.labels import label
+from oclam.latent_actions import latents
+from oclam.latent_actions.latents import write_latents
 
 E, T, D, L = 5, 7, 4, 3
 
@@ -17,7 +17,7 @@ def world():
 
 
 def write(path, idm, observe):
-    label(idm, observe, path, episodes=E, steps=T, latent_dim=L, batch_size=4, device=torch.device("cpu"),
+    write_latents(idm, observe, path, episodes=E, steps=T, latent_dim=L, batch_size=4, device=torch.device("cpu"),
           precision="float32")
 
 
@@ -36,8 +36,8 @@ def content(path):
     return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def test_a_killed_labelling_resumes_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(labels, "SHARD_BYTES", 2 * 2 * (T - 1) * L)  # two episodes a shard
+def test_a_killed_writing_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "SHARD_BYTES", 2 * 2 * (T - 1) * L)  # two episodes a shard
     frames, idm = world()
     write(tmp_path / "whole.zarr", idm, lambda t: frames[t])
     seen = []
