@@ -51,11 +51,14 @@ def atomic(path: Path | str, checked: bool = False) -> Iterator[Path]:
         yield temporary
         if not checked and (temporary / "zarr.json").exists():
             _write_checksums(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif temporary.is_dir():
-            path.unlink(missing_ok=True)
-        os.replace(temporary, path)
+        if path.is_dir():  # deleted after the new one is in place: a signal during that long work loses nothing
+            path.rename(old := temporary.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp"))
+            os.replace(temporary, path)
+            _remove(old)
+        else:
+            if temporary.is_dir():
+                path.unlink(missing_ok=True)
+            os.replace(temporary, path)
     except OSError as error:
         if error.filename is None or temporary.name in str(error.filename):  # a full disk names no file
             error.filename = str(path)

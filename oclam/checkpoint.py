@@ -100,9 +100,9 @@ class Units:
         self.done, self.state = self.done + 1, state
         self._write(checksums(self.result))
 
-    def release(self, part: str) -> None:
-        """Record all units as done, without checksums of files whose names begin with `part`, which will change."""
-        self._write({name: crc for name, crc in checksums(self.result).items() if not name.startswith(part)})
+    def release(self, parts: tuple[str, ...]) -> None:
+        """Record all units as done, without checksums of files whose names begin with one of `parts`."""
+        self._write({name: crc for name, crc in checksums(self.result).items() if not name.startswith(parts)})
 
     def _write(self, found):
         _write(self.path, (self.done, self.state, found))

@@ -74,17 +74,23 @@ class Dataset:
         return self.group["actions"][:]
 
     @cached_property
-    def action_scale(self) -> np.ndarray:
-        """Networks predict actions divided by this: float32 (A,).
+    def action_units(self) -> tuple[np.ndarray, np.ndarray]:
+        """Offset and scale, float32 (A,) each: networks predict (action - offset) / scale.
 
-        1 for the actions that an environment takes; for raw ones, an imported expert's unbounded means, their standard
+        0 and 1 for the simulator's actions in [-1, 1]; for imported ones, which may be of any size, mean and standard
         deviation over the training episodes.
         """
-        if self.attrs.get("actions") != "raw":
-            return np.ones(self.actions.shape[2], np.float32)
-        deviation = self.actions[:self.episodes]
-        deviation = np.nanstd(deviation, (0, 1), dtype=np.float64).astype(np.float32)
-        return np.where(deviation > 1e-6, deviation, 1)
+        training = self.actions[:self.episodes].astype(np.float64)
+        known = training[np.isfinite(training).all((1, 2))]
+        if "adopted" not in self.attrs or not len(known):
+            return np.zeros(training.shape[2], np.float32), np.ones(training.shape[2], np.float32)
+        offset, scale = known.mean((0, 1)).astype(np.float32), known.std((0, 1)).astype(np.float32)
+        return offset, np.where(scale > 1e-6, scale, np.float32(1))
+
+    def normalised_actions(self, episodes: Sequence[int]) -> np.ndarray:
+        """The actions of these episodes in `action_units`: float32 (episodes, T, A)."""
+        offset, scale = self.action_units
+        return (self.actions[list(episodes)] - offset) / scale
 
     @cached_property
     def states(self) -> np.ndarray:

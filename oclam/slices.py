@@ -254,6 +254,11 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
         failed.append(name)
         print(f"{name} failed: {why}", flush=True)
 
+    def least(job):
+        """Cores that the stage needs: one a thread where it trains without a GPU."""
+        trains = "compute" in job.stage.params and not job.devices(devices)
+        return max(share, min(params["compute"]["threads"], every)) if trains else share
+
     try:
         while True:
             while ready := graph.get_ready():
@@ -273,13 +278,13 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                 break
             if time.monotonic() >= deadline:
                 return False
-            possible = [job for job in waiting if job.devices(devices) <= len(gpus)]
-            if possible and len(running) < jobs and len(free) >= share:
+            possible = [job for job in waiting if job.devices(devices) <= len(gpus) and least(job) <= len(free)]
+            if possible and len(running) < jobs:
                 job = min(possible, key=lambda job: rank[job.stage.name])
                 waiting.remove(job)
                 own = job.devices(devices)
                 useful = len(free) // (len(waiting) + 1) if job.kind in WORKERS else every * own // (total or 1)
-                count = max(share, min(useful, len(free)))
+                count = max(least(job), min(useful, len(free)))
                 job.start([free.pop() for _ in range(count)], [gpus.pop() for _ in range(own)])
                 running.append(job)
                 print(f"{job.stage.name} starts; of {len(stages)} stages {done} are done", flush=True)

@@ -35,7 +35,7 @@ def main():
         found = select_slots(
             select, manual, frames=[dataset.pixels[e] for e in labelled], masks=[slots["masks"][e] for e in labelled],
             vectors=[slots["slots"][e].astype(np.float32) for e in labelled],
-            actions=[dataset.group["actions"][e] for e in labelled])
+            actions=dataset.normalised_actions(labelled))
     if found.table["better_than_whole_frame"] is False:
         print(f"WARNING: {found.table['why']} Look at the masks in the report before you trust what is learned from "
               "these slots, or set slot_select.method: manual.", file=sys.stderr)
@@ -48,8 +48,7 @@ def main():
     used = select.method == "auto" or slots.attrs["restart_errors"]  # restarts are chosen by labels too
     table["labels"] = select.labelled_episodes if used else 0
     vectors = [selection["slots"][e].astype(np.float32) for e in labelled]
-    actions = [dataset.group["actions"][e] for e in labelled]
-    table["mask"] = {"vector_mse": probe(vectors, actions).mse} if labelled else {}
+    table["mask"] = {"vector_mse": probe(vectors, dataset.normalised_actions(labelled)).mse} if labelled else {}
     measures = {} if segmentation is None else slot_measures(masks, segmentation[:], found.chosen)
     if measures:  # imported datasets have no segmentation, or none that shows the agent
         measures["slots"] = [a | b for a, b in zip(table["slots"], measures["slots"], strict=True)]

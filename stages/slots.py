@@ -32,7 +32,7 @@ def main():
     best, errors = 0, []
     if len(models) > 1:
         labelled = dataset.labelled(params.slot_select.labelled_episodes, seed, "slot_select.labelled_episodes")
-        frames, actions = [dataset.pixels[e] for e in labelled], [dataset.group["actions"][e] for e in labelled]
+        frames, actions = [dataset.pixels[e] for e in labelled], dataset.normalised_actions(labelled)
         masks = find_masks(models, observer, frames, window=ocp.window, forward=forward)
         best, errors = choose_model(masks, frames, actions)
         shown = ", ".join(f"{error:.3f}" for error in errors)

@@ -1,13 +1,16 @@
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import zarr
 
+from oclam import artifacts
 from oclam.artifacts import (
     atomic,
     digest,
@@ -69,6 +72,17 @@ def test_atomic_replaces_a_folder_whole(tmp_path):
         with atomic(path) as temporary:
             temporary.mkdir()
             (temporary / content).touch()
+    assert [file.name for file in path.iterdir()] == ["second"]
+
+
+def test_a_signal_while_the_old_folder_is_deleted_keeps_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "store"
+    for content in ("first", "second"):
+        with monkeypatch.context() as context, suppress(KeyboardInterrupt), atomic(path) as temporary:
+            temporary.mkdir()
+            (temporary / content).touch()
+            if content == "second":
+                context.setattr(artifacts, "_remove", Mock(side_effect=[KeyboardInterrupt, None]))
     assert [file.name for file in path.iterdir()] == ["second"]
 
 

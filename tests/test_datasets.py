@@ -109,12 +109,22 @@ def test_more_labels_contain_the_fewer_and_another_seed_has_others(store):
     assert many.labelled(64, 1, "a.b") != largest != list(range(64))
 
 
-def test_raw_actions_have_the_scale_of_the_training_episodes_and_others_one(store):
-    assert store.action_scale.tolist() == [1, 1]
-    raw = open_dataset(store.path)
-    raw.attrs["actions"], raw.actions[:, :, 0] = "raw", 3
-    expected = raw.actions[:EPISODES, :, 1].std()
-    np.testing.assert_allclose(raw.action_scale, [1, expected], rtol=1e-5)  # the first never varies
+def test_imported_actions_have_mean_0_and_deviation_1_over_training_episodes_and_the_simulators_are_as_they_are(store):
+    np.testing.assert_array_equal(store.normalised_actions([1, 0]), store.actions[[1, 0]])
+    imported = open_dataset(store.path)
+    imported.attrs["adopted"], imported.actions[:, :, 0] = "store", 3
+    imported.actions[:, :, 1] = 0.01 * imported.actions[:, :, 1] + 20
+    found = imported.normalised_actions(range(EPISODES))
+    np.testing.assert_allclose(found.mean((0, 1)), 0, atol=0.01)
+    np.testing.assert_allclose(found.std((0, 1)), [0, 1], rtol=0.01)  # the first never varies
+    offset, scale = imported.action_units
+    np.testing.assert_allclose(offset + scale * found, imported.actions[:EPISODES], rtol=1e-6)
+
+
+def test_without_known_actions_units_are_0_and_1(store):
+    unknown = open_dataset(store.path)
+    unknown.attrs["adopted"], unknown.actions[:] = "store", np.nan
+    assert [unit.tolist() for unit in unknown.action_units] == [[0, 0], [1, 1]]
 
 
 def test_a_transition_and_its_frame_are_each_other_s_inverse():

@@ -32,7 +32,7 @@ def test_only_one_holds_it_and_it_is_gone_afterwards(tmp_path):
 
 def test_who_does_not_wait_is_told_who_holds_it(tmp_path):
     with hold(tmp_path / "driver", True, PATIENCE):
-        with pytest.raises(UserError, match=rf"driver runs already, on host .* as process {os.getpid()}; wait for it"):
+        with pytest.raises(UserError, match=rf"driver is already running, on host .* process {os.getpid()}; wait"):
             with hold(tmp_path / "driver", False, PATIENCE):
                 raise AssertionError("held twice")
 

@@ -198,7 +198,7 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "tasks.outside": ({"tasks": ["../x-y"]}, "'../x-y' given, a task is domain-task"),
     "expert.training.cheetah-run.demonstrator": (
         {"expert.training.cheetah-run.demonstrator": "walker.safetensors"},
-        "'walker.safetensors' given, PPO learns from its own actions"),
+        "'walker.safetensors' given, only SAC and CrossQ can use a demonstrator"),
     "ocp.window": ({"ocp.window": 1001}, "1001 given, an episode has collect.steps = 1000"),
     "slot_select.manual.walker-run": ({"slot_select.manual": {"walker-run": [0]}}, "[0] given, tasks are cheetah-run"),
     "seeds": ({"seeds": [0, 0]}, "[0, 0] given, each value may appear only once"),

@@ -277,6 +277,24 @@ def test_parameters_that_change_under_a_run_are_not_recorded_as_the_earlier_ones
     assert run_slice(10, "first") and ran() == ["a"]
 
 
+def test_a_training_gets_a_core_for_each_of_its_threads(tree, monkeypatch):
+    monkeypatch.setattr("oclam.slices.cores", lambda: [0, 1])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    set_params(compute={**read().model_dump()["compute"], "threads": 2})
+    stage = {"cmd": "python count.py x a", "params": ["compute"], "deps": ["count.py"], "outs": ["a"]}
+    other = {**stage, "cmd": "python count.py x b", "params": [], "outs": ["b"]}
+    Path("dvc.yaml").write_text(yaml.dump({"stages": {"train": stage, "other": other}}))
+    given, start = {}, Job.start
+
+    def note(job, cores, gpus):
+        given[job.stage.name] = len(cores)
+        start(job, cores, gpus)
+
+    monkeypatch.setattr(Job, "start", note)
+    assert run_slice(10) and given == {"train": 2, "other": 1}
+
+
 def test_a_gpu_stage_gets_the_cores_of_the_gpus_share(tree, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     Path("count.py").write_text(COUNT + "path.write_text(f\"{os.sched_getaffinity(0)} \" + "

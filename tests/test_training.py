@@ -139,7 +139,7 @@ def test_units_count_from_zero_where_a_finished_one_was_damaged(tmp_path, capsys
     result.mkdir()
     for unit in range(2):
         (result / f"{unit}").write_bytes(bytes([unit] * 9))
-    units.release("1")
+    units.release(("1",))
     (result / "1").write_bytes(b"finished otherwise")
     assert checkpoint_module.Units(record, result).done == 2
 

@@ -46,7 +46,7 @@ def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
 
 def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, actions: torch.Tensor, settings,
                compute: Compute, checkpoint: Checkpoint, labels: Labels | None = None,
-               scale: torch.Tensor | None = None) -> list[dict]:
+               units: tuple = (0.0, 1.0)) -> list[dict]:
     """`oclam.latent_actions.training.train_model` for LAOM, which predicts the target encoder's embedding of t+1.
 
     With labels, a linear layer also predicts their true actions from the latent actions of augmented triples.
@@ -54,7 +54,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
     Returns: rows of step, loss, probe_mse, and state_variance, of the embeddings in a batch: 0 where they collapsed.
     """
     device = next(model.parameters()).device
-    actions, scale = actions.to(device), torch.ones(1, device=device) if scale is None else scale.to(device)
+    actions, (offset, scale) = actions.to(device), (torch.as_tensor(unit, device=device) for unit in units)
     known = actions.isfinite().sum() / actions.numel()
     probe, head = (nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device) for _ in range(2))
     target = deepcopy(model.encoder).requires_grad_(False)
@@ -89,8 +89,8 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
             few_latents = model.idm(*labelled) if labels else None
         loss = F.mse_loss(prediction.float(), wanted.float())
         if labels:
-            loss = loss + labels.coefficient * F.mse_loss(head(few_latents.float()), true[0] / scale)
-        probe_mse = action_error(scale * probe(latent.detach().float()), action, known)
+            loss = loss + labels.coefficient * F.mse_loss(head(few_latents.float()), (true[0] - offset) / scale)
+        probe_mse = action_error(offset + scale * probe(latent.detach().float()), action, known)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         follow(target, model.encoder, settings.target_rate)
         return {"loss": loss, "probe_mse": probe_mse, "state_variance": state.float().var(0, correction=0).mean()}

@@ -27,7 +27,7 @@ PICTURES, POINTS = 6, 2000  # of held-out transitions in the report: example ima
 
 
 def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, actions: torch.Tensor, settings,
-                compute: Compute, checkpoint: Checkpoint, scale: torch.Tensor | None = None) -> list[dict]:
+                compute: Compute, checkpoint: Checkpoint, units: tuple = (0.0, 1.0)) -> list[dict]:
     """Train a latent action model and the paper's online probe: a linear layer from detached latents to actions.
 
     The inverse model sees t and t+k, the forward model predicts t+1.
@@ -39,11 +39,11 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         actions: (N, A), one a frame of the sampler's episodes; NaN where it is not known, which the probe leaves out.
         settings: the section lapo or lapo_slots.
         compute: the section compute.
-        scale: what the probe's outputs are multiplied by (A,), as `Dataset.action_scale`; None: by 1.
+        units: offset and scale (A,), as `Dataset.action_units`: the probe returns offset + scale x a linear map.
     Returns: about 200 rows of step, loss and probe_mse, each a mean over the updates since the last.
     """
     device = next(model.parameters()).device
-    actions, scale = actions.to(device), torch.ones(1, device=device) if scale is None else scale.to(device)
+    actions, (offset, scale) = actions.to(device), (torch.as_tensor(unit, device=device) for unit in units)
     known = actions.isfinite().sum() / actions.numel()
     probe = nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device)
     # One optimizer serves both: Adam works on every weight alone, and no gradient leaves the probe.
@@ -65,7 +65,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         means = [] if weight is None else [weight.mean()]
         average(means)
         loss = reconstruction_error(prediction.float(), target, weight, *means)
-        probe_mse = action_error(scale * probe(latent.detach().float()), action, known)
+        probe_mse = action_error(offset + scale * probe(latent.detach().float()), action, known)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         return {"loss": loss, "probe_mse": probe_mse}
 
@@ -129,7 +129,7 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
     sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, future_offset, f"lapo {task} {seed}")
     actions = torch.from_numpy(dataset.actions)
     rows = trainer(model, observe, sampler, actions[:dataset.episodes].flatten(0, 1), settings, compute, checkpoint,
-                   scale=torch.from_numpy(dataset.action_scale))
+                   units=dataset.action_units)
     weights = paths.lapo(task, seed, variant)
     save_tensors(weights, model.state_dict(), task=task, seed=seed, variant=variant, sizes=model.sizes)
     write_csv(paths.log(weights), rows)

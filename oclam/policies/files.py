@@ -156,7 +156,7 @@ class Agent:
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray) -> np.ndarray:
-        """Actions float32 (B, A) in [-1, 1] for the newest frames, uint8 (B, H, W, 3)."""
+        """Actions float32 (B, A) for the newest frames, uint8 (B, H, W, 3); the suite clips them to [-1, 1]."""
         newest = torch.from_numpy(frames).to(self.device).unsqueeze(1)
         if self._stack is None:  # an episode's start repeats its first frame
             self._stack = newest.expand(-1, self.frame_stack, -1, -1, -1)
@@ -169,7 +169,7 @@ class Agent:
         else:
             parts = images.chunk(len(self.policies))
             actions = [policy(part) for policy, part in zip(self.policies, parts, strict=True)]
-        return torch.cat(actions).clamp(-1, 1).cpu().numpy()
+        return torch.cat(actions).cpu().numpy()
 
 
 def _file(folder, budget):

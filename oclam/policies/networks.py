@@ -52,8 +52,9 @@ class Policy(nn.Module):
         return self.decoder(self.actor(images))
 
     @torch.no_grad()
-    def rescale(self, scale: torch.Tensor) -> None:
-        """Multiply every action by scale (A,), in the weights of the last layer."""
+    def rescale(self, offset: torch.Tensor, scale: torch.Tensor) -> None:
+        """Make the policy return offset + scale x action, (A,) each, by the weights of the last layer."""
         last = self.actor.head if isinstance(self.decoder, nn.Identity) else self.decoder[-1]
         last.weight *= scale[:, None].to(last.weight.device)
         last.bias *= scale.to(last.bias.device)
+        last.bias += offset.to(last.bias.device)

@@ -24,9 +24,8 @@ LOSSES = {"squares": F.mse_loss, "absolute": F.l1_loss}
 
 
 def true_actions(dataset: Dataset, episodes: Sequence[int], device: torch.device) -> Frames:
-    """The actions of these episodes over `dataset.action_scale`, one after the other, (frames, A) on the device."""
-    actions = dataset.actions[list(episodes)] / dataset.action_scale
-    return Frames(torch.from_numpy(actions).flatten(0, 1).to(device), device)
+    """The normalised actions of these episodes, one after the other, (frames, A) on the device."""
+    return Frames(torch.from_numpy(dataset.normalised_actions(episodes)).flatten(0, 1).to(device), device)
 
 
 def seeded(make: Callable[[], nn.Module], *purpose) -> nn.Module:
@@ -118,5 +117,5 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
         rows = regress(policy.decoder if frozen else policy, inputs, actions.gather, sampler,
                        updates_of(settings, budget * steps), settings.learning_rate, checkpoints[budget], compute,
                        loss_of=LOSSES[settings.loss])
-        policy.rescale(torch.from_numpy(dataset.action_scale))
+        policy.rescale(*map(torch.from_numpy, dataset.action_units))
         yield policy, replace(card, budget=budget), rows

@@ -65,7 +65,7 @@ def extract_slots(model: torch.nn.Module, observe: Callable, pixels: zarr.Array,
                 progress.finish(found[:, -1].cpu())
             bar.update(count)
     if finish:
-        progress.release("slots/c/")  # which `finish` writes again, without reading what may be damaged
+        progress.release(("slots/c/",))  # which `finish` writes again, without reading what may be damaged
         shutil.rmtree(folder / "slots.zarr/slots/c", ignore_errors=True)
         finish(store)
     move_store(folder / "slots.zarr", path, progress.path)

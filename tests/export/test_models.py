@@ -167,7 +167,7 @@ def policies(project):
     for budget in (2, 8):
         full = Card(**vars(card) | {"hidden_dim": 4, "action_dim": 6, "budget": budget})
         policy = Policy(actor, full.decoder())
-        policy.rescale(torch.linspace(0.5, 2, 6))
+        policy.rescale(torch.zeros(6), torch.linspace(0.5, 2, 6))
         save_policy(folder, policy, full, frozen=True)
     write_csv(paths.evaluation(TASK, 0, "lapo"), [
         {"backgrounds": "test", "budget": budget, "episode": episode, "return": value}

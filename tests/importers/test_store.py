@@ -63,7 +63,9 @@ def test_videos_without_actions_are_trained_on_and_never_labelled(tmp_path):
     assert dataset.with_actions == [2] and dataset.labelled(1, 0, "budget") == [2]
     with pytest.raises(UserError, match="budget: 2 given, .* has 1 training episodes with actions"):
         dataset.labelled(2, 0, "budget")
-    np.testing.assert_allclose(dataset.action_scale, np.maximum(dataset.actions[2].std(0), [1, 0]), rtol=1e-6)
+    offset, scale = dataset.action_units
+    np.testing.assert_allclose(offset, dataset.actions[2].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(scale, np.maximum(dataset.actions[2].std(0), [1, 0]), rtol=1e-6)
 
 
 def test_films_alone_have_no_labels(tmp_path):

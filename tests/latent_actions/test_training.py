@@ -170,7 +170,7 @@ def test_slots_are_learned_from_alike_but_show_no_pictures(world):
     np.testing.assert_allclose(latents[2], expected.numpy(), rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("killed_in", ["training", "labels", "probes"])
+@pytest.mark.parametrize("killed_in", ["training", "latents", "probes"])
 def test_a_killed_stage_resumes_to_the_same_bytes(world, monkeypatch, killed_in):
     learn_from_images("a-b", 0, "lapo", PARAMS)
     expected = written("lapo")
@@ -193,7 +193,7 @@ def test_a_killed_stage_resumes_to_the_same_bytes(world, monkeypatch, killed_in)
 
     with monkeypatch.context() as patch:
         patch.setattr(lapo_training, "Checkpoint", EverySave)
-        name = {"training": "reconstruction_error", "labels": "label", "probes": "probe_frames"}[killed_in]
+        name = {"training": "reconstruction_error", "latents": "write_latents", "probes": "probe_frames"}[killed_in]
         at = 8 if killed_in == "training" else 0
         patch.setattr(lapo_training, name, killed(getattr(lapo_training, name), at))
         with pytest.raises(KeyboardInterrupt):
@@ -203,7 +203,7 @@ def test_a_killed_stage_resumes_to_the_same_bytes(world, monkeypatch, killed_in)
     original = lapo_training.reconstruction_error
     monkeypatch.setattr(lapo_training, "reconstruction_error", lambda *a: (steps.append(None), original(*a))[1])
     learn_from_images("a-b", 0, "lapo", PARAMS)
-    assert len(steps) == {"training": 15 - 8, "labels": 0, "probes": 0}[killed_in]
+    assert len(steps) == {"training": 15 - 8, "latents": 0, "probes": 0}[killed_in]
     assert written("lapo") == expected
 
 

@@ -169,14 +169,14 @@ def test_same_seed_same_bytes_and_budgets_do_not_see_each_other(dataset):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_raw_actions_are_learned_as_if_of_unit_size_and_come_back_at_theirs(dataset, frozen):
+def test_imported_actions_are_learned_as_normalised_and_come_back_in_their_units(dataset, frozen):
     small = tune(dataset, frozen)
-    scale = torch.tensor([8.0, 0.25])  # powers of two: nothing is rounded
-    dataset.actions[:] *= scale.numpy()
-    dataset.__dict__["action_scale"] = scale.numpy()
+    offset, scale = torch.tensor([64.0, -2.0]), torch.tensor([8.0, 0.25])
+    dataset.actions[:] = dataset.actions * scale.numpy() + offset.numpy()
+    dataset.__dict__["action_units"] = offset.numpy(), scale.numpy()
     images = torch.rand(3, 6, 16, 16)
     for (policy, *_), (large, *_) in zip(small, tune(dataset, frozen), strict=True):
-        torch.testing.assert_close(large(images), scale * policy(images))
+        torch.testing.assert_close(large(images), offset + scale * policy(images), rtol=1e-4, atol=1e-3)
 
 
 def test_the_decoder_starts_orthogonal_or_by_default(dataset):
