@@ -62,7 +62,7 @@ def _checked(path, file):
         shapes = shapes or widths
         steps = {shape[0] if shape else 0 for shape in found.values()}
         ranks = [len(shape) for shape in found.values()]
-        if widths != shapes or len(steps) > 1 or min(steps) < 1 or ranks != [4, 2, 2]:
+        if widths != shapes or len(steps) > 1 or min(steps) < 1 or ranks != [4, 2, 2] or shapes["obs"][2] != 3:
             raise UserError(f"{path}: episode {name} has {found}, expected obs (T, H, W, 3), actions (T, A) and states "
                             f"(T, S), as wide as in the first episode ({shapes})")
         for array in ARRAYS:

@@ -109,6 +109,14 @@ def put(array, value, **options):
     return spoil
 
 
+def with_pixels_of(*shape):
+    def spoil(file):
+        for name in file:
+            del file[name]["obs"]
+            file[name]["obs"] = np.zeros((STEPS, *shape), np.uint8)
+    return spoil
+
+
 def with_another_task(file):
     file.attrs["task_name"] = "../run"
 
@@ -145,6 +153,8 @@ def with_no_steps(file):
 @pytest.mark.parametrize(("spoil", "message"), [
     (put("actions", np.full((STEPS, 6), np.nan)), "trajectory 3 has actions that are not finite"),
     (put("states", np.full((STEPS, 17), np.inf)), "trajectory 3 has states that are not finite"),
+    *((with_pixels_of(*shape), r"episode 0 has .*expected obs \(T, H, W, 3\)")
+      for shape in [(3, 64, 64), (64, 64, 9), (64, 64, 4), (64, 64, 1)]),
     (put("obs", 3), "episode 3 has"), (put("actions", np.full((STEPS, 6), b"text")), "type .S4, expected numbers"),
     (with_another_task, "--task: cheetah-../run given"), (with_a_dangling_link, "3 is no episode"),
     (with_a_link_to_another_file, "3 is no episode"), (with_pixels_in_another_file, "3 is no episode"),
