@@ -28,18 +28,19 @@ def import_sources(names: list[str], folder: Path, task: str | None = None, view
 
     Args:
         names: of files, folders and hub datasets.
-        task: needed where no source names it; a task of the suite is also evaluated.
-        view: None for distracted, or what the source says.
+        task: needed where no source names it or several do; a task of the suite is also evaluated.
+        view: None for distracted, or what the sources say; needed where they differ.
         steps, test_episodes, image_size: as in `write_dataset`.
         camera: of a LeRobot dataset that has several.
     Raises UserError for a source that is missing, damaged or of another kind, and when the dataset is there already.
     """
-    sources, tasks, views = [], {task} - {None}, {view} - {None}
+    sources, tasks, views = [], set(), set()
     for name in names:
         path = _local(name)
         if path.is_file():
             source, its_task, its_view = from_hdf5(path)
-            tasks, views = tasks or {its_task}, views or {its_view}
+            tasks.add(its_task)
+            views.add(its_view)
         elif (path / "meta/info.json").exists():
             source = from_lerobot(path, camera)
         elif next(path.rglob("*.parquet"), None):
@@ -47,7 +48,8 @@ def import_sources(names: list[str], folder: Path, task: str | None = None, view
         else:
             source = from_videos(path)
         sources.append(source)
-    task, view = "".join(tasks), "".join(views) or "distracted"
+    task = task or _only("--task", tasks)
+    view = view or _only("--view", views) or "distracted"
     if not re.fullmatch(r"\w+-\w+", task):
         raise UserError(f"--task: {task or 'nothing'} given, expected domain-task, as in cheetah-run or kitchen-sweep")
     target = folder / task / f"{view}.zarr"
@@ -59,6 +61,13 @@ def import_sources(names: list[str], folder: Path, task: str | None = None, view
     counts = {key: found[key] for key in ("episodes", "test_episodes", "segmented_episodes", "steps")}
     return {"base": "../params.yaml", "scale": "imported", "tasks": [task], "env": {"image_size": image_size},
             "collect": {"source": "files", "path": str(folder), **counts}}
+
+
+def _only(option, found):
+    """The one name among those found in the sources, "" where there is none."""
+    if len(found) > 1:
+        raise UserError(f"{option}: needed, the files are of {', '.join(sorted(found))}")
+    return "".join(found)
 
 
 def _local(name):

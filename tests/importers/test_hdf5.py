@@ -62,6 +62,23 @@ def test_raw_and_bounded_actions_are_told_apart_and_bytes_are_text(published, tm
     assert open_dataset(tmp_path / "bounded.zarr").attrs["task"] == "cheetah-run"
 
 
+@pytest.mark.parametrize(("changes", "option", "message", "name"), [
+    ({"task_name": "walk"}, "task", "cheetah-run, cheetah-walk", "cheetah-walk"),
+    ({"difficulty": "vanilla"}, "view", "clean, distracted", "clean")])
+def test_files_of_several_tasks_or_views_are_one_dataset_only_where_that_is_said(published, tmp_path, changes, option,
+                                                                               message, name):
+    other = shutil.copy(published, tmp_path / "other.hdf5")
+    with h5py.File(other, "a") as file:
+        file.attrs.update(changes)
+    names = [str(published), str(other)]
+    with pytest.raises(UserError, match=f"--{option}: needed, the files are of {message}"):
+        import_sources(names, tmp_path / "out", test_episodes=2)
+    import_sources(names, tmp_path / "out", test_episodes=2, **{option: name})
+    (path,) = (tmp_path / "out").glob("*/*.zarr")
+    dataset = open_dataset(path)
+    assert dataset.attrs[option] == name and dataset.episodes == 2 * EPISODES - 2
+
+
 def test_no_distraction_is_the_clean_view(published, tmp_path):
     with h5py.File(published, "a") as file:
         file.attrs["difficulty"] = "vanilla"
