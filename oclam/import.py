@@ -104,6 +104,8 @@ def main():
     given = parser.parse_args()
     if given.test_episodes < 2:
         raise UserError(f"--test-episodes: {given.test_episodes} given, probes need 2 or more")
+    if given.image_size % 8 or not 16 <= given.image_size <= 1024:  # as env.image_size
+        raise UserError(f"--image-size: {given.image_size} given, a multiple of 8 from 16 to 1024 is needed")
     params = import_sources(given.sources, given.to, given.task, given.view, given.steps, given.test_episodes,
                             given.image_size, given.camera)
     print(yaml.safe_dump(params, sort_keys=False), end="")

@@ -220,3 +220,10 @@ def test_the_command_prints_a_scale_and_never_overwrites(tmp_path, capsys, monke
     monkeypatch.setattr("sys.argv", ["import", str(tmp_path / "in"), "--test-episodes", "1"])
     with pytest.raises(UserError, match="--test-episodes: 1 given, probes need 2 or more"):
         command.main()
+
+
+@pytest.mark.parametrize("size", ["8", "60", "1032", "0", "-16"])
+def test_an_image_size_that_no_model_takes_is_refused_at_once(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("sys.argv", ["import", str(tmp_path / "nowhere"), "--image-size", size])
+    with pytest.raises(UserError, match=f"--image-size: {size} given, a multiple of 8 from 16 to 1024 is needed"):
+        command.main()
