@@ -150,10 +150,14 @@ def _episodes(pieces, steps) -> Iterator[Episode]:
         if len(pixels) < steps:
             raise UserError(f"{source.name}: trajectory {index} has {part * steps + len(pixels)} frames, "
                             f"{source.lengths[index]} are declared; get it again")
+        shapes = {"actions": (steps, source.actions), "states": (steps, source.states), "rewards": (steps,)}
         values = {}
-        for name in ("actions", "states", "rewards"):
+        for name, shape in shapes.items():
             if (value := getattr(whole, name)) is not None:
                 values[name] = np.asarray(value[rows], np.float32)
+                if values[name].shape != shape:
+                    raise UserError(f"{source.name}: trajectory {index} has {name} of shape {values[name].shape} in "
+                                    f"{steps} frames, the source declares {shape}; mend or remove it")
                 if not np.isfinite(values[name]).all():
                     raise UserError(f"{source.name}: trajectory {index} has {name} that are not finite")
         yield Episode(pixels, **values, masks=None if whole.masks is None else whole.masks[rows])

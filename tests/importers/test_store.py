@@ -76,6 +76,9 @@ def test_films_alone_have_no_labels(tmp_path):
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"pixels": [np.zeros((40, 40, 3), np.uint8)] * 10}, "trajectory 0 has 10 frames, 16 are declared"),
+    ({"actions": np.zeros((16, 3))}, r"some: trajectory 0 has actions of shape \(16, 3\) .* declares \(16, 2\)"),
+    ({"states": np.zeros((16, 2))}, r"some: trajectory 0 has states of shape \(16, 2\) .* declares \(16, 1\)"),
+    ({"rewards": np.zeros(9)}, r"some: trajectory 0 has rewards of shape \(9,\) in 16 frames"),
     ({"actions": np.full((16, 2), np.nan)}, "trajectory 0 has actions that are not finite"),
     ({"rewards": np.full(16, np.inf)}, "trajectory 0 has rewards that are not finite"),
 ])
