@@ -92,12 +92,11 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
                   "actions": _array(group, "actions", (*shape, _width(sources, "actions")), np.float32),
                   "states": _array(group, "states", (*shape, _width(sources, "states")), np.float32),
                   "rewards": _array(group, "rewards", shape, np.float32)}
-        masks, largest, episodes = [], 0.0, _episodes(pieces, steps)
+        masks, largest, episodes = [], 0.0, _episodes(pieces, steps, image_size)
         with Progress(len(pieces), "importing", " episodes") as bar:
             for first in range(0, len(pieces), SHARD_EPISODES):
                 shard = list(islice(episodes, SHARD_EPISODES))
-                arrays["pixels"][first:first + len(shard)] = np.stack(
-                    [[square(frame, image_size) for frame in episode.pixels] for episode in shard])
+                arrays["pixels"][first:first + len(shard)] = np.stack([episode.pixels for episode in shard])
                 for name in ("actions", "states", "rewards"):
                     values = [getattr(episode, name) for episode in shard]
                     missing = np.full(arrays[name].shape[1:], np.nan, np.float32)
@@ -107,7 +106,7 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
                                           if episode.actions is not None)])
                 for place, episode in enumerate(shard, first):
                     if place - trained == len(masks) and episode.masks is not None:  # row i is held-out episode i
-                        masks.append(_shrunk(episode.masks, image_size))
+                        masks.append(episode.masks)
                 bar.update(len(shard))
         if masks:
             group.create_array("segmentation", data=np.stack(masks), chunks=(1, steps, image_size, image_size))
@@ -140,13 +139,14 @@ def _array(group, name, shape, dtype):
     return group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, shards=shards)
 
 
-def _episodes(pieces, steps) -> Iterator[Episode]:
-    """Every piece, its frames as a list."""
+def _episodes(pieces, steps, size) -> Iterator[Episode]:
+    """Every piece, its frames as a list; each frame and mask shrinks to (size, size) when it is read."""
     for source, index, part in pieces:
         if part == 0:
             whole = source.read(index)
             frames = iter(whole.pixels)
-        pixels, rows = list(islice(frames, steps)), slice(part * steps, (part + 1) * steps)
+        pixels = [square(frame, size) for frame in islice(frames, steps)]
+        rows = slice(part * steps, (part + 1) * steps)
         if len(pixels) < steps:
             raise UserError(f"{source.name}: trajectory {index} has {part * steps + len(pixels)} frames, "
                             f"{source.lengths[index]} are declared; get it again")
@@ -160,7 +160,7 @@ def _episodes(pieces, steps) -> Iterator[Episode]:
                                     f"{steps} frames, the source declares {shape}; mend or remove it")
                 if not np.isfinite(values[name]).all():
                     raise UserError(f"{source.name}: trajectory {index} has {name} that are not finite")
-        yield Episode(pixels, **values, masks=None if whole.masks is None else whole.masks[rows])
+        yield Episode(pixels, **values, masks=None if whole.masks is None else _shrunk(whole.masks[rows], size))
 
 
 def _shrunk(masks, size):

@@ -1,5 +1,7 @@
 """Trajectories become episodes of one length, the last ones held out, and of what is missing nothing is invented."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,20 @@ def test_trajectories_are_cut_into_episodes_and_whole_ones_are_held_out(tmp_path
         np.array(levels)[:, :, None, None, None], (8, 16, 16, 16, 3)))
     np.testing.assert_array_equal(dataset.states[..., 0], dataset.actions[..., 1])
     assert (dataset.rewards == 1).all() and dataset.attrs["actions"] == "raw"
+
+
+def test_of_a_source_s_frames_two_are_in_memory_at_once(tmp_path):
+    large, alive = [], []
+
+    def frames():
+        for _ in range(16):
+            frame = np.zeros((40, 40, 3), np.uint8)
+            large.append(weakref.ref(frame))
+            alive.append(sum(frame() is not None for frame in large))
+            yield frame
+
+    write(tmp_path / "out.zarr", Source("some", [16] * 3, lambda _: Episode(frames()), 0, 0, {}))
+    assert len(alive) == 48 and max(alive) <= 2
 
 
 def test_true_masks_of_held_out_episodes_become_the_segmentation(tmp_path):
