@@ -24,7 +24,7 @@ from oclam.progress import Progress
 with redirect_stderr(io.StringIO()):  # gym, which the package imports, prints on every import that it is not maintained
     from distracting_control.background import DAVIS17_TRAINING_VIDEOS, DAVIS17_VALIDATION_VIDEOS
 
-__all__ = ["davis", "decoded", "fetch", "folder", "footage", "square", "videos_from"]
+__all__ = ["davis", "decoded", "fetch", "folder", "footage", "natural_order", "square", "videos_from"]
 
 ARCHIVE = "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip"
 ARCHIVE_SIZE = 832766765  # this and the checksum as TensorFlow Datasets records them (video/davis/checksums.tsv)
@@ -72,6 +72,12 @@ def square(picture: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
+def natural_order(path: Path | str) -> list:
+    """The path's key in an order that counts numbers in names: frame2 comes before frame10."""
+    return [([int(piece) if k % 2 else piece for k, piece in enumerate(re.split(r"(\d+)", part))], part)
+            for part in Path(path).parts]
+
+
 def davis(path: Path) -> dict[str, list[tuple[str, Callable]]]:
     """DAVIS 2017's sequences in its archive or a folder: split -> [(name, function that yields its pictures)].
 
@@ -95,7 +101,7 @@ def _archive_frames(path):
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: no usable archive ({error}); remove it to download it again") from None
     frames = {}
-    for info in sorted(archive.infolist(), key=lambda info: info.filename):
+    for info in sorted(archive.infolist(), key=lambda info: natural_order(info.filename)):
         member = info.filename
         if member.startswith("/") or ".." in PurePosixPath(member).parts or "\\" in member:
             raise UserError(f"{path}: refused, its member {member!r} leaves the folder; get the official archive")
@@ -116,7 +122,8 @@ def _folder_frames(path):
 
 
 def _images(path):
-    return [(str(file), file.read_bytes) for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGES]
+    files = sorted(path.iterdir(), key=natural_order)
+    return [(str(file), file.read_bytes) for file in files if file.suffix.lower() in IMAGES]
 
 
 def _decode(name, read):
@@ -141,12 +148,12 @@ def folder(path: Path) -> dict[str, list[tuple[str, Callable]]]:
 
 
 def footage(path: Path) -> list[tuple[str, Callable]]:
-    """The videos in a folder and its folders, files that PyAV decodes and folders of frames, in order of their names.
+    """The videos in a folder and its folders, files that PyAV decodes and folders of frames, in natural order.
 
     Each is a name and a function that yields its pictures, uint8 (H, W, 3).
     """
     found = []
-    for entry in sorted(path.rglob("*")):
+    for entry in sorted(path.rglob("*"), key=natural_order):
         name = entry.relative_to(path).as_posix()
         if entry.suffix.lower() in VIDEOS:
             found.append((name, lambda entry=entry: decoded(entry)))

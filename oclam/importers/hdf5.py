@@ -4,12 +4,12 @@ Each group has `obs` (T, H, W, 3) uint8, `actions` (T, A) and `states` (T, S); t
 task_name, difficulty, dynamic, img_hw and split.
 """
 
-import re
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from oclam.backgrounds.footage import natural_order
 from oclam.errors import UserError
 from oclam.importers.store import Episode, Source
 
@@ -49,7 +49,7 @@ def _checked(path, file):
     missing = [name for name in ATTRIBUTES if name not in file.attrs]
     if missing:
         raise UserError(f"{path}: no attribute {', '.join(missing)}; expected are {', '.join(ATTRIBUTES)}")
-    names = sorted(file, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    names = sorted(file, key=natural_order)
     if not names:
         raise UserError(f"{path}: no episodes, expected one group for each")
     shapes = None

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from oclam.artifacts import read_json
-from oclam.backgrounds.footage import decoded
+from oclam.backgrounds.footage import decoded, natural_order
 from oclam.errors import UserError
 from oclam.importers.parquet import Table, picture
 from oclam.importers.store import Episode, Source
@@ -62,7 +62,7 @@ def _episodes(folder):
 
 
 def _table(folder, needed):
-    table = Table(sorted(folder.rglob("*.parquet")))
+    table = Table(sorted(folder.rglob("*.parquet"), key=natural_order))
     if not needed <= table.names:
         raise UserError(f"{folder}: no Parquet files with {', '.join(sorted(needed))}")
     return table

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from oclam.backgrounds.footage import natural_order
 from oclam.errors import UserError
 from oclam.importers.store import Episode, Source
 
@@ -82,11 +83,11 @@ class _Group:
 
 
 def from_parquet(folder: Path) -> Source:
-    """The trajectories in a folder's Parquet files, read in the order of their names.
+    """The trajectories in a folder's Parquet files, read in natural order of their names.
 
     Raises UserError for columns that are missing, values of other kinds and damaged files.
     """
-    table = Table(sorted(folder.rglob("*.parquet")))
+    table = Table(sorted(folder.rglob("*.parquet"), key=natural_order))
     ends = _ends(folder, table)
     if "observation" not in table.names:
         raise UserError(f"{folder}: no column observation among {', '.join(sorted(table.names))}")

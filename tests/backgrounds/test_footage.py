@@ -208,6 +208,21 @@ def test_a_folder_of_videos_and_frames(tmp_path):
     np.testing.assert_array_equal(found["train"]["c"].mean((1, 2, 3)), [0, 10, 20, 30, 40])
 
 
+def test_numbers_in_names_are_counted():
+    names = ["a/2.png", "a/10.png", "a01/3.png", "a1/frame2.png", "a1/frame10.png", "a2/3.png", "a10/3.png", "²"]
+    assert sorted(reversed(names), key=footage.natural_order) == names
+
+
+def test_frames_and_videos_come_in_natural_order(tmp_path):
+    for video in ("video10", "video2"):
+        (tmp_path / video).mkdir()
+        for t in range(12):
+            cv2.imwrite(str(tmp_path / video / f"frame{t}.png"), picture(10 * t))
+    videos = footage.footage(tmp_path)
+    assert [name for name, _ in videos] == ["video2", "video10"]
+    assert [frame.mean() for frame in videos[0][1]()] == [10 * t for t in range(12)]
+
+
 @pytest.mark.parametrize(("suffix", "codec"), [("ts", "mpeg2video"), ("mts", "mpeg2video"), ("wmv", "wmv2"),
                                                ("flv", "flv"), ("3gp", "mpeg4")])
 def test_other_containers_and_folders_in_folders_are_read(tmp_path, suffix, codec):

@@ -135,6 +135,15 @@ def test_neighbouring_episode_numbers_and_names_stay_apart(tmp_path, first):
     imported(tmp_path, tmp_path / "in")
 
 
+@pytest.mark.parametrize("write", [write_parquet, write_lerobot])
+def test_files_are_read_in_natural_order(tmp_path, write):
+    write(tmp_path / "in")
+    folder = tmp_path / ("in" if write is write_parquet else "in/data/chunk-000")
+    for number, path in zip((2, 10), sorted(folder.glob("*.parquet")), strict=True):
+        path.rename(folder / f"part.{number}.parquet")
+    imported(tmp_path, tmp_path / "in")
+
+
 def test_videos_have_frames_alone(tmp_path):
     write_videos(tmp_path / "in")
     dataset = imported(tmp_path, tmp_path / "in")
