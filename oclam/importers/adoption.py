@@ -1,5 +1,6 @@
 """An imported dataset becomes the pipeline's own."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def adopt_dataset(folder: Path, path: Path, task: str, view: str, params: Collec
         if (bad := finite.any(1) != finite.all(1)).any():
             raise UserError(f"{source}: episode {int(bad.argmax())} has {name} that are not finite")
     with atomic(path) as temporary:
-        shutil.copytree(source, temporary)
+        shutil.copytree(source, temporary, copy_function=shutil.copyfile)  # without the modes of files
+        for copy, *_ in os.walk(temporary):  # a folder's mode is copied, and may be read-only
+            os.chmod(copy, os.stat(copy).st_mode | 0o700)
         zarr.open_group(temporary).attrs["adopted"] = str(source)
     rewards = dataset.rewards.sum(1, dtype=np.float64)
     return rewards.tolist() if np.isfinite(rewards).all() else None

@@ -36,6 +36,15 @@ def test_the_copy_is_the_dataset_and_returns_are_sums_of_rewards(folder):
         np.testing.assert_array_equal(ours.group[name][:], theirs.group[name][:])
 
 
+def test_the_copy_of_a_read_only_dataset_can_be_written(folder):
+    source = folder / "kitchen-sweep/distracted.zarr"
+    for path in [*source.rglob("*"), source]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    adopt(folder)
+    copy = folder.with_name("out.zarr")
+    assert all(path.stat().st_mode & 0o200 for path in [*copy.rglob("*"), copy])
+
+
 def test_counts_that_are_not_the_dataset_s_are_all_named(folder):
     with pytest.raises(UserError, match=r"collect.episodes: 5 given, 2 in .*; env.image_size: 64 given, 16 in"):
         adopt(folder, episodes=5, image_size=64)
