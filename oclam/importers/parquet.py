@@ -22,7 +22,7 @@ ENDS = ("terminated", "truncated")
 
 
 class Table:
-    """The rows of Parquet files as one table.
+    """The rows of Parquet files as one table, which decodes each row group once where rows are asked for in order.
 
     files: in the order of their rows. Raises UserError for a damaged file, and when pyarrow is missing.
     """
@@ -34,6 +34,7 @@ class Table:
         except ModuleNotFoundError:
             raise UserError("reading Parquet needs pyarrow; pip install pyarrow") from None
         self.groups, self.rows, self.names = [], 0, set()
+        self.latest = {}  # column -> its row group that was read last, and the values in it
         for number, path in enumerate(files):
             try:
                 file = ParquetFile(path)
@@ -50,7 +51,9 @@ class Table:
         for group in self.groups:
             begin, end = max(first, group.first), min(stop, group.first + group.rows)
             if begin < end:
-                yield from group.read(column).slice(begin - group.first, end - begin).to_pylist()
+                if column not in self.latest or self.latest[column][0] is not group:
+                    self.latest[column] = group, group.read(column)
+                yield from self.latest[column][1].slice(begin - group.first, end - begin).to_pylist()
 
     def numbers(self, column: str, first: int = 0, stop: int | None = None) -> np.ndarray | None:
         """The same as float32 (rows, width), None without such a column. Raises UserError where widths differ."""

@@ -13,6 +13,7 @@ import yaml
 
 from oclam.datasets import open_dataset
 from oclam.errors import UserError
+from oclam.importers.parquet import Table
 
 pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs the extra pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -142,6 +143,18 @@ def test_files_are_read_in_natural_order(tmp_path, write):
     for number, path in zip((2, 10), sorted(folder.glob("*.parquet")), strict=True):
         path.rename(folder / f"part.{number}.parquet")
     imported(tmp_path, tmp_path / "in")
+
+
+def test_a_row_group_is_decoded_once_for_rows_in_order(tmp_path, monkeypatch):
+    values = {"action": list(range(40)), "state": list(range(40, 80))}
+    table(tmp_path / "a.parquet", values)
+    read, counted = parquet.ParquetFile.read_row_group, []
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", lambda *given: (counted.append(1), read(*given))[1])
+    rows = Table([tmp_path / "a.parquet"])
+    for first in range(0, 40, 2):
+        for name in values:
+            assert list(rows.values(name, first, first + 2)) == values[name][first:first + 2]
+    assert len(counted) == 2 * 6  # columns of 40 rows in groups of 7
 
 
 def test_videos_have_frames_alone(tmp_path):
