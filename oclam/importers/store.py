@@ -92,7 +92,7 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
                   "actions": _array(group, "actions", (*shape, _width(sources, "actions")), np.float32),
                   "states": _array(group, "states", (*shape, _width(sources, "states")), np.float32),
                   "rewards": _array(group, "rewards", shape, np.float32)}
-        masks, largest, episodes = [], 0.0, _episodes(pieces, steps, image_size)
+        masks, episodes = [], _episodes(pieces, steps, image_size)
         with Progress(len(pieces), "importing", " episodes") as bar:
             for first in range(0, len(pieces), SHARD_EPISODES):
                 shard = list(islice(episodes, SHARD_EPISODES))
@@ -102,8 +102,6 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
                     missing = np.full(arrays[name].shape[1:], np.nan, np.float32)
                     arrays[name][first:first + len(shard)] = np.stack(
                         [missing if value is None else value for value in values])
-                largest = max([largest, *(np.abs(episode.actions).max() for episode in shard
-                                          if episode.actions is not None)])
                 for place, episode in enumerate(shard, first):
                     if place - trained == len(masks) and episode.masks is not None:  # row i is held-out episode i
                         masks.append(episode.masks)
@@ -112,7 +110,7 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
             group.create_array("segmentation", data=np.stack(masks), chunks=(1, steps, image_size, image_size))
         group.attrs.update(attributes := {
             "task": task, "view": view, "episodes": trained, "test_episodes": held_out, "steps": steps,
-            "segmented_episodes": len(masks), "actions": "raw" if largest > 1 else "bounded",
+            "segmented_episodes": len(masks),
             "source": [{"name": source.name, **source.about} for source in sources]})
     return attributes
 
