@@ -75,4 +75,4 @@ def test_from_films_alone_latent_actions_are_learned_on_slots_chosen_by_hand(tmp
         assert table["chosen"] == [1] and table["labels"] == 0 and "no actions are known" in table["why"]
         learned = {name for name in OBSERVED if name in LATENT and not is_absent(paths.latents(TASK, 0, name))}
         assert learned == set(OBSERVED) & set(LATENT) - {"laom-labels"}
-        assert "chosen by hand" in Path(paths.reports / "index.html").read_text()
+        assert "Chosen by hand" in Path(paths.reports / "index.html").read_text()
