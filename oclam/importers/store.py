@@ -155,7 +155,7 @@ def _episodes(pieces, steps, size) -> Iterator[Episode]:
                 values[name] = np.asarray(value[rows], np.float32)
                 if values[name].shape != shape:
                     raise UserError(f"{source.name}: trajectory {index} has {name} of shape {values[name].shape} in "
-                                    f"{steps} frames, the source declares {shape}; mend or remove it")
+                                    f"{steps} frames, the source declares {shape}; correct or remove it")
                 if not np.isfinite(values[name]).all():
                     raise UserError(f"{source.name}: trajectory {index} has {name} that are not finite")
         yield Episode(pixels, **values, masks=None if whole.masks is None else _shrunk(whole.masks[rows], size))
