@@ -65,7 +65,8 @@ def _exported(folder, expected):
     policy = HubPolicy.from_pretrained(folder)
     for key, value in expected.items():
         if getattr(policy.card, key) != value:
-            raise UserError(f"{folder}: a policy of {key} {getattr(policy.card, key)!r}, {value!r} asked for")
+            raise UserError(f"{folder}: the policy has {key} {getattr(policy.card, key)!r}, {value!r} is needed; name "
+                            f"a policy with that {key}")
     return policy
 
 

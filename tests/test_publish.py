@@ -55,5 +55,5 @@ def test_code_that_no_commit_holds_is_refused(tree):
     assert run("make", "publish", "RUN=study").returncode == 0
     Path("oclam/code.py").write_text("changed")
     refused = run("make", "publish", "RUN=other")
-    assert refused.returncode and refused.stderr.startswith("error: oclam, stages or dvc.yaml differ")
+    assert refused.returncode and refused.stderr.startswith("error: commit oclam, stages and dvc.yaml first")
     assert not Path("reports/other").exists()

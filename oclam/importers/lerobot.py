@@ -69,7 +69,7 @@ def _table(folder, needed):
 
 
 class _Videos:
-    """The frames of every episode; each film is decoded once where episodes are asked for in order."""
+    """The frames of every episode; each video is decoded once where episodes are read in order."""
 
     def __init__(self, folder, info, camera, episodes):
         self.files, self.begins, self.lengths = [], [0] * len(episodes), [row["length"] for row in episodes]

@@ -112,7 +112,7 @@ class Deadly(Noise):
 
 
 def test_a_dead_worker_is_one_line():
-    with pytest.raises(UserError, match="eval: worker process [01] died.*`dvc repro` runs it again, and eval.episodes"):
+    with pytest.raises(UserError, match="eval: worker process [01] died.*lower eval.episodes .*`dvc repro`"):
         evaluate(policies(1), 2, Deadly, episode_seeds(0, 4), steps=6, workers=2)
 
 
