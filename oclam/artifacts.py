@@ -43,7 +43,7 @@ def atomic(path: Path | str, checked: bool = False) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
-    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp") for _ in range(2))
     for other in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}-*.tmp"):
         if not Path(f"/proc/{other.stem.split('-')[-2]}").exists():  # of a process that was killed
             _remove(other)
@@ -52,7 +52,7 @@ def atomic(path: Path | str, checked: bool = False) -> Iterator[Path]:
         if not checked and (temporary / "zarr.json").exists():
             _write_checksums(temporary)
         if path.is_dir():  # deleted after the new one is in place: a signal during that long work loses nothing
-            path.rename(old := temporary.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp"))
+            path.rename(old)
             os.replace(temporary, path)
             _remove(old)
         else:
