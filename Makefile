@@ -58,7 +58,7 @@ $(VENV)/made: pyproject.toml | system
 		"error: Python 3.11 to 3.13 is needed, this is %s; name one: make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q uv
-	$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python -e '.[expert,dev]'
+	$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV)/bin/python -e '.[expert,dev]'
 	touch $@
 
 # Rendering without a screen needs a GL library, which no wheel brings; Debian keeps Python's venv apart.

@@ -4,7 +4,7 @@
 prints its return and writes a video; a folder of `oclam.export` needs no repository. In code:
 
     policies, cards = load_policies(folder, [8])
-    agent = Agent(policies, cards[0].frame_stack)
+    agent = Agent(policies[0], cards[0].frame_stack)
     environment = gymnasium.make("oclam/cheetah-run-v0")
     frame, _ = environment.reset(seed=0)
     action = agent.act(frame[None])[0]

@@ -28,12 +28,13 @@ def main():
     seeds = episode_seeds(params.eval.seed, params.eval.episodes)
     policies, cards = load_policies(paths.policies(task, seed, variant), task=task, view=view_of(variant), seed=seed,
                                     variant=variant, image_size=params.env.image_size)
-    make = partial(envs.make, task, view_of(variant), params.env, paths.backgrounds)
+    make = {videos: partial(envs.make, task, view_of(variant), params.env, paths.backgrounds, videos)
+            for videos in OTHER}
     asked = [(policy, card.budget, params.eval.backgrounds) for policy, card in zip(policies, cards, strict=True)]
     if view_of(variant) == "distracted":
         asked.insert(0, (policies[-1], cards[-1].budget, OTHER[params.eval.backgrounds]))
     returns, frames, _ = evaluate([policy for policy, *_ in asked], cards[0].frame_stack,
-                                  [partial(make, videos) for *_, videos in asked], seeds, params.collect.steps,
+                                  [make[videos] for *_, videos in asked], seeds, params.collect.steps,
                                   f"eval-{task}-{seed}-{variant}", recorded=RECORDED)
 
     write_csv(paths.evaluation(task, seed, variant),

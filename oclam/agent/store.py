@@ -50,7 +50,7 @@ def write_selection(path: Path, folder: Path, slots: zarr.Group, chosen: Sequenc
     _write_slots(group, slots, chosen, select, dataset.pixels, progress)
     _write_frames(group, dataset, select.registered)
     if slots.attrs.get("vectors") == "components":
-        progress.release(("slots/c/", "frames/", "mean/", "basis/"))  # which are all written anew
+        progress.release(("slots/c/", "frames/", "mean/", "basis/"))  # which are all written again
         _write_components(group, dataset.episodes)
     move_store(store, path, progress.path)
 

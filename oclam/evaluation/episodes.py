@@ -1,7 +1,7 @@
-"""Returns of policies: all episodes advance step by step together, environments in worker processes, policies in
-batches.
+"""Returns of policies: all episodes of a policy advance step by step together, environments in worker processes.
 
-The batches depend on the policies and episodes alone, so that the number of workers cannot change a bit of the result.
+The batches depend on the episodes alone, so that neither the number of workers nor other policies can change a bit of the
+result.
 """
 
 import multiprocessing
@@ -36,7 +36,7 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
     """Act in one episode for every policy and seed.
 
     Args:
-        policies: P of them.
+        policies: P of them, which act one after the other in the same environments: to make one takes a second.
         frame_stack: how many frames they see.
         make: gives a Gymnasium environment with pixels (H, W, 3) uint8; or one such function for each policy.
         seeds: of the E episodes.
@@ -46,32 +46,31 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
     Returns: returns float64 (P, E), recorded frames uint8 (recorded, H, W, 3), their rewards (recorded,).
     Raises what make raises, before any work.
     """
-    # Two halves: while the policies look at one, the workers step the other. Every half has all policies, each with an
-    # equal share, in order. Environment (p, e) has the number p * E + e.
+    # Two halves: while the policy looks at one, the workers step the other.
     halves = [half for half in np.array_split(np.arange(len(seeds)), 2) if len(half)]
-    numbers = [(np.arange(len(policies))[:, None] * len(seeds) + half).ravel() for half in halves]
-    rewards = np.zeros((steps, len(policies) * len(seeds)))
-    kept = []
-    makes = make if isinstance(make, Sequence) else [make] * len(policies)
-    groups = [[makes[number // len(seeds)] for number in of] for of in numbers]
-    with (Environments(groups, workers) as environments, _one_thread(),  # forks, so before any use of a GPU
+    makes = list(make) if isinstance(make, Sequence) else [make] * len(policies)
+    kinds = list(dict.fromkeys(makes))
+    rewards, kept = np.zeros((len(policies), steps, len(seeds))), []
+    with (Environments([[kind] * len(half) for kind in kinds for half in halves], workers) as environments,
+          _one_thread(),  # forks, so before any use of a GPU
           Progress(rewards.size, name, " frames") as bar):
         device = best_device()
-        agents = [Agent(policies, frame_stack, device) for _ in halves]
-        for half, of in enumerate(numbers):
-            environments.send(half, [seeds[number % len(seeds)] for number in of])
-        for step in range(steps + 1):
-            for half, (of, agent) in enumerate(zip(numbers, agents, strict=True)):
-                frames, gained = environments.receive(half)
-                if half == 0 and step < recorded:
-                    kept.append(frames[of == (len(policies) - 1) * len(seeds)][0])
-                if step > 0:
-                    rewards[step - 1, of] = gained
-                if step < steps:
-                    environments.send(half, agent.act(frames))
-                    bar.update(len(of))
-    last = rewards[:, (len(policies) - 1) * len(seeds)]
-    return rewards.sum(0).reshape(len(policies), len(seeds)), np.stack(kept) if kept else None, last[:recorded]
+        for number, (policy, own) in enumerate(zip(policies, makes, strict=True)):
+            first = kinds.index(own) * len(halves)
+            agents = [Agent(policy, frame_stack, device) for _ in halves]
+            for group, half in enumerate(halves, first):
+                environments.send(group, [seeds[episode] for episode in half])
+            for step in range(steps + 1):
+                for group, (half, agent) in enumerate(zip(halves, agents, strict=True), first):
+                    frames, gained = environments.receive(group)
+                    if number == len(policies) - 1 and group == first and step < recorded:
+                        kept.append(frames[0])
+                    if step > 0:
+                        rewards[number, step - 1, half] = gained
+                    if step < steps:
+                        environments.send(group, agent.act(frames))
+                        bar.update(len(half))
+    return rewards.sum(1), np.stack(kept) if kept else None, rewards[-1, :recorded, 0]
 
 
 class Environments:
@@ -142,7 +141,7 @@ class Environments:
 
 def _death(worker):
     return UserError(f"eval: worker process {worker} died, perhaps for lack of memory; lower eval.episodes "
-                     "(some 30 MB for every policy and episode), then run `dvc repro`")
+                     "(some 60 MB for every episode), then run `dvc repro`")
 
 
 @contextmanager

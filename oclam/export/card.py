@@ -12,7 +12,7 @@ from oclam.export.policies import HubPolicy
 from oclam.policies.files import Agent
 
 policy = HubPolicy.from_pretrained(".")
-agent = Agent([policy], policy.card.frame_stack)
+agent = Agent(policy, policy.card.frame_stack)
 env = gymnasium.make("oclam/{task}-v0", view=policy.card.view, **policy.origin["env"])
 frame, _ = env.reset(seed=0)
 frame, reward, *_ = env.step(agent.act(frame[None])[0])"""),

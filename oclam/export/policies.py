@@ -1,7 +1,7 @@
 """Policies that need neither the repository nor its data.
 
     policy = HubPolicy.from_pretrained("folder or user/name")
-    agent = Agent([policy], policy.card.frame_stack)
+    agent = Agent(policy, policy.card.frame_stack)
 """
 
 from oclam.export.hub import Hub

@@ -137,17 +137,14 @@ def load_policies(folder: Path | str, budgets: Sequence[int] | None = None,
 class Agent:
     """Acts in a batch of environments and remembers each one's last frames.
 
-    A frozen actor that the policies share runs once for the whole batch.
-
     Args:
-        policies: one or several; the batch is divided into as many equal parts, in order.
-        frame_stack: how many frames the policies see.
+        policy: one.
+        frame_stack: how many frames it sees.
     """
 
-    def __init__(self, policies: Sequence[Policy], frame_stack: int, device: torch.device | str = "cpu"):
-        self.policies = [policy.to(device, memory_format=torch.channels_last).eval() for policy in policies]
+    def __init__(self, policy: Policy, frame_stack: int, device: torch.device | str = "cpu"):
+        self.policy = policy.to(device, memory_format=torch.channels_last).eval()
         self.frame_stack, self.device = frame_stack, device
-        self._shared = all(policy.actor is policies[0].actor for policy in policies)
         self.reset()
 
     def reset(self) -> None:
@@ -162,14 +159,7 @@ class Agent:
             self._stack = newest.expand(-1, self.frame_stack, -1, -1, -1)
         else:
             self._stack = torch.cat([self._stack[:, 1:], newest], 1)  # (B, stack, H, W, 3)
-        images = to_image(self._stack)
-        if self._shared:
-            parts = self.policies[0].actor(images).chunk(len(self.policies))
-            actions = [policy.decoder(part) for policy, part in zip(self.policies, parts, strict=True)]
-        else:
-            parts = images.chunk(len(self.policies))
-            actions = [policy(part) for policy, part in zip(self.policies, parts, strict=True)]
-        return torch.cat(actions).cpu().numpy()
+        return self.policy(to_image(self._stack)).cpu().numpy()
 
 
 def _file(folder, budget):

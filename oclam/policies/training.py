@@ -52,7 +52,7 @@ def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: Fr
     network.to(memory_format=torch.channels_last).train()
     device = next(network.parameters()).device
     model = torch.compile(network) if compute.compile else network
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
 
     def load(i):
         index = own_part(sampler.batch(i))

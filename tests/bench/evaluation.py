@@ -32,7 +32,7 @@ def rate(act, frames):
 
 def one_at_a_time(policy, stack, environment, steps):
     """One environment, one policy call a step. Returns frames a second."""
-    agent = Agent([policy], stack)
+    agent = Agent(policy, stack)
     frame, _ = environment.reset(seed=0)
     agent.act(frame[None])
     started = time.perf_counter()
@@ -65,17 +65,17 @@ def measure(folder, steps):
     torch.manual_seed(0)
     actor = card.actor()
     policies = [Policy(actor, card.decoder()) for _ in budgets]
-    seeds, batch = episode_seeds(0, episodes), len(budgets) * episodes
+    seeds, batch, half = episode_seeds(0, episodes), len(budgets) * episodes, -(-episodes // 2)
     make, reference = (environments(params.env, renderer, folder) for renderer in ("fast", "reference"))
 
-    agent, environment = Agent(policies, bc.frame_stack), make()
+    agent, environment = Agent(policies[0], bc.frame_stack), make()
     frame, _ = environment.reset(seed=0)
-    frames = torch.from_numpy(frame).expand(batch, -1, -1, -1).numpy()
+    frames = torch.from_numpy(frame).expand(half, -1, -1, -1).numpy()
     parts = {
         "physics": rate(lambda: physics(environment, 0, steps), steps),
         "physics, background and render": rate(lambda: [environment.step(environment.action_space.sample())
                                                         for _ in range(steps)], steps),
-        f"policy, batch of {batch}": rate(lambda: [agent.act(frames) for _ in range(20)], 20 * batch),
+        f"policy, batch of {half}": rate(lambda: [agent.act(frames) for _ in range(20)], 20 * half),
         "policy, one frame": one_at_a_time(policies[0], bc.frame_stack, _Still(frame), steps),
     }
     slow = one_at_a_time(policies[0], bc.frame_stack, reference(), max(steps // 10, 10))

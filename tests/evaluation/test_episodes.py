@@ -47,7 +47,7 @@ def policies(count, shared=True):
 
 def naive(policy, seed, steps, length=1000):
     """One environment, one policy call a step."""
-    environment, agent, total = Noise(length), Agent([policy], 2), 0.0
+    environment, agent, total = Noise(length), Agent(policy, 2), 0.0
     frame, _ = environment.reset(seed=seed)
     for _ in range(steps):
         frame, reward, terminated, truncated, _ = environment.step(agent.act(frame[None])[0])
@@ -64,6 +64,14 @@ def test_lockstep_equals_one_episode_after_the_other(shared):
     expected = [[naive(policy, seed, 6) for seed in seeds] for policy in several]
     assert np.allclose(returns, expected, atol=1e-2)  # the frames count actions in steps of 1/100
     assert len(np.unique(returns.round(6))) == 6
+
+
+def test_other_policies_change_no_bit():
+    first, second = policies(2)
+    seeds, other = episode_seeds(0, 3), partial(Noise, length=4)
+    alone, _, _ = evaluate([second], 2, Noise, seeds, steps=6, workers=2)
+    together, _, _ = evaluate([second, first, second], 2, [other, Noise, Noise], seeds, steps=6, workers=2)
+    assert np.array_equal(alone[0], together[2]) and (together[0] != together[2]).all()
 
 
 def test_number_of_workers_changes_no_bit():

@@ -186,7 +186,7 @@ def test_a_policy_acts_the_same_without_the_repository_and_its_card_says_how(pol
     assert names["frame"].shape == (SIZE, SIZE, 3) and np.isfinite(names["reward"])
     policy = HubPolicy.from_pretrained(tmp_path / "out")
     assert policy.card.budget == 8  # the largest
-    agents = [Agent([one], STACK) for one in (policy, policies)]
+    agents = [Agent(one, STACK) for one in (policy, policies)]
     for frame in frames[:4]:
         np.testing.assert_array_equal(*(agent.act(frame[None]) for agent in agents))
     for words in ("license: apache-2.0", "# Policy of lapo on cheetah-run", "| scale | tiny |", "| seed | 0 |",

@@ -27,8 +27,8 @@ def folder(tmp_path):
     return tmp_path / "policies"
 
 
-def act(policies, frames=FRAMES):
-    agent = Agent(policies, ACTOR.frame_stack)
+def act(policy, frames=FRAMES):
+    agent = Agent(policy, ACTOR.frame_stack)
     return np.stack([agent.act(batch) for batch in frames])
 
 
@@ -40,7 +40,7 @@ def test_loaded_policy_acts_as_the_saved_one(tmp_path, frozen):
         save_actor(tmp_path / "actor.safetensors", policy.actor, ACTOR)
     (loaded,), (its_card,) = load_policies(tmp_path, [2], task="cheetah-run", view="clean")
     assert its_card == card
-    assert np.array_equal(act([policy]), act([loaded]))
+    assert np.array_equal(act(policy), act(loaded))
 
 
 def test_policy_of_all_labels_has_no_decoder(tmp_path):
@@ -49,7 +49,7 @@ def test_policy_of_all_labels_has_no_decoder(tmp_path):
     save_policy(tmp_path, policy, card)
     assert [path.name for path in tmp_path.iterdir()] == ["all.safetensors"]
     (loaded,), _ = load_policies(tmp_path)
-    assert np.array_equal(act([policy]), act([loaded])) and act([loaded]).shape == (7, 4, 2)
+    assert np.array_equal(act(policy), act(loaded)) and act(loaded).shape == (7, 4, 2)
 
 
 def test_all_budgets_load_in_order_and_share_the_frozen_actor(folder):
@@ -68,31 +68,22 @@ def test_an_agent_stacks_frames_as_training_does():
     images = to_image(rows[stack_index(torch.arange(7), 3, 7)])
     with torch.no_grad():
         expected = policy(images).clamp(-1, 1).numpy()
-    assert np.allclose(act([policy])[:, 1], expected, atol=1e-5)
+    assert np.allclose(act(policy)[:, 1], expected, atol=1e-5)
 
 
 def test_an_agent_forgets_at_reset():
-    agent = Agent([Policy(FULL.actor(), FULL.decoder())], 3)
+    agent = Agent(Policy(FULL.actor(), FULL.decoder()), 3)
     first = agent.act(FRAMES[0])
     assert not np.allclose(agent.act(FRAMES[1]), agent.act(FRAMES[2]))
     agent.reset()
     assert np.array_equal(agent.act(FRAMES[0]), first)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_policies_in_one_batch_act_as_alone(shared):
-    actors = [FULL.actor()] * 2 if shared else [FULL.actor(), FULL.actor()]
-    policies = [Policy(actor, FULL.decoder()) for actor in actors]
-    together = act(policies)
-    for policy, part in zip(policies, (slice(0, 2), slice(2, 4)), strict=True):
-        assert np.allclose(act([policy], FRAMES[:, part]), together[:, part], atol=1e-5)
-
-
 def test_actions_may_be_of_any_size():
     policy = Policy(FULL.actor(), FULL.decoder())
     torch.nn.init.constant_(policy.decoder[-1].bias, 3.0)
     torch.nn.init.zeros_(policy.decoder[-1].weight)
-    assert (act([policy]) == 3).all()
+    assert (act(policy) == 3).all()
 
 
 @pytest.mark.parametrize(("arguments", "line"), [
