@@ -1,7 +1,6 @@
 """Returns of policies: all episodes of a policy advance step by step together, environments in worker processes.
 
-The batches depend on the episodes alone, so that neither the number of workers nor other policies can change a bit of the
-result.
+The batches depend on the episodes alone: neither workers nor other policies can change a bit of the result.
 """
 
 import multiprocessing
