@@ -35,7 +35,7 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
     """Act in one episode for every policy and seed.
 
     Args:
-        policies: P of them, which act one after the other in the same environments: to make one takes a second.
+        policies: P of them, which act one after the other in the same environments: making one costs 100 steps.
         frame_stack: how many frames they see.
         make: gives a Gymnasium environment with pixels (H, W, 3) uint8; or one such function for each policy.
         seeds: of the E episodes.
@@ -48,7 +48,7 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
     # Two halves: while the policy looks at one, the workers step the other.
     halves = [half for half in np.array_split(np.arange(len(seeds)), 2) if len(half)]
     makes = list(make) if isinstance(make, Sequence) else [make] * len(policies)
-    kinds = list(dict.fromkeys(makes))
+    kinds = list(dict.fromkeys(makes))  # such as with training and with test videos
     rewards, kept = np.zeros((len(policies), steps, len(seeds))), []
     with (Environments([[kind] * len(half) for kind in kinds for half in halves], workers) as environments,
           _one_thread(),  # forks, so before any use of a GPU

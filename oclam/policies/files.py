@@ -138,7 +138,7 @@ class Agent:
     """Acts in a batch of environments and remembers each one's last frames.
 
     Args:
-        policy: one.
+        policy: moved to `device`.
         frame_stack: how many frames it sees.
     """
 
