@@ -47,11 +47,11 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
     """
     # Two halves: while the policy looks at one, the workers step the other.
     halves = [half for half in np.array_split(np.arange(len(seeds)), 2) if len(half)]
-    makes = list(make) if isinstance(make, Sequence) else [make] * len(policies)
+    makes = make if isinstance(make, Sequence) else [make] * len(policies)
     kinds = list(dict.fromkeys(makes))  # such as with training and with test videos
     rewards, kept = np.zeros((len(policies), steps, len(seeds))), []
-    with (Environments([[kind] * len(half) for kind in kinds for half in halves], workers) as environments,
-          _one_thread(),  # forks, so before any use of a GPU
+    groups = [[kind] * len(half) for kind in kinds for half in halves]
+    with (Environments(groups, workers) as environments, _one_thread(),  # forks, so before any use of a GPU
           Progress(rewards.size, name, " frames") as bar):
         device = best_device()
         for number, (policy, own) in enumerate(zip(policies, makes, strict=True)):
