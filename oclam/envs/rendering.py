@@ -88,6 +88,22 @@ def _mujoco_context(width, height):
     return _backend("mujoco.{}").GLContext(width, height)
 
 
+_own = threading.local()  # .context: a weak reference to this thread's OpenGL context
+os.register_at_fork(after_in_child=lambda: vars(_own).clear())  # which is the parent's
+
+
+def _shared_context():
+    """The OpenGL context of all renderers of this thread, freed with the last of them.
+
+    In one of its own, each would compile Mesa's shaders again, and switching costs a fifth of a frame.
+    """
+    context = getattr(_own, "context", lambda: None)()
+    if context is None:
+        context = _mujoco_context(1, 1)  # they draw off screen, in buffers of their own
+        _own.context = weakref.ref(context)
+    return context
+
+
 def _suite_context(max_width, max_height):
     module = _backend("dm_control._render.pyopengl.{}_renderer")
     if choose() == "osmesa":
@@ -132,13 +148,12 @@ class Renderer:
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         if mode != "reference":
             model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, 1024 if mode == "shadows" else 0
-        self._thread, gl = threading.get_ident(), _mujoco_context(size, size)
+        self._thread, gl = threading.get_ident(), _shared_context()
         gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._gl = gl  # from here on there is something to free
         alive = weakref.ref(self)  # freed before mujoco.egl's own exit, which ends the display under it
         atexit.register(lambda: alive() and alive().close())
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = mode != "fast"
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = mode == "reference"
@@ -154,6 +169,7 @@ class Renderer:
         if threading.get_ident() != self._thread:  # where EGL refuses with a trace of its own
             raise UserError("an environment draws in the thread that made it only; make one in each thread")
         self._gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
 
     def upload(self, texture: int) -> None:
         """Send a changed texture of the model, by its number, to the renderer."""
@@ -191,11 +207,10 @@ class Renderer:
         return moves[red + (green << 8) + (blue << 16)]
 
     def close(self) -> None:
-        """Free this renderer's OpenGL context, whichever context is current."""
+        """Free what this renderer has in OpenGL, whichever context is current."""
         if self._gl:
             self._make_current()
             self._context.free()
-            self._gl.free()
             self._gl = None
 
     def __del__(self):

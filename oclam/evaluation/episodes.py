@@ -35,7 +35,7 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
     """Act in one episode for every policy and seed.
 
     Args:
-        policies: P of them, which act one after the other in the same environments: making one costs 100 steps.
+        policies: P of them, which act one after the other in the same environments: making one costs 50 steps.
         frame_stack: how many frames they see.
         make: gives a Gymnasium environment with pixels (H, W, 3) uint8; or one such function for each policy.
         seeds: of the E episodes.

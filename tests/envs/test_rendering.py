@@ -96,6 +96,36 @@ def test_shadows_are_those_of_the_reference_and_fast_differs_from_it_by_light_al
     assert np.abs(pictures["shadows"] - pictures["reference"]).mean() < 0.5 * difference.mean()
 
 
+def test_renderers_of_other_sizes_and_qualities_share_a_context_and_draw_as_if_alone():
+    def make(size, mode):
+        return envs.make("walker-run", "clean", envs.DEFAULT.model_copy(update={"image_size": size, "renderer": mode}))
+
+    def pictures(environment, step):
+        return environment.reset(seed=1)[0] if step == 0 else environment.step(np.full(6, 0.5))[0]
+
+    kinds, alone = ((16, "fast"), (64, "reference"), (32, "shadows")), []
+    for kind in kinds:
+        environment = make(*kind)
+        alone.append([pictures(environment, step) for step in range(3)])
+        environment.close()
+    together = [make(*kind) for kind in kinds]
+    assert len({id(environment._renderer._gl) for environment in together}) == 1
+    for step in range(3):
+        for environment, expected in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(pictures(environment, step), expected[step])
+    for environment in together:
+        environment.close()
+
+
+def test_a_forked_process_draws_in_a_context_of_its_own():
+    environment = envs.make("cheetah-run", "clean", envs.DEFAULT)
+    ours, child = id(rendering._shared_context()), os.fork()
+    if not child:
+        os._exit(id(rendering._shared_context()) == ours)
+    assert os.waitpid(child, 0)[1] == 0 and id(rendering._shared_context()) == ours
+    environment.close()
+
+
 def test_a_dropped_renderer_leaves_others_alone():
     env = suite.load_task("hopper-hop")
     env.reset()
