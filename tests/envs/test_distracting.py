@@ -152,7 +152,7 @@ def test_every_key_of_the_section_env_is_an_argument_of_make(store, make):
     assert make().render() is None  # without a render_mode
 
 
-@pytest.mark.parametrize("options", [{"vectorization_mode": "sync"}, {"vectorization_mode": "async"},
+@pytest.mark.parametrize("options", [{"vectorization_mode": "sync"},
                                      {"vectorization_mode": "async", "vector_kwargs": {"context": "spawn"}}])
 def test_a_vector_of_environments_sees_what_single_ones_see(store, make, options):
     vector = gymnasium.make_vec("oclam/cheetah-run-v0", num_envs=2, params=SMALL, backgrounds=store, **options)

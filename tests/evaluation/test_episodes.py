@@ -1,42 +1,17 @@
-import os
-import signal
-import subprocess
-import sys
 from functools import partial
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from oclam.errors import UserError
-from oclam.evaluation.episodes import Environments, episode_seeds, evaluate
+from oclam.evaluation.episodes import episode_seeds, evaluate
 from oclam.policies.files import Agent, Card
 from oclam.policies.networks import Policy
+from tests.evaluation.fakes import Deadly, Noise, broken
 
 CARD = Card("cheetah-run", "clean", "lapo", 0, image_size=16, frame_stack=2, encoder_scale=1, residual_blocks=1,
             latent_dim=6, hidden_dim=5, action_dim=2, budget=1)
-
-
-class Noise(gymnasium.Env):
-    """Frames of noise that the last action stirs; the reward is the action's sum plus a share of the seed."""
-
-    def __init__(self, length=1000):
-        self.length = length
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.seed, self.time, self.shift = seed, 0, 0
-        return self._frame(), {}
-
-    def step(self, action):
-        self.time += 1
-        self.shift = int(100 * np.abs(action).sum())
-        reward = float(action.sum()) + (self.seed % 7)
-        return self._frame(), reward, False, self.time >= self.length, {"process": os.getpid()}
-
-    def _frame(self):
-        return (self.np_random.integers(0, 200, (16, 16, 3)) + self.shift % 56).astype(np.uint8)
 
 
 def policies(count, shared=True):
@@ -103,55 +78,10 @@ def test_seeds_are_a_prefix_of_more_seeds_and_differ_by_evaluation():
 
 
 def test_an_environment_that_cannot_be_made_fails_before_any_work():
-    def broken():
-        raise UserError("no OpenGL renderer works here")
-
     with pytest.raises(UserError, match="no OpenGL renderer"):
         evaluate(policies(1), 2, broken, [0], steps=5, workers=2)
-
-
-class Deadly(Noise):
-    """Its process is killed at the third step, as for lack of memory."""
-
-    def step(self, action):
-        if self.time == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().step(action)
 
 
 def test_a_dead_worker_is_one_line():
     with pytest.raises(UserError, match="eval: worker process [01] died.*lower eval.episodes .*`dvc repro`"):
         evaluate(policies(1), 2, Deadly, episode_seeds(0, 4), steps=6, workers=2)
-
-
-KILLED = """
-import os, signal
-from oclam.evaluation.episodes import Environments
-from tests.evaluation.test_episodes import Noise
-with Environments([[Noise] * 2], workers=2):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_workers_end_with_their_killed_parent():
-    """They hold its standard output, which ends with the last of them."""
-    process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, start_new_session=True)
-    try:
-        process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == -signal.SIGKILL
-
-
-def test_environments_live_in_as_many_processes_as_asked():
-    groups = [np.arange(4), np.arange(4, 6)]
-    with Environments([[Noise] * len(group) for group in groups], workers=2) as environments:
-        assert len(environments._processes) == 2
-        for group, members in enumerate(groups):
-            environments.send(group, [10 + int(number) for number in members])
-        for group, members in enumerate(groups):  # both were asked before either answered
-            frames, rewards = environments.receive(group)
-            assert np.array_equal(frames, [Noise().reset(seed=10 + int(number))[0] for number in members])
-            assert not rewards.any()
-    assert not any(process.is_alive() for process in environments._processes)
