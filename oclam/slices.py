@@ -157,6 +157,11 @@ class Job:
         made = self.stage.made() if done else None
         write_json(self.record, {"key": self.key, "seconds": round(seconds, 1), "made": made})
 
+    @property
+    def seconds_so_far(self) -> float:
+        """How long the stage that runs has taken, with what was interrupted before."""
+        return self.spent + time.monotonic() - self.started
+
     def devices(self, asked: int) -> int:
         """How many GPUs the stage has for itself, where training by several processes has `asked`."""
         parallel = self.stage.cmd.split()[2].removeprefix("stages.") in PARALLEL
@@ -191,7 +196,7 @@ class Job:
         elif not self._unchanged():
             why = "parameters, code or inputs changed while it ran; the same command runs it again"
         if recorded:
-            self.write(not why, self.spent + time.monotonic() - self.started)
+            self.write(not why, self.seconds_so_far)
         return why
 
     def _unchanged(self):
@@ -300,7 +305,9 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
             if time.monotonic() >= glance:
                 glance += STATUS_INTERVAL
                 rest = [job.stage.name for job in waiting] + [name for name in stages if name not in reached]
-                spent = [(job.stage.name, job.spent + time.monotonic() - job.started) for job in running]
+                for job in running:  # for this runner could be killed
+                    job.write(done=False, seconds=job.seconds_so_far)
+                spent = [(job.stage.name, job.seconds_so_far) for job in running]
                 print("\n".join([f"{done} of {len(stages)} stages are done{time_left(rest, spent, jobs)}",
                                  *(f"  {job.stage.name}: {said(job.stage.name)}" for job in running)]), flush=True)
             time.sleep(0.05)

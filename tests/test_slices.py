@@ -25,6 +25,7 @@ from oclam.slices import (
     command,
     expand,
     needed_for,
+    read_stages,
     record,
     run_slice,
     start_order,
@@ -207,6 +208,17 @@ def test_stages_end_with_their_runner_and_a_second_runner_is_refused(tree):
             break
         time.sleep(0.1)
     assert not alive(stage)
+
+
+def test_the_time_before_the_runner_was_killed_counts(tree, monkeypatch):
+    Path("count.py").write_text(SLOW)
+    end = Job.end
+    with monkeypatch.context() as context:
+        context.setattr("oclam.slices.STATUS_INTERVAL", 0.1)
+        context.setattr(Job, "end", lambda job: end(job, recorded=False))  # as a runner killed at this moment
+        assert not run_slice(0.03, "first")
+    params = read().model_dump()
+    assert Job(read_stages(params)["first"], params).spent > 0
 
 
 BESIDE = """import os, sys, time
