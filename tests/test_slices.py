@@ -197,6 +197,7 @@ def test_stages_end_with_their_runner_and_a_second_runner_is_refused(tree):
     command = [sys.executable, "-m", "oclam.slices", "--minutes", "5", "--until", "first"]
     runner = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
     while not Path("workers").exists() or not Path("workers").read_text():
+        assert runner.poll() is None
         time.sleep(0.05)
     second = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert second.returncode == 1 and second.stderr.startswith("error: slices is already running in this folder")

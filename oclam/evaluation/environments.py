@@ -51,7 +51,7 @@ class Environments:
 
     def __exit__(self, *_):
         for process in self._processes:
-            process.terminate()
+            process.kill()  # SIGTERM is lost where it finds an inherited handler just before a read
         for process in self._processes:
             process.join()
 

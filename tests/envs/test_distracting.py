@@ -4,6 +4,7 @@ import copy
 import hashlib
 import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 
 import gymnasium
 import numpy as np
@@ -62,8 +63,8 @@ def fingerprint(arguments):
 def test_the_seed_decides_everything_in_any_process_and_order(store):
     tasks = ("cheetah-run", "finger-turn_hard")  # the second changes its model at every reset
     here = [fingerprint((store, task, [1, 2, 3])) for task in tasks]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        there = pool.map(fingerprint, [(store, task, [3, 1, 3]) for task in tasks])
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        there = list(pool.map(fingerprint, [(store, task, [3, 1, 3]) for task in tasks]))
     for mine, other in zip(here, there, strict=True):
         assert other == {seed: mine[seed] for seed in (1, 3)}
         assert len(set(mine.values())) == 3
