@@ -89,7 +89,7 @@ def _mujoco_context(width, height):
 
 
 _own = threading.local()  # .context: a weak reference to this thread's OpenGL context
-os.register_at_fork(after_in_child=lambda: vars(_own).clear())  # which is the parent's
+os.register_at_fork(after_in_child=lambda: vars(_own).clear())  # a child makes its own
 
 
 def _shared_context():
