@@ -27,7 +27,7 @@ from pathlib import Path
 
 import yaml
 
-from oclam.artifacts import digest, read_json, write_json
+from oclam.artifacts import atomic, digest, read_json, write_json
 from oclam.cli import only_one, readable_errors
 from oclam.errors import UserError
 from oclam.machine import cores, end_with_parent
@@ -193,13 +193,14 @@ class Job:
         why = ""
         if status:
             why = f"status {status}, see {self.log}: {said(self.stage.name)}"
-        elif not self._unchanged():
+        elif not self.unchanged():
             why = "parameters, code or inputs changed while it ran; the same command runs it again"
         if recorded:
             self.write(not why, self.seconds_so_far)
         return why
 
-    def _unchanged(self):
+    def unchanged(self) -> bool:
+        """Whether the parameters and dependencies are those of this job."""
         try:
             return self.stage.key(read().model_dump()) == self.key
         except UserError:
@@ -356,14 +357,26 @@ def trust_dvc_lock() -> None:
 
 
 def record() -> None:
-    """Let DVC record every stage that is done, and nothing else, in dvc.lock."""
+    """Let DVC record every stage that is done, and nothing else, in dvc.lock.
+
+    Raises UserError, and leaves dvc.lock as it was, where what it records changed meanwhile.
+    """
     logging.getLogger("dvc").setLevel(logging.WARNING)  # a line for every stage says nothing
     params = read().model_dump()
-    stages = read_stages(params)
-    done = [name for name, stage in stages.items() if all(map(os.path.exists, stage.deps)) and Job(stage, params).done]
+    stages, lock = read_stages(params), Path("dvc.lock")
+    jobs = (Job(stage, params) for stage in stages.values() if all(map(os.path.exists, stage.deps)))
+    done = [job for job in jobs if job.done]
+    before = lock.read_bytes() if lock.exists() else None
     with _dvc() as repo:
-        for target in [None] if len(done) == len(stages) else done:  # all at once takes a third of the time
-            repo.commit(target, force=True)
+        for target in [None] if len(done) == len(stages) else [job.stage.name for job in done]:
+            repo.commit(target, force=True)  # all at once takes a third of the time
+    if not all(job.unchanged() for job in done):  # DVC wrote what it found then
+        lock.unlink()
+        if before is not None:
+            with atomic(lock) as temporary:
+                temporary.write_bytes(before)
+        raise UserError("dvc.lock is as before: parameters, code or inputs changed while DVC recorded what is done; "
+                        "the same command records it")
 
 
 def main():

@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import time
-from itertools import combinations, pairwise
+from itertools import combinations, groupby, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,10 +110,10 @@ def set_params(**changes):
 
 
 def ran():
-    """What the stages made since the last call, in order."""
+    """What the stages made since the last call, in order; b/0 and b/1, which run side by side, by name."""
     made = Path("ran").read_text().split() if Path("ran").exists() else []
     Path("ran").unlink(missing_ok=True)
-    return made
+    return [path for _, beside in groupby(made, key=lambda path: path[0]) for path in sorted(beside)]
 
 
 def test_stages_run_once_and_again_when_what_decides_them_changes(tree):
@@ -255,7 +255,7 @@ def test_what_needs_no_failed_stage_is_done_all_the_same(tree, capfd):
             run_slice(10)
         assert "each@0 failed: status 1, see .resume/logs/each@0.log: no room\n" in capfd.readouterr().out
     assert Path("b/1").exists() and not Path("all").exists()
-    assert ran() == ["a", "b/0", "b/1", "b/0"]
+    assert ran() == ["a", "b/0", "b/0", "b/1"]
 
 
 def test_a_missing_input_stops_only_what_needs_it(tree, capfd):
@@ -365,7 +365,7 @@ def test_dvc_records_what_is_done_and_what_it_has_recorded_is_not_run_again(tree
     record()
     assert set(yaml.safe_load(Path("dvc.lock").read_text())["stages"]) == {"first", "each@1"}
     Path("go").touch()
-    assert run_slice() and ran() == ["a", "b/0", "b/1", "b/0", "all"]
+    assert run_slice() and ran() == ["a", "b/0", "b/0", "b/1", "all"]
     record()
     with Repo() as repo:
         assert repo.status() == {}
@@ -377,3 +377,22 @@ def test_dvc_records_what_is_done_and_what_it_has_recorded_is_not_run_again(tree
     assert time_left(["first", "last"], [], 1) == (  # what DVC had takes no time that is known
         ", about 1 minutes are left and what last need, which never ran here")
     assert run_slice() and ran() == ["all"]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_dvc_s_record_stays_where_parameters_change_while_it_is_written(tree, monkeypatch, recorded):
+    Repo.init(no_scm=True).close()
+    assert run_slice()
+    if recorded:
+        record()
+    lock, commit = Path("dvc.lock"), Repo.commit
+    before = lock.read_bytes() if recorded else None
+
+    def late(repo, *arguments, **options):
+        set_params(seeds=[0, 1], eval={"episodes": 3, "backgrounds": "test", "seed": 5})
+        return commit(repo, *arguments, **options)
+
+    monkeypatch.setattr(Repo, "commit", late)
+    with pytest.raises(UserError, match="^dvc.lock is as before: parameters, code or inputs changed while"):
+        record()
+    assert (lock.read_bytes() if lock.exists() else None) == before
