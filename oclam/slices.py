@@ -367,12 +367,14 @@ def record() -> None:
     jobs = (Job(stage, params) for stage in stages.values() if all(map(os.path.exists, stage.deps)))
     done = [job for job in jobs if job.done]
     before = lock.read_bytes() if lock.exists() else None
+    targets = [None] if len(done) == len(stages) else [job.stage.name for job in done]  # all at once is 3 times as fast
     with _dvc() as repo:
-        for target in [None] if len(done) == len(stages) else [job.stage.name for job in done]:
-            repo.commit(target, force=True)  # all at once takes a third of the time
+        for target in targets:
+            repo.commit(target, force=True)
     if not all(job.unchanged() for job in done):  # DVC wrote what it found then
-        lock.unlink()
-        if before is not None:
+        if before is None:
+            lock.unlink()
+        else:
             with atomic(lock) as temporary:
                 temporary.write_bytes(before)
         raise UserError("dvc.lock is as before: parameters, code or inputs changed while DVC recorded what is done; "

@@ -250,12 +250,12 @@ def test_jobs_run_side_by_side_and_share_the_cores(tree):
 
 def test_what_needs_no_failed_stage_is_done_all_the_same(tree, capfd):
     Path("count.py").write_text(COUNT + 'if path.name == "0": sys.exit("no room")\n')
-    for _ in range(2):
+    for expected in (["a", "b/0", "b/1"], ["b/0"]):
         with pytest.raises(UserError, match="each@0 failed, and 1 of the stages need what it makes"):
             run_slice(10)
+        assert ran() == expected
         assert "each@0 failed: status 1, see .resume/logs/each@0.log: no room\n" in capfd.readouterr().out
     assert Path("b/1").exists() and not Path("all").exists()
-    assert ran() == ["a", "b/0", "b/0", "b/1"]
 
 
 def test_a_missing_input_stops_only_what_needs_it(tree, capfd):
@@ -362,10 +362,11 @@ def test_dvc_records_what_is_done_and_what_it_has_recorded_is_not_run_again(tree
     Path("count.py").write_text(COUNT + 'if path.name == "0" and not Path("go").exists(): sys.exit("no room")\n')
     with pytest.raises(UserError):
         run_slice()
+    assert ran() == ["a", "b/0", "b/1"]
     record()
     assert set(yaml.safe_load(Path("dvc.lock").read_text())["stages"]) == {"first", "each@1"}
     Path("go").touch()
-    assert run_slice() and ran() == ["a", "b/0", "b/0", "b/1", "all"]
+    assert run_slice() and ran() == ["b/0", "all"]
     record()
     with Repo() as repo:
         assert repo.status() == {}
