@@ -8,6 +8,7 @@ from functools import partial
 
 from oclam import envs, paths, suite
 from oclam.artifacts import write_csv
+from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.errors import Absent
 from oclam.evaluation.episodes import episode_seeds, evaluate
@@ -26,21 +27,24 @@ def main():
     if task not in suite.TASKS:
         raise Absent(f"the suite has no {task}: policies cannot act there")
     seeds = episode_seeds(params.eval.seed, params.eval.episodes)
-    policies, cards = load_policies(paths.policies(task, seed, variant), task=task, view=view_of(variant), seed=seed,
-                                    variant=variant, image_size=params.env.image_size)
-    make = {videos: partial(envs.make, task, view_of(variant), params.env, paths.backgrounds, videos)
-            for videos in OTHER}
+    view, folder = view_of(variant), paths.policies(task, seed, variant)
+    policies, cards = load_policies(folder, task=task, view=view, seed=seed, variant=variant,
+                                    image_size=params.env.image_size)
+    inputs = [folder, paths.backgrounds] if view == "distracted" else [folder]
+    checkpoint = Checkpoint(f"eval-{task}-{seed}-{variant}", params, inputs)
+    make = {videos: partial(envs.make, task, view, params.env, paths.backgrounds, videos) for videos in OTHER}
     asked = [(policy, card.budget, params.eval.backgrounds) for policy, card in zip(policies, cards, strict=True)]
-    if view_of(variant) == "distracted":
+    if view == "distracted":
         asked.insert(0, (policies[-1], cards[-1].budget, OTHER[params.eval.backgrounds]))
     returns, frames, _ = evaluate([policy for policy, *_ in asked], cards[0].frame_stack,
                                   [make[videos] for *_, videos in asked], seeds, params.collect.steps,
-                                  f"eval-{task}-{seed}-{variant}", recorded=RECORDED)
+                                  checkpoint.name, recorded=RECORDED, checkpoint=checkpoint)
 
     write_csv(paths.evaluation(task, seed, variant),
               [{"backgrounds": videos, "budget": budget, "episode": episode, "return": value}
                for (_, budget, videos), row in zip(asked, returns, strict=True) for episode, value in enumerate(row)])
     write_video(paths.episode_video(task, seed, variant), frames[::EVERY], FPS)
+    checkpoint.remove()
 
 
 if __name__ == "__main__":

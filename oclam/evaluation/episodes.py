@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
 from oclam.evaluation.environments import Environments
 from oclam.policies.files import Agent
@@ -28,8 +29,8 @@ def episode_seeds(seed: int, episodes: int) -> list[int]:
 
 
 def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequence[Callable], seeds: Sequence[int],
-             steps: int, name: str = "evaluation", workers: int | None = None,
-             recorded: int = 0) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+             steps: int, name: str = "evaluation", workers: int | None = None, recorded: int = 0,
+             checkpoint: Checkpoint | None = None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Act in one episode for every policy and seed.
 
     Args:
@@ -40,21 +41,24 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
         steps: at most, per episode.
         workers: processes, by default one a core.
         recorded: how many frames of the last policy's first episode to return.
+        checkpoint: keeps the rewards of finished policies, so that a restart begins with the next policy.
     Returns: returns float64 (P, E), recorded frames uint8 (recorded, H, W, 3), their rewards (recorded,).
     Raises what make raises, before any work.
     """
     # Two halves: while the policy looks at one, the workers step the other.
     halves = [half for half in np.array_split(np.arange(len(seeds)), 2) if len(half)]
     makes = make if isinstance(make, Sequence) else [make] * len(policies)
-    kinds = list(dict.fromkeys(makes))  # such as with training and with test videos
-    rewards, kept = np.zeros((len(policies), steps, len(seeds))), []
+    done, rewards, kept = 0, np.zeros((len(policies), steps, len(seeds))), []
+    if checkpoint and (position := checkpoint.restore({})):
+        done, rewards = position["policies"], position["rewards"].numpy()
+    kinds = list(dict.fromkeys(makes[done:]))  # such as with training and with test videos
     groups = [[kind] * len(half) for kind in kinds for half in halves]
     with (Environments(groups, workers) as environments, _one_thread(),  # may fork, so before any use of a GPU
-          Progress(rewards.size, name, " frames") as bar):
+          Progress(rewards.size, name, " frames", initial=rewards[:done].size) as bar):
         device = best_device()
-        for number, (policy, own) in enumerate(zip(policies, makes, strict=True)):
-            first = kinds.index(own) * len(halves)
-            agents = [Agent(policy, frame_stack, device) for _ in halves]
+        for number in range(done, len(policies)):
+            first = kinds.index(makes[number]) * len(halves)
+            agents = [Agent(policies[number], frame_stack, device) for _ in halves]
             for group, half in enumerate(halves, first):
                 environments.send(group, [seeds[episode] for episode in half])
             for step in range(steps + 1):
@@ -67,6 +71,8 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
                     if step < steps:
                         environments.send(group, agent.act(frames))
                         bar.update(len(half))
+            if checkpoint and checkpoint.due() and number + 1 < len(policies):  # the last one's frames are not kept
+                checkpoint.save({}, policies=number + 1, rewards=torch.from_numpy(rewards))
     return rewards.sum(1), np.stack(kept) if kept else None, rewards[-1, :recorded, 0]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
 from oclam.evaluation.episodes import episode_seeds, evaluate
 from oclam.policies.files import Agent, Card
@@ -55,6 +56,19 @@ def test_number_of_workers_changes_no_bit():
     for other in results[1:]:
         for ours, theirs in zip(results[0], other, strict=True):
             assert np.array_equal(ours, theirs)
+
+
+def test_a_restart_evaluates_only_the_remaining_policies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    several, seeds = policies(3), episode_seeds(0, 3)
+    whole = evaluate(several, 2, Noise, seeds, steps=6, workers=2, recorded=4)
+    with pytest.raises(UserError, match="died"):
+        evaluate(several, 2, [Noise, Noise, Deadly], seeds, steps=6, workers=2,
+                 checkpoint=Checkpoint("eval", (), interval=0))
+    resumed = evaluate(several, 2, [broken, broken, Noise], seeds, steps=6, workers=2, recorded=4,
+                       checkpoint=Checkpoint("eval", ()))
+    for ours, theirs in zip(whole, resumed, strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_recorded_frames_are_of_the_last_policys_first_episode():
