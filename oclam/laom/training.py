@@ -14,7 +14,8 @@ from oclam.checkpoint import Checkpoint
 from oclam.datasets import Prefetch, TripleSampler
 from oclam.laom.augmentation import augment
 from oclam.laom.models import LaomModel
-from oclam.latent_actions.training import action_error, learn, open_frames
+from oclam.latent_actions.probes import OnlineProbe
+from oclam.latent_actions.training import learn, open_frames
 from oclam.params import Compute
 from oclam.seeding import seed_of, torch_rng
 from oclam.training import autocast, best_device, linear_decay, own_part, train, update
@@ -54,9 +55,8 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
     Returns: rows of step, loss, probe_mse, and state_variance, of the embeddings in a batch: 0 where they collapsed.
     """
     device = next(model.parameters()).device
-    actions, (offset, scale) = actions.to(device), (torch.as_tensor(unit, device=device) for unit in units)
-    known = actions.isfinite().sum() / actions.numel()
-    probe, head = (nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device) for _ in range(2))
+    actions, latent_dim = actions.to(device), model.sizes["latent_dim"]
+    probe, head = OnlineProbe(latent_dim, actions, units), nn.Linear(latent_dim, actions.shape[1], device=device)
     target = deepcopy(model.encoder).requires_grad_(False)
     optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters(), *head.parameters()], fused=True)
     steps = max(round(settings.epochs * sampler.steps_per_epoch), 1)
@@ -89,8 +89,9 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
             few_latents = model.idm(*labelled) if labels else None
         loss = F.mse_loss(prediction.float(), wanted.float())
         if labels:
-            loss = loss + labels.coefficient * F.mse_loss(head(few_latents.float()), (true[0] - offset) / scale)
-        probe_mse = action_error(offset + scale * probe(latent.detach().float()), action, known)
+            loss = loss + labels.coefficient * F.mse_loss(head(few_latents.float()),
+                                                           (true[0] - probe.offset) / probe.scale)
+        probe_mse = probe.error(latent, action)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         follow(target, model.encoder, settings.target_rate)
         return {"loss": loss, "probe_mse": probe_mse, "state_variance": state.float().var(0, correction=0).mean()}

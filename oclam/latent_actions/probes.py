@@ -1,21 +1,47 @@
-"""Action probes: how well latent actions predict true actions linearly, by ridge regression on held-out trajectories.
+"""Action probes: how well latent actions predict true actions linearly.
 
-The penalty is chosen on the first half of the held-out trajectories, the error is measured on the second half. The
-paper's online probe, a linear layer trained beside the model, is in `oclam.latent_actions.training`.
+The paper's probe is trained beside the model. The other is a ridge regression: the first half of the held-out
+trajectories chooses its penalty, the second half measures its error.
 """
 
 import numpy as np
 import torch
 import zarr
+from torch import nn
 from torch.nn import functional as F
 
 from oclam.errors import UserError
 from oclam.ridge import PENALTIES, Moments
 from oclam.seeding import numpy_rng
 
-__all__ = ["frame_differences", "probe", "probe_frames", "probe_latents", "splits"]
+__all__ = ["OnlineProbe", "frame_differences", "probe", "probe_frames", "probe_latents", "splits"]
 
 FLOOR_EPISODES = 100  # of training, enough for the 768 inputs of the frame-difference probe
+
+
+class OnlineProbe(nn.Linear):
+    """The paper's online probe: offset + scale x a linear map from detached latents to actions.
+
+    Args:
+        latent_dim: L.
+        actions: (N, A), all that are trained on; NaN where not known.
+        units: offset and scale (A,), as `Dataset.action_units`.
+    """
+
+    def __init__(self, latent_dim: int, actions: torch.Tensor, units: tuple):
+        super().__init__(latent_dim, actions.shape[1], device=actions.device)
+        self.offset, self.scale = (torch.as_tensor(unit, device=actions.device) for unit in units)
+        self.known_share = actions.isfinite().sum() / actions.numel()
+
+    def error(self, latent: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Squared errors of a batch's known actions (B, A), summed and divided by the number expected.
+
+        So the mean over all batches is the mean squared error over all known actions; of a batch without any it is 0.
+        latent: (B, L).
+        """
+        prediction = self.offset + self.scale * self(latent.detach().float())
+        known = torch.where(action.isfinite(), action, prediction.detach())
+        return F.mse_loss(prediction, known) / self.known_share.clamp(min=1e-9)
 
 
 def splits(episodes: int, test_episodes: int) -> tuple[range, range, range]:

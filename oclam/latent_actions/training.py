@@ -15,13 +15,13 @@ from oclam.datasets import Dataset, Frames, FrameStacks, Prefetch, TripleSampler
 from oclam.latent_actions.latents import write_latents
 from oclam.latent_actions.models import ImageLatentActionModel, reconstruction_error
 from oclam.latent_actions.observations import FrameObservations
-from oclam.latent_actions.probes import probe_frames, probe_latents
+from oclam.latent_actions.probes import OnlineProbe, probe_frames, probe_latents
 from oclam.params import Compute
 from oclam.seeding import seed_of
 from oclam.training import autocast, average, best_device, count_parameters, linear_decay, own_part, train, update
 from oclam.variants import VARIANTS, view_of
 
-__all__ = ["action_error", "learn", "learn_from_images", "open_frames", "pictures", "projection", "train_model"]
+__all__ = ["learn", "learn_from_images", "open_frames", "pictures", "projection", "train_model"]
 
 PICTURES, POINTS = 6, 2000  # of held-out transitions in the report: example images, and points in the plot of latents
 
@@ -39,13 +39,12 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         actions: (N, A), one a frame of the sampler's episodes; NaN where it is not known, which the probe leaves out.
         settings: the section lapo or lapo_slots.
         compute: the section compute.
-        units: offset and scale (A,), as `Dataset.action_units`: the probe returns offset + scale x a linear map.
+        units: of the probe.
     Returns: about 200 rows of step, loss and probe_mse, each a mean over the updates since the last.
     """
     device = next(model.parameters()).device
-    actions, (offset, scale) = actions.to(device), (torch.as_tensor(unit, device=device) for unit in units)
-    known = actions.isfinite().sum() / actions.numel()
-    probe = nn.Linear(model.sizes["latent_dim"], actions.shape[1], device=device)
+    actions = actions.to(device)
+    probe = OnlineProbe(model.sizes["latent_dim"], actions, units)
     # One optimizer serves both: Adam works on every weight alone, and no gradient leaves the probe.
     optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters()], fused=True)
     steps = max(round(settings.epochs * sampler.steps_per_epoch), 1)
@@ -65,7 +64,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         means = [] if weight is None else [weight.mean()]
         average(means)
         loss = reconstruction_error(prediction.float(), target, weight, *means)
-        probe_mse = action_error(offset + scale * probe(latent.detach().float()), action, known)
+        probe_mse = probe.error(latent, action)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         return {"loss": loss, "probe_mse": probe_mse}
 
@@ -73,16 +72,6 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
     rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
     checkpoint.save(parts, step=steps, rows=rows)  # if writing latents is killed, training need not run again
     return rows
-
-
-def action_error(prediction: torch.Tensor, action: torch.Tensor, known_share: torch.Tensor) -> torch.Tensor:
-    """Squared errors of the true actions (B, A) that are known, not NaN, summed and divided by the number expected.
-
-    So the mean over all batches is the mean squared error over all known actions; of a batch without any it is 0.
-    known_share: the fraction of all actions that is known.
-    """
-    known = torch.where(action.isfinite(), action, prediction.detach())
-    return F.mse_loss(prediction, known) / known_share.clamp(min=1e-9)
 
 
 @torch.no_grad()
