@@ -40,7 +40,8 @@ def _probes(rows):
         return f"{1 - errors[task][variant] / variances[task][variant]:.2f}" + (
             "" if paper is None else f" ({paper:.2f})")
 
-    return _table("R² (paper)", LATENT, cell, errors, lower=True)
+    paper = {name: {task: error for task, (error, _) in VARIANTS[name].paper.probe.items()} for name in LATENT}
+    return _table("R² (paper)", paper, cell, errors, lower=True)
 
 
 def _returns(rows):
@@ -53,7 +54,9 @@ def _returns(rows):
         return f"{number(means[task][variant])}: {share:.0%}" + (f" ({paper[0]:.0f}%)" if paper else "")
 
     few = [name for name, row in VARIANTS.items() if row.labels == "few"]
-    return _table("return: share of bc's (paper)", few, cell, means, lower=False)
+    paper = {name: {task: share * VARIANTS[normaliser(name)].paper.returns[task]
+                    for task, (share, _) in VARIANTS[name].paper.normalised.items()} for name in few}
+    return _table("return: share of bc's (paper)", paper, cell, means, lower=False)
 
 
 def _means(rows, key):
@@ -63,18 +66,24 @@ def _means(rows, key):
                    if (found := select(rows, task=task, variant=name))} for task in tasks}
 
 
-def _table(corner, variants, cell, means, lower):
-    """One table; `means` are {task: {variant: value}}, less being better where `lower`."""
-    lines = [f"| {' | '.join([corner, *means])} | times better than lapo | recovery |", "|---" * (len(means) + 3) + "|"]
-    for variant in variants:
+def _table(corner, paper, cell, means, lower):
+    """One table of the paper's {variant: {task: value}} and our {task: {variant: value}}; `lower`: less is better."""
+    heads = [corner, *means, "times better than lapo (paper)", "recovery"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for variant in paper:
         there = [values for values in means.values() if variant in values]
         ratios, clean = ([values.get(name, np.nan) / values["lapo"] for values in there] for name in (variant, CLEAN))
-        better = f"{np.mean([1 / ratio if lower else ratio for ratio in ratios]):.2g}" if there else "–"
+        papers = [paper[variant][task] / paper["lapo"][task] for task in means if task in paper[variant]]
+        better = _better(ratios, lower) + (f" ({_better(papers, lower)})" if papers and variant != "lapo" else "")
         known = variant in RECOVERING and there and not np.isnan(clean).any()
         share = recovery(np.mean(ratios), 1, np.mean(clean), lower) if known else None
         cells = [cell(variant, task) if variant in values else "–" for task, values in means.items()]
         lines.append(f"| {' | '.join([variant, *cells, better, '–' if share is None else f'{share:.0%}'])} |")
     return "\n".join(lines) + "\n"
+
+
+def _better(ratios, lower):
+    return f"{np.mean([1 / ratio if lower else ratio for ratio in ratios]):.2g}" if ratios else "–"
 
 
 if __name__ == "__main__":

@@ -111,9 +111,9 @@ class Collect(Section):
     source: Literal["simulator", "files"]
     path: Name  # files: of `python -m oclam.import`, <task>/distracted.zarr and, if there is one, <task>/clean.zarr
     episodes: Count
-    # held out after the first `episodes`: half chooses a probe's penalty, half measures it, and slots
+    # held out, after the first `episodes`: half of them chooses the ridge probe's penalty, the other measures its error
     test_episodes: Annotated[int, Field(ge=2, le=10**9)]
-    segmented_episodes: Annotated[int, Field(ge=0, le=10**9)]  # of the held-out ones, with true masks
+    segmented_episodes: Annotated[int, Field(ge=0, le=10**9)]  # the first held-out ones, whose true masks measure slots
     steps: Annotated[int, Field(ge=16, le=1000)]  # an episode of the suite has 1000
     action_noise: NonNegative  # standard deviation of the noise on the expert's actions; the sum is recorded
     shard_episodes: Count
@@ -153,7 +153,7 @@ class Ocp(Section):
     warmup_steps: Natural
     decay_steps: Count
     clip_norm: Positive
-    published: bool  # true: as VideoSAUR's code; false: standard slot attention (see slots/attention.py)
+    published: bool  # true: as VideoSAUR's code; false: slots start from clusters (slots/attention.py)
     similarity_weight: NonNegative  # this and the next two are VideoSAUR's
     similarity_temperature: Positive
     reconstruction_weight: NonNegative
@@ -166,7 +166,7 @@ class Ocp(Section):
 class Steve(Section):
     """STEVE, which the report shows beside the model of ocp (paper, appendix A); all else is as in ocp."""
 
-    published: bool  # STEVE's published form; false: a small variant. This and the next four too if ocp.model is steve
+    published: bool  # STEVE's published form; false: a small variant. These five are also ocp's where it trains STEVE
     feature_hidden: Size  # channels of the convolutions
     decoder_hidden: Size  # channels of the discrete VAE
     decoder_layers: Size  # of the transformer that predicts the tokens
@@ -196,7 +196,7 @@ class SlotSelect(Section):
 
     method: Literal["auto", "manual"]
     manual: dict[str, list[Natural]]  # task -> slot indices
-    labelled_episodes: Annotated[int, Field(ge=2)]  # all true actions that choose a restart and slots
+    labelled_episodes: Annotated[int, Field(ge=2)]  # their true actions choose restart and slots
     max_slots: Count
     combine: Literal["concatenate", "mean"]
     masks: Literal["soft", "refined"]  # refined: patches where a chosen slot's is the highest, then pixels by colour
@@ -221,7 +221,7 @@ class LapoImage(Section):
 
 
 class Heads(Section):
-    """Training of latent action models whose two parts are MLPs."""
+    """Settings of models whose inverse and forward models are MLPs: lapo-slots and LAOM."""
 
     hidden_dim: Size
     expansion: Size
@@ -229,7 +229,7 @@ class Heads(Section):
     epochs: Positive
     warmup_epochs: NonNegative
     learning_rate: Rate
-    target_rate: Annotated[float, Field(gt=0, le=1)]  # laom: how far its target encoder follows at every step
+    target_rate: Annotated[float, Field(gt=0, le=1)]  # laom: share of the way that its target moves at every update
 
 
 class LapoSlots(Heads):
@@ -277,7 +277,7 @@ class Finetune(Section):
     budgets: Annotated[list[Count], Field(min_length=1)]
     hidden_dim: Size
     batch_size: Size
-    updates: Count  # of a budget, and more where `epochs` passes over its frames need more
+    updates: Count  # for each budget: at least these, more where `epochs` passes over its frames take more
     epochs: NonNegative
     loss: Literal["squares", "absolute"]  # of true actions, in finetune, scratch and bc-full
     learning_rate: Rate
@@ -305,7 +305,7 @@ class Params(Section):
 
     scale: Name  # named beside every number of the report
     tasks: Annotated[list[Name], Field(min_length=1)]
-    seeds: Annotated[list[Natural], Field(min_length=1)]
+    seeds: Annotated[list[Natural], Field(min_length=1)]  # of all training; not of data and evaluation
     restarts: Annotated[list[Natural], Field(min_length=1)]  # initialisations of ocp, of which the best one is kept
     compute: Compute
     env: Env

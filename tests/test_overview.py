@@ -38,12 +38,12 @@ def runs(tmp_path):
 def test_ratios_and_recovery_are_of_means_over_tasks(runs):
     text = overview(runs)
     probes, returns = text.split("\n\n")
-    assert "| R² (paper) | cheetah-run | walker-run | times better than lapo | recovery |" in probes
+    assert "| R² (paper) | cheetah-run | walker-run | times better than lapo (paper) | recovery |" in probes
     assert "| lapo | 0.60 (0.68) | 0.40 (0.84) | 1 | – |" in probes
-    assert "| lapo-slots | 0.60 (0.91) | 0.80 (0.88) | 2 | 50% |" in probes  # errors 1, 1/3; clean 1/2, 1/6
+    assert "| lapo-slots | 0.60 (0.91) | 0.80 (0.88) | 2 (2.5) | 50% |" in probes  # errors 1, 1/3; clean 1/2, 1/6
     assert "| laom | 0.20 | – | 0.5 | -200% |" in probes
-    assert "| lapo-slots | 60.0: 60% (50%) | 30.0: 30% (8%) | 1.5 | 40% |" in returns  # 64 and 128 labels
-    assert "| lapo-no-distractors | 60.0: 30% (69%) | 60.0: 30% (22%) | 2.2 | – |" in returns
+    assert "| lapo-slots | 60.0: 60% (50%) | 30.0: 30% (8%) | 1.5 (2.1) | 40% |" in returns  # 64 and 128 labels
+    assert "| lapo-no-distractors | 60.0: 30% (69%) | 60.0: 30% (22%) | 2.2 (4.2) | – |" in returns
     assert "| scratch | – | 10.0: 10% | 0.5 | – |" in returns
 
 

@@ -23,8 +23,8 @@ SECTIONS = (  # name, heading, introduction
      "are taken for the agent's."),
     ("reconstructions", "What does the forward model predict?", "The next frame, from this one and a latent action."),
     ("latents", "How are latent actions arranged?",
-     "Each point is a latent action, coloured by the true one. Smooth changes of colour mean that it holds the true "
-     "one."),
+     "Each point is a latent action, coloured by the true one. Where colours change smoothly, latent actions contain "
+     "the true ones."),
     ("policies", "How do the policies move?",
      "The beginning of the first evaluation episode, at the largest label budget."),
     ("losses", "Did training converge?", "Every model's training loss."),

@@ -205,7 +205,8 @@ def _returns(results):
             "best variant that sees distractors. The paper fine-tunes on 32 to 128 trajectories and prints one number, "
             "shown here beside the largest budget. scratch is the control: the same labels without latent pretraining. "
             "All labelled trajectories are the first of one random order, so larger sets contain the smaller. Labels "
-            "used: the budget, then larger numbers of single variants (on slots: those that observe slots or masks). "
+            "used: the budget; where variants used more, their names and numbers follow (on slots: all that observe "
+            "slots or masks). "
             f"{_divisors(results)}")
     columns = ("labels used", *variants)
     return Table("returns", "Table 2. Normalised return after fine-tuning", note, columns, rows)
@@ -337,7 +338,9 @@ def _slots(results):
         rows += [(f"{row['model']}, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
         note = (f"{choice['why']} Model: {choice['model']}, restart {choice['restart']}. Probes predict the true "
-                f"actions of labelled trajectories; {choice['labels']} were used to choose restart and slots. ")
+                f"actions of labelled trajectories; {choice['labels']} were used to choose restart and slots. "
+                "Masked frames here are cut by patches, at 8x8 pixels. Slot vectors are stage slots' in each row but "
+                "that of the pixel mask, which has those that lapo-slots observes. ")
         if choice["fg_ari"] is None:
             note += "This dataset has no segmentation to judge the choice by."
         else:
@@ -352,7 +355,8 @@ def _slots(results):
 def _parameters(results):
     rows = [(name, [Cell(number(results.parameters[name])), Cell(number(count))])
             for name, count in PAPER_PARAMETERS.items()]
-    note = "params/paper.yaml gives the paper's counts; smaller scales have the same models at smaller sizes."
+    note = ("params/paper.yaml gives the paper's counts; smaller scales have the same models at smaller sizes. bc is "
+            "the actor of latent actions, of stage bc.")
     return Table("cost", "Table 4. Parameters", note, ("this run", "paper"), rows)
 
 

@@ -42,7 +42,7 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
     """Train a model on clips: rows of step, loss and the parts of the loss.
 
     Args:
-        model: a `VideoSaur`, `Steve` or `PublishedSteve`, trained in place.
+        model: a `VideoSaur`, `SlotContrast`, `Steve` or `PublishedSteve`, trained in place.
         settings: with the section ocp's parameters of training.
         forward: gives the context manager of a forward pass (precision).
         compiled: whether to compile the model.
