@@ -73,23 +73,22 @@ class Dataset:
     def actions(self) -> np.ndarray:
         return self.group["actions"][:]
 
-    @cached_property
-    def action_units(self) -> tuple[np.ndarray, np.ndarray]:
-        """Offset and scale, float32 (A,) each: networks predict (action - offset) / scale.
+    def action_units(self, episodes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Offset and scale, float32 (A,) each: what learns from these episodes predicts (action - offset) / scale.
 
         0 and 1 for the simulator's actions in [-1, 1]; for imported ones, which may be of any size, mean and standard
-        deviation over the training episodes.
+        deviation over those episodes whose actions are known.
         """
-        training = self.actions[:self.episodes].astype(np.float64)
-        known = training[np.isfinite(training).all((1, 2))]
+        actions = self.actions[list(episodes)].astype(np.float64)
+        known = actions[np.isfinite(actions).all((1, 2))]
         if "adopted" not in self.attrs or not len(known):
-            return np.zeros(training.shape[2], np.float32), np.ones(training.shape[2], np.float32)
+            return np.zeros(actions.shape[2], np.float32), np.ones(actions.shape[2], np.float32)
         offset, scale = known.mean((0, 1)).astype(np.float32), known.std((0, 1)).astype(np.float32)
         return offset, np.where(scale > 1e-6, scale, np.float32(1))
 
     def normalised_actions(self, episodes: Sequence[int]) -> np.ndarray:
-        """The actions of these episodes in `action_units`: float32 (episodes, T, A)."""
-        offset, scale = self.action_units
+        """The actions of these episodes in their `action_units`: float32 (episodes, T, A)."""
+        offset, scale = self.action_units(episodes)
         return (self.actions[list(episodes)] - offset) / scale
 
     @cached_property

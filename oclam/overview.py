@@ -23,6 +23,7 @@ def overview(runs: Sequence[Path | str]) -> str:
 
     The last two columns: how many times better than lapo, mean over tasks; and recovery (arXiv 2502.09680v3), computed
     from means over tasks of errors or returns divided by lapo's: one task's is unstable where distractors cost little.
+    Tasks where lapo's is 0 are left out of both.
 
     runs: folders of `make publish`, each with other tasks. Raises UserError for a missing or damaged table.
     """
@@ -37,8 +38,9 @@ def _probes(rows):
 
     def cell(variant, task):
         paper = paper_r2(task, variant)
-        return f"{1 - errors[task][variant] / variances[task][variant]:.2f}" + (
-            "" if paper is None else f" ({paper:.2f})")
+        variance = variances[task][variant]
+        ours = f"{1 - errors[task][variant] / variance:.2f}" if variance else "–"
+        return ours + ("" if paper is None else f" ({paper:.2f})")
 
     paper = {name: {task: error for task, (error, _) in VARIANTS[name].paper.probe.items()} for name in LATENT}
     return _table("R² (paper)", paper, cell, errors, lower=True)
@@ -50,8 +52,9 @@ def _returns(rows):
 
     def cell(variant, task):
         paper = VARIANTS[variant].paper.normalised.get(task)
-        share = means[task][variant] / full[task][normaliser(variant)]
-        return f"{number(means[task][variant])}: {share:.0%}" + (f" ({paper[0]:.0f}%)" if paper else "")
+        whole = full[task][normaliser(variant)]
+        share = f"{means[task][variant] / whole:.0%}" if whole else "–"
+        return f"{number(means[task][variant])}: {share}" + (f" ({paper[0]:.0f}%)" if paper else "")
 
     few = [name for name, row in VARIANTS.items() if row.labels == "few"]
     paper = {name: {task: share * VARIANTS[normaliser(name)].paper.returns[task]
@@ -61,7 +64,7 @@ def _returns(rows):
 
 def _means(rows, key):
     """{task: {variant: mean of a column}}, the paper's tasks first."""
-    tasks = sorted({row["task"] for row in rows}, key=lambda task: [*ACTION_VARIANCE, task].index(task))
+    tasks = sorted({row["task"] for row in rows}, key=lambda task: ([*ACTION_VARIANCE, task].index(task), task))
     return {task: {name: float(np.mean([row[key] for row in found])) for name in VARIANTS
                    if (found := select(rows, task=task, variant=name))} for task in tasks}
 
@@ -71,7 +74,7 @@ def _table(corner, paper, cell, means, lower):
     heads = [corner, *means, "times better than lapo (paper)", "recovery"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for variant in paper:
-        there = [values for values in means.values() if variant in values]
+        there = [values for values in means.values() if variant in values and values["lapo"]]
         ratios, clean = ([values.get(name, np.nan) / values["lapo"] for values in there] for name in (variant, CLEAN))
         papers = [paper[variant][task] / paper["lapo"][task] for task in means if task in paper[variant]]
         better = _better(ratios, lower) + (f" ({_better(papers, lower)})" if papers and variant != "lapo" else "")
@@ -83,7 +86,9 @@ def _table(corner, paper, cell, means, lower):
 
 
 def _better(ratios, lower):
-    return f"{np.mean([1 / ratio if lower else ratio for ratio in ratios]):.2g}" if ratios else "–"
+    if not ratios or (lower and 0 in ratios):
+        return "–"
+    return f"{np.mean([1 / ratio if lower else ratio for ratio in ratios]):.2g}"
 
 
 if __name__ == "__main__":

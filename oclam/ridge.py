@@ -58,9 +58,14 @@ class Moments:
 
     @property
     def variance(self) -> np.ndarray:
-        """Variance of every target, (Y,): the error of the best constant."""
-        mean = self.joint[0] / self.joint[0, 0]
-        return (self.joint.diagonal() / self.joint[0, 0] - mean**2)[1 + self.inputs:]
+        """Variance of every target, (Y,): the error of the best constant. 0 where it is within rounding."""
+        variance, rounding = self._spread()
+        return np.where(variance > rounding, variance, 0)[1 + self.inputs:]
+
+    def _spread(self):
+        """Variance of each column of the Gram matrix, and what of it may be rounding."""
+        squares, mean = self.joint.diagonal() / self.joint[0, 0], self.joint[0] / self.joint[0, 0]
+        return squares - mean**2, 1e-12 * np.maximum(squares, 1)
 
     def fit(self, penalty: float) -> Ridge:
         """The map that minimises mean |x weight + bias - y|^2 + penalty |S weight|^2.
@@ -70,7 +75,7 @@ class Moments:
         mean = self.joint[0] / self.joint[0, 0]
         covariance = self.joint / self.joint[0, 0] - np.outer(mean, mean)
         x, y = slice(1, 1 + self.inputs), slice(1 + self.inputs, None)
-        deviation = np.sqrt(np.maximum(covariance.diagonal()[x], 1e-12))
+        deviation = np.sqrt(np.maximum(*self._spread())[x])
         correlation = covariance[x, x] / np.outer(deviation, deviation)
         solution = np.linalg.solve(correlation + penalty * np.eye(self.inputs), covariance[x, y] / deviation[:, None])
         weight = solution / deviation[:, None]

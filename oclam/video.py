@@ -54,7 +54,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int, exact: bool = False) -
             palette = strip.quantize(GIF_COLOURS, method=Image.Quantize.MEDIANCUT)
             images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
             images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], loop=0,
-                           duration=round(100 / fps) * 10)  # the format counts in hundredths of a second
+                           duration=_milliseconds(fps))
         else:
             with av.open(str(temporary), "w", format="mp4") as file:
                 stream = file.add_stream("libx264", rate=fps, options={"x264-params": "asm=0"} if exact else {})
@@ -65,9 +65,17 @@ def write_video(path: Path, frames: np.ndarray, fps: int, exact: bool = False) -
                 file.mux(stream.encode())
 
 
-def read_gif(path: Path) -> np.ndarray:
-    """The frames of a GIF: uint8 (N, H, W, 3). Raises UserError where one cannot be decoded."""
+def _milliseconds(fps):
+    return round(100 / fps) * 10  # the format counts in hundredths of a second
+
+
+def read_gif(path: Path, fps: int) -> np.ndarray:
+    """The frames that `write_video` wrote as a GIF: uint8 (N, H, W, 3). Raises UserError where one is damaged."""
     try:
-        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(path))])
+        frames = [(np.asarray(frame.convert("RGB")), frame.info.get("duration", 0))
+                  for frame in ImageSequence.Iterator(Image.open(path))]
+        # Equal frames are stored once, with their duration together.
+        return np.concatenate([frame[None].repeat(max(round(duration / _milliseconds(fps)), 1), 0)
+                               for frame, duration in frames])
     except OSError as error:
         raise UserError(f"{path}: damaged ({error}); delete {path} and run `dvc repro`") from None

@@ -36,7 +36,7 @@ def main():
     rows = regress(policy, images, targets.gather, sampler, steps=max(round(bc.epochs * sampler.steps_per_epoch), 1),
                    learning_rate=bc.learning_rate, warmup=bc.warmup_epochs * sampler.steps_per_epoch,
                    checkpoint=checkpoint, compute=params.compute, loss_of=LOSSES[params.finetune.loss])
-    policy.rescale(*map(torch.from_numpy, dataset.action_units))
+    policy.rescale(*map(torch.from_numpy, dataset.action_units(episodes)))
 
     with atomic(paths.policies(task, seed, variant)) as folder:
         save_policy(folder, policy, card)

@@ -15,7 +15,8 @@ def main():
                   "lapo.residual_blocks", "laom", "laom_labels", "finetune.budgets")
     dataset = open_dataset(paths.dataset(task, view_of(variant)), task)
     labelled = dataset.labelled(max(params.finetune.budgets), seed, "finetune.budgets")
-    learn_laom(task, seed, variant, params, Labels(labelled, **params.laom_labels.model_dump()))
+    labels = Labels(labelled, dataset.action_units(labelled), **params.laom_labels.model_dump())
+    learn_laom(task, seed, variant, params, labels)
 
 
 if __name__ == "__main__":

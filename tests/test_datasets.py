@@ -117,14 +117,14 @@ def test_imported_actions_have_mean_0_and_deviation_1_over_training_episodes_and
     found = imported.normalised_actions(range(EPISODES))
     np.testing.assert_allclose(found.mean((0, 1)), 0, atol=0.01)
     np.testing.assert_allclose(found.std((0, 1)), [0, 1], rtol=0.01)  # the first never varies
-    offset, scale = imported.action_units
+    offset, scale = imported.action_units(range(EPISODES))
     np.testing.assert_allclose(offset + scale * found, imported.actions[:EPISODES], rtol=1e-6)
 
 
 def test_without_known_actions_units_are_0_and_1(store):
     unknown = open_dataset(store.path)
     unknown.attrs["adopted"], unknown.actions[:] = "store", np.nan
-    assert [unit.tolist() for unit in unknown.action_units] == [[0, 0], [1, 1]]
+    assert [unit.tolist() for unit in unknown.action_units(range(EPISODES))] == [[0, 0], [1, 1]]
 
 
 def test_a_transition_and_its_frame_are_each_other_s_inverse():

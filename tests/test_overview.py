@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from oclam.artifacts import write_csv
+from oclam.artifacts import read_csv, write_csv
 from oclam.errors import UserError
 from oclam.overview import overview
 
@@ -45,6 +45,18 @@ def test_ratios_and_recovery_are_of_means_over_tasks(runs):
     assert "| lapo-slots | 60.0: 60% (50%) | 30.0: 30% (8%) | 1.5 (2.1) | 40% |" in returns  # 64 and 128 labels
     assert "| lapo-no-distractors | 60.0: 30% (69%) | 60.0: 30% (22%) | 2.2 (4.2) | – |" in returns
     assert "| scratch | – | 10.0: 10% | 0.5 | – |" in returns
+
+
+def test_where_lapo_or_bc_return_nothing_a_dash_stands(tmp_path):
+    run = publish(tmp_path, "hopper-hop", {"lapo": 0.0, "lapo-slots": 0.5}, {"lapo": 0, "lapo-slots": 30},
+                  {"bc": 0, "bc-no-distractors": 0})
+    for name in ("probes", "returns"):
+        rows = read_csv(run / f"{name}.csv")
+        key = "ridge_mse" if name == "probes" else "mean"
+        write_csv(run / f"{name}.csv", [row | ({key: 0.0} if row["variant"] in ("lapo", "bc") else {}) for row in rows])
+    probes, returns = overview([run]).split("\n\n")
+    assert "| lapo-slots | 0.50 (0.82) | – (2.5) | – |" in probes
+    assert "| lapo-slots | 30.0: – (16%) | – (5) | – |" in returns
 
 
 def test_a_run_that_was_not_published_is_named(runs):

@@ -30,6 +30,14 @@ def test_error_from_moments_is_the_error_on_the_data(data):
     np.testing.assert_allclose(moments.variance, y.var(0))
 
 
+def test_constant_inputs_and_targets_change_nothing(data):
+    x, y = data
+    more = Moments.of(np.c_[x, np.full(60, 1e4)], np.c_[y, np.full(60, 1e4)])
+    ridge = more.fit(0.01)
+    np.testing.assert_allclose(more.mse(ridge)[:2], Moments.of(x, y).mse(Moments.of(x, y).fit(0.01)), rtol=1e-3)
+    assert more.variance[2] == 0 and (more.variance[:2] > 0).all()
+
+
 def test_moments_add_over_batches_and_subtract(data):
     x, y = data
     parts = [Moments.of(x[i:i + 20], y[i:i + 20]) for i in (0, 20, 40)]

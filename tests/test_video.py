@@ -11,7 +11,7 @@ FRAMES[..., 0] = 20 * np.arange(12)[:, None, None]
 
 def read_video(path):
     if path.suffix == ".gif":
-        return read_gif(path)
+        return read_gif(path, fps=10)
     with av.open(str(path)) as file:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
@@ -22,6 +22,13 @@ def test_written_frames_come_back(tmp_path, suffix):
     read = read_video(tmp_path / f"episode{suffix}")
     assert read.shape == FRAMES.shape
     assert np.abs(read.astype(int) - FRAMES).mean() < 6
+
+
+def test_still_frames_of_a_gif_come_back(tmp_path):
+    still = np.repeat(FRAMES[[0, 6, 11]], [5, 1, 4], axis=0)
+    for frames in (still, still[:5], still[:1]):
+        write_video(tmp_path / "still.gif", frames, fps=15)
+        assert read_gif(tmp_path / "still.gif", fps=15).shape == frames.shape
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
@@ -55,4 +62,4 @@ def test_a_gif_that_was_cut_is_named(tmp_path):
             check_gif(path)
     path.write_bytes(content[:-20])
     with pytest.raises(UserError, match=f"{path}: damaged"):
-        read_gif(path)
+        read_gif(path, fps=15)

@@ -16,7 +16,7 @@ from oclam.checkpoint import Units
 from oclam.datasets import Dataset
 from oclam.params import SlotSelect
 from oclam.progress import Progress
-from oclam.slots.components import SAMPLE, Components
+from oclam.slots.components import Components, sample
 from oclam.slots.registration import mask_moments, poses, register
 
 __all__ = ["write_preview", "write_selection"]
@@ -46,7 +46,8 @@ def write_selection(path: Path, folder: Path, slots: zarr.Group, chosen: Sequenc
     progress = Units(folder / "units.pt", store)
     group = zarr.open_group(store, mode="a")
     if progress.done == 0:
-        group.attrs.update(chosen=list(chosen), combine=select.combine)
+        group.attrs.update(chosen=list(chosen), combine=select.combine, masks=select.masks,
+                           registered=select.registered)
     _write_slots(group, slots, chosen, select, dataset.pixels, progress)
     _write_frames(group, dataset, select.registered)
     if slots.attrs.get("vectors") == "components":
@@ -72,7 +73,7 @@ def _write_slots(group, slots, chosen, select, pixels, progress):
 
 def _masks(masks, chosen, select, pixels, size):
     if select.masks == "soft":
-        return _soft_mask(masks, chosen, select.combine, size)
+        return _soft_mask(masks, chosen, size)
     inside = np.isin(masks.argmax(2), chosen)
     return 255 * np.stack([refine(*episode) for episode in zip(inside, pixels, strict=True)])
 
@@ -107,10 +108,9 @@ def _parts(episodes):
     return [slice(e, min(e + EPISODES, episodes)) for e in range(0, episodes, EPISODES)]
 
 
-def _soft_mask(masks, chosen, how, size):
-    """The chosen slots' masks (E, T, K, G, G), 0..255, added (or their mean), bilinearly uint8 (E, T, size, size)."""
-    picked = masks[:, :, chosen].astype(np.float32)
-    mask = torch.from_numpy(picked.mean(2) if how == "mean" else picked.sum(2))
+def _soft_mask(masks, chosen, size):
+    """The sum of the chosen slots' masks (E, T, K, G, G), 0..255, bilinearly: uint8 (E, T, size, size)."""
+    mask = torch.from_numpy(masks[:, :, chosen].sum(2, dtype=np.float32))
     return F.interpolate(mask, (size, size), mode="bilinear").round().clamp(0, 255).byte().numpy()
 
 
@@ -118,12 +118,15 @@ def _write_components(group, training):
     """Replace the chosen slots' vectors by principal components of the masked frames at CROP x CROP pixels."""
     frames, (episodes, steps, width) = group["frames"], group["slots"].shape
 
-    def crops(part):
-        images = torch.from_numpy(frames[part]).flatten(0, 1).movedim(-1, 1).float() / 255
+    def crops(part, index=slice(None)):
+        images = torch.from_numpy(frames[part]).flatten(0, 1)[index].movedim(-1, 1).float() / 255
         return F.adaptive_avg_pool2d(images, CROP).flatten(1)
 
-    stride = max(training * steps // SAMPLE, 1)
-    components = Components(torch.cat([crops(part)[::stride] for part in _parts(training)]), width)
+    sampled = sample(training, steps)
+    owners = sampled // (EPISODES * steps)
+    rows = [crops(part, sampled[owners == number] - part.start * steps)
+            for number, part in enumerate(_parts(training)) if (owners == number).any()]
+    components = Components(torch.cat(rows), width)
     for name in ("mean", "basis"):
         group.create_array(name, data=getattr(components, name).numpy(), overwrite=True)
     with Progress(episodes * steps, "components", " frames") as bar:

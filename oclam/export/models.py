@@ -91,7 +91,7 @@ class HubSlotModel(nn.Module, Hub):
 
     Args:
         ocp, steve: the section ocp, and of the section steve what shapes the model.
-        select: chosen, the agent's slots; of the section slot_select combine, masks and registered.
+        select: chosen, the agent's slots; of the section slot_select masks and registered.
         image_size: edge of the frames.
         encoder: the arguments of FrozenEncoder without the transformer, None for STEVE.
     """
@@ -125,8 +125,7 @@ class HubSlotModel(nn.Module, Hub):
             inside = np.isin(masks.numpy().argmax(1), chosen)
             mask = torch.from_numpy(255 * refine(inside, frames.numpy()).astype(np.uint8))
         else:
-            picked = masks[:, chosen].float()
-            picked = picked.mean(1, True) if self.select["combine"] == "mean" else picked.sum(1, True)
+            picked = masks[:, chosen].float().sum(1, True)
             mask = F.interpolate(picked, frames.shape[1:3], mode="bilinear")[:, 0].round().clamp(0, 255).byte()
         masked = (frames * (mask[..., None] / 255)).movedim(-1, 1)
         if self.select["registered"]:

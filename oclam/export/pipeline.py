@@ -108,6 +108,8 @@ def _slot_model(source, tensors, about):
                         "and their choice lie")
     task, seed, params = place[1], int(place[2]), read()
     kept, selection = open_zarr(paths.slots(task, seed)).attrs["restart"], open_zarr(paths.selection(task, seed))
+    if "masks" not in selection.attrs:
+        raise UserError(f"{paths.selection(task, seed)}: of an earlier version of oclam; run `dvc repro`")
     if about["restart"] != kept:
         raise UserError(f"{source}: not the restart that the pipeline kept; export {paths.ocp(task, seed, kept)}")
     dataset = open_dataset(paths.dataset(task, "distracted"), task)
@@ -121,8 +123,7 @@ def _slot_model(source, tensors, about):
     model = HubSlotModel(
         ocp={key: value for key, value in about.items() if key != "restart"},
         steve=params.steve.model_dump(include=STEVE), image_size=dataset.pixels.shape[2],
-        select={"chosen": selection.attrs["chosen"], "combine": selection.attrs["combine"],
-                **params.slot_select.model_dump(include={"masks", "registered"})},
+        select={key: selection.attrs[key] for key in ("chosen", "masks", "registered")},
         encoder=encoder and encoder.about, origin=origin)
     weights = {f"model.{name}": tensor for name, tensor in tensors.items()} | {"pose": pose / dataset.episodes}
     vit = encoder.state_dict() if encoder else {}

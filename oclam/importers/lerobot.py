@@ -13,12 +13,14 @@ from oclam.importers.store import Episode, Source
 
 __all__ = ["from_lerobot"]
 
+PLACE = ("chunk_index", "file_index", "from_timestamp")  # of an episode in the videos of a camera
+
 
 def from_lerobot(folder: Path, camera: str | None = None) -> Source:
     """The episodes of a LeRobot dataset: `action`, `observation.state`, `next.reward` and the pictures of one camera.
 
-    A video's frames are counted, since times in it are rounded. Raises UserError for another version, an unknown camera
-    or, without `camera`, several, and for what is missing or damaged.
+    Raises UserError for another version, an unknown camera or, without `camera`, several, and for what is missing or
+    damaged.
     """
     info = read_json(folder / "meta/info.json")
     if not str(info["codebase_version"]).startswith("v3."):
@@ -28,9 +30,10 @@ def from_lerobot(folder: Path, camera: str | None = None) -> Source:
     if (camera or len(cameras) != 1) and camera not in cameras:
         raise UserError(f"--camera: {camera} given, {folder} has {', '.join(cameras) or 'no camera'}")
     camera = camera or cameras[0]
-    episodes = _episodes(folder)
+    filmed = info["features"][camera]["dtype"] == "video"
+    episodes = _episodes(folder, [camera] if filmed else [])
     table = _table(folder / "data", {"episode_index"})
-    videos = _Videos(folder, info, camera, episodes) if info["features"][camera]["dtype"] == "video" else None
+    videos = _Videos(folder, info, camera, episodes) if filmed else None
 
     def read(index):
         row = episodes[index]
@@ -51,13 +54,13 @@ def from_lerobot(folder: Path, camera: str | None = None) -> Source:
                   {"camera": camera, "fps": info["fps"]})
 
 
-def _episodes(folder):
-    """The rows of meta/episodes by their index."""
-    needed = {"episode_index", "length", "dataset_from_index", "dataset_to_index"}
+def _episodes(folder, videos):
+    """The rows of meta/episodes by their index, with the places of these videos."""
+    needed = {"episode_index", "length", "dataset_from_index", "dataset_to_index"} | {
+        f"videos/{video}/{key}" for video in videos for key in PLACE}
     table = _table(folder / "meta/episodes", needed)
-    names = sorted(name for name in table.names if name in needed or name.startswith("videos/"))
-    columns = [table.values(name, 0, table.rows) for name in names]
-    return sorted((dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)),
+    columns = [table.values(name, 0, table.rows) for name in needed]
+    return sorted((dict(zip(needed, row, strict=True)) for row in zip(*columns, strict=True)),
                   key=lambda row: row["episode_index"])
 
 
@@ -72,16 +75,13 @@ class _Videos:
     """The frames of every episode; each video is decoded once where episodes are read in order."""
 
     def __init__(self, folder, info, camera, episodes):
-        self.files, self.begins, self.lengths = [], [0] * len(episodes), [row["length"] for row in episodes]
+        self.files, self.begins, self.lengths = [], [], [row["length"] for row in episodes]
         self.path, self.position, self.stream = None, 0, None
-        ends = {}
         for row in episodes:
-            chunk, number = row[f"videos/{camera}/chunk_index"], row[f"videos/{camera}/file_index"]
+            chunk, number, start = (row[f"videos/{camera}/{key}"] for key in PLACE)
             name = info["video_path"].format(video_key=camera, chunk_index=chunk, file_index=number)
             self.files.append(folder / name)
-        for index in sorted(range(len(episodes)), key=lambda i: episodes[i][f"videos/{camera}/from_timestamp"]):
-            self.begins[index] = ends.get(self.files[index], 0)
-            ends[self.files[index]] = self.begins[index] + self.lengths[index]
+            self.begins.append(round(start * info["fps"]))  # not the sum of lengths: a video may hold other frames too
 
     def frames(self, index):
         """Yield the frames of an episode."""

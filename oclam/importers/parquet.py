@@ -114,13 +114,15 @@ def from_parquet(folder: Path) -> Source:
 def _ends(folder, table):
     """[0, the row after the first trajectory, ..., the number of rows]."""
     episodes = next((name for name in ("episode", "episode_index") if name in table.names), None)
-    if episodes:
-        last = [now != later for now, later in pairwise(table.values(episodes, 0, table.rows))]
-    elif set(ENDS) & table.names:
-        last = sum(table.numbers(name)[:-1, 0] for name in ENDS if name in table.names) > 0
-    else:
+    ends = [name for name in ENDS if name in table.names]
+    if not episodes and not ends:
         raise UserError(f"{folder}: no column {', '.join(ENDS)} or episode among {', '.join(sorted(table.names))}, "
                         "where trajectories would end")
+    last = np.zeros(table.rows - 1, bool)
+    for name in ends:
+        last |= table.numbers(name)[:-1, 0] > 0
+    if episodes:
+        last |= [now != later for now, later in pairwise(table.values(episodes, 0, table.rows))]
     return [0, *(np.flatnonzero(last) + 1).tolist(), table.rows]
 
 

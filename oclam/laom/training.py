@@ -29,11 +29,13 @@ class Labels:
 
     Args:
         episodes: of the labelled trajectories.
+        units: offset and scale of their actions, as `Dataset.action_units`.
         batch_size: how many triples a step takes from them.
         coefficient: the weight of their error in the loss.
     """
 
     episodes: list[int]
+    units: tuple
     batch_size: int
     coefficient: float
 
@@ -63,6 +65,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
     warmup = settings.warmup_epochs * sampler.steps_per_epoch
     forward = torch.compile(model) if compute.compile else model
     if labels:
+        offset, scale = (torch.as_tensor(unit, device=device) for unit in labels.units)
         places = torch.tensor(labels.episodes) * sampler.steps
         few = TripleSampler(len(labels.episodes), sampler.steps, labels.batch_size, sampler.future_offset,
                             f"labels {sampler.seed}")
@@ -89,8 +92,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
             few_latents = model.idm(*labelled) if labels else None
         loss = F.mse_loss(prediction.float(), wanted.float())
         if labels:
-            loss = loss + labels.coefficient * F.mse_loss(head(few_latents.float()),
-                                                           (true[0] - probe.offset) / probe.scale)
+            loss = loss + labels.coefficient * F.mse_loss(head(few_latents.float()), (true[0] - offset) / scale)
         probe_mse = probe.error(latent, action)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         follow(target, model.encoder, settings.target_rate)

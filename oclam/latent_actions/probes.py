@@ -61,7 +61,7 @@ def probe(fit: Moments, choose: Moments, report: Moments, targets: slice = slice
     ridges = {penalty: fit.fit(penalty) for penalty in PENALTIES}
     penalty = min(PENALTIES, key=lambda p: choose.mse(ridges[p])[targets].mean())
     mse, variance = report.mse(ridges[penalty])[targets], report.variance[targets]
-    r2 = np.where(variance > 1e-12, 1 - mse / np.maximum(variance, 1e-12), 0.0)
+    r2 = 1 - np.divide(mse, variance, out=np.ones_like(mse), where=variance > 0)
     return {"penalty": penalty, "mse": mse.mean().item(), "r2": r2.mean().item(), "mse_per_dim": mse.tolist(),
             "r2_per_dim": r2.tolist(), "variance": variance.mean().item()}
 

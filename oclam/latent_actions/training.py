@@ -118,7 +118,7 @@ def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callabl
     sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, future_offset, f"lapo {task} {seed}")
     actions = torch.from_numpy(dataset.actions)
     rows = trainer(model, observe, sampler, actions[:dataset.episodes].flatten(0, 1), settings, compute, checkpoint,
-                   units=dataset.action_units)
+                   units=dataset.action_units(range(dataset.episodes)))
     weights = paths.lapo(task, seed, variant)
     save_tensors(weights, model.state_dict(), task=task, seed=seed, variant=variant, sizes=model.sizes)
     write_csv(paths.log(weights), rows)

@@ -102,10 +102,9 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
     """
     steps = dataset.steps
     labelled = dataset.labelled(max(settings.budgets), card.seed, "finetune.budgets")
-    actions = true_actions(dataset, labelled, device)
     inputs = FrameStacks(Frames.load(dataset.pixels, labelled, device), stack=card.frame_stack, steps=steps)
     if frozen:
-        latents = predict(start().actor.to(device), inputs, len(actions), settings.batch_size, compute)
+        latents = predict(start().actor.to(device), inputs, len(labelled) * steps, settings.batch_size, compute)
         inputs = Frames(latents, device).gather
     for budget in settings.budgets:
         purpose = f"finetune {card.task} {card.seed} {budget}"
@@ -113,9 +112,10 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
         if settings.decoder_init == "default":
             for layer in list(policy.decoder)[::2]:
                 layer.reset_parameters()
+        actions = true_actions(dataset, labelled[:budget], device)
         sampler = FrameSampler(budget, steps, settings.batch_size, purpose)
         rows = regress(policy.decoder if frozen else policy, inputs, actions.gather, sampler,
                        updates_of(settings, budget * steps), settings.learning_rate, checkpoints[budget], compute,
                        loss_of=LOSSES[settings.loss])
-        policy.rescale(*map(torch.from_numpy, dataset.action_units))
+        policy.rescale(*map(torch.from_numpy, dataset.action_units(labelled[:budget])))
         yield policy, replace(card, budget=budget), rows

@@ -104,7 +104,7 @@ def _policies(results, task, folder):
             continue
         check_gif(recorded)
         video = folder / f"episode-{task}-{variant}.mp4"
-        write_video(video, read_gif(recorded), fps=15, exact=True)
+        write_video(video, read_gif(recorded, fps=15), fps=15, exact=True)
         rows = read_csv(paths.evaluation(task, results.seeds[0], variant))
         shown = select(rows, budget=max(row["budget"] for row in rows), episode=0)[-1]["return"]
         yield Picture("policies", f"{task}, {variant}: the episode returned {shown:.0f}.", video, pixels=True)

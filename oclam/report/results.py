@@ -57,6 +57,7 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], 
     Raises UserError for a missing or damaged file, except for durations of stages that DVC restored from its cache.
     """
     unmeasured = dict.fromkeys(_SLOT_MEASURES)  # in a dataset without the simulator's segmentation
+    unprobed = dict.fromkeys(("probe_mse", "probe_r2", "vector_mse"))  # where no actions are known
     tables = [(task, seed, read_json(path)) for task in tasks for seed in seeds
               if not is_absent(path := paths.slot_table(task, seed))]
     selection = max((table["labels"] for *_, table in tables), default=0)
@@ -75,7 +76,7 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], 
         returns=returns,
         generalisation=[row for task in tasks for row in _generalisation(task, seeds, selection, largest)],
         losses=[row for task in tasks for seed in seeds for row in _losses(task, seed, kept(task, seed))],
-        slots=[{"task": task, "seed": seed, **unmeasured, **row, "chosen": row["slot"] in table["chosen"]}
+        slots=[{"task": task, "seed": seed, **unprobed, **unmeasured, **row, "chosen": row["slot"] in table["chosen"]}
                for task, seed, table in tables for row in table["slots"]],
         selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, "mask": {}, **table}
                     for task, seed, table in tables],

@@ -58,16 +58,19 @@ def summary(returns: np.ndarray) -> dict[str, float]:
 
 
 def improvement_interval(returns: np.ndarray, others: np.ndarray) -> tuple[float, float]:
-    """The interval in which 95% of the resamples of both have their `improvement`; both (S, E)."""
+    """The interval in which 95% of the resamples of both, (S, E) in the same episodes, have their `improvement`."""
     return interval(improvement(resamples(returns), resamples(others, seed=1)))
 
 
 def resamples(returns: np.ndarray, count: int = 2000, seed: int = 0) -> np.ndarray:
-    """Bootstrap samples of returns (S, E): seeds drawn with replacement, then episodes of each: (count, S E)."""
-    returns, rng = np.asarray(returns), np.random.default_rng(seed)
-    (seeds, episodes), shape = returns.shape, (count, *returns.shape)
-    drawn = rng.integers(seeds, size=shape[:2])[..., None], rng.integers(episodes, size=shape)
-    return returns[drawn].reshape(count, -1)
+    """Bootstrap samples of returns (S, E): seeds and episodes drawn with replacement: (count, S E).
+
+    All seeds act in the same episodes (start, background), so the drawn ones are the same for all seeds and for every
+    `seed` of the drawing of seeds.
+    """
+    returns, (seeds, episodes) = np.asarray(returns), np.shape(returns)
+    drawn = np.random.default_rng(seed).integers(seeds, size=(count, seeds, 1))
+    return returns[drawn, np.random.default_rng(0).integers(episodes, size=(count, 1, episodes))].reshape(count, -1)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

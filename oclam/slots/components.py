@@ -8,6 +8,7 @@ Stage slot-select replaces the chosen slots' vectors by principal components of 
 """
 
 from collections.abc import Iterator
+from math import gcd
 
 import torch
 import zarr
@@ -16,13 +17,21 @@ from torch.nn import functional as F
 from oclam.progress import Progress
 from oclam.slots.registration import SPAN, mask_moments, poses
 
-__all__ = ["SAMPLE", "TRANSFORM", "Components", "aligned_crops", "slot_transforms", "write_components"]
+__all__ = ["TRANSFORM", "Components", "aligned_crops", "sample", "slot_transforms", "write_components"]
 
 CROP = 16  # edge of a slot's crop in pixels
 TRANSFORM = 4  # numbers of a slot's transform: x, y, angle, scale
-SAMPLE = 2000  # frames that the principal components are computed from
+SAMPLE, TIMES = 2000, 16  # frames that the principal components are computed from; different times of an episode there
 MASK_WEIGHT = 0.5  # of the mask beside each colour
 GREY = 0.4  # colours are relative to it
+
+
+def sample(episodes: int, steps: int) -> torch.Tensor:
+    """About SAMPLE evenly spaced flat indices of frames, which fall on TIMES or more different times of an episode."""
+    stride = max(episodes * steps // SAMPLE, 1)
+    while steps // gcd(stride, steps) < min(TIMES, steps):
+        stride += 1
+    return torch.arange(0, episodes * steps, stride)
 
 
 def _hard_masks(masks):
@@ -99,12 +108,10 @@ def write_components(store: zarr.Group, pixels: zarr.Array, training: int) -> No
     for episode in range(training):
         hard = _hard_masks(torch.from_numpy(store["masks"][episode]))
         reference += torch.stack([mask_moments(hard[:, k]).mean(0) for k in range(slots)]) / training
-    stride, sample = max(training * steps // SAMPLE, 1), []
-    for episode in range(training):
-        index = torch.arange(steps)[-episode * steps % stride::stride]  # empty in some episodes of many
-        if len(index):
-            sample.append([crop for crop, _ in _described(store, pixels, episode, reference, index)])
-    components = [Components(torch.cat(of_slot), width - TRANSFORM) for of_slot in zip(*sample, strict=True)]
+    owners, times = sample(training, steps) // steps, sample(training, steps) % steps
+    crops = [[crop for crop, _ in _described(store, pixels, episode, reference, times[owners == episode])]
+             for episode in owners.unique().tolist()]
+    components = [Components(torch.cat(of_slot), width - TRANSFORM) for of_slot in zip(*crops, strict=True)]
     with Progress(episodes * steps, "slots' components", " frames") as bar:
         for episode in range(episodes):
             described = _described(store, pixels, episode, reference, torch.arange(steps))

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import zarr
+from torch.nn import functional as F
 
 from oclam.agent import store
 
@@ -19,6 +21,44 @@ class Killed(Exception):
 def contents(path):
     return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Slots and frames without meaning."""
+    rng = np.random.default_rng(0)
+    slots = zarr.open_group(tmp_path / "slots.zarr", mode="w")
+    slots.create_array("slots", data=rng.normal(size=(EPISODES, STEPS, 3, 4)).astype(np.float16))
+    slots.create_array("masks", data=rng.integers(80, size=(EPISODES, STEPS, 3, 4, 4), dtype=np.uint8))
+    data = zarr.open_group(tmp_path / "data.zarr", mode="w")
+    pixels = data.create_array("pixels", data=rng.integers(256, size=(EPISODES, STEPS, SIZE, SIZE, 3), dtype=np.uint8))
+    return slots, SimpleNamespace(pixels=pixels, episodes=6)
+
+
+def test_the_mask_is_the_sum_of_the_chosen_however_their_vectors_are_combined(made, tmp_path):
+    slots, dataset = made
+    for how in ("mean", "concatenate"):
+        select = SimpleNamespace(combine=how, masks="soft", registered=False)
+        store.write_selection(tmp_path / how, tmp_path / "work", slots, [0, 2], select, dataset)
+    mean, concatenated = (zarr.open_group(tmp_path / how, mode="r") for how in ("mean", "concatenate"))
+    assert mean["slots"].shape[2] == 4 and concatenated["slots"].shape[2] == 8
+    np.testing.assert_array_equal(mean["mask"][:], concatenated["mask"][:])
+    sums = slots["masks"][:][:, :, [0, 2]].sum(2)
+    np.testing.assert_allclose(mean["mask"][:].mean((2, 3)), sums.mean((2, 3)), atol=1)
+
+
+def test_components_are_of_the_sampled_frames(made, tmp_path, monkeypatch):
+    slots, dataset = made
+    slots.attrs["vectors"] = "components"
+    seen, components = [], store.Components
+    monkeypatch.setattr("oclam.slots.components.SAMPLE", 12)  # every sixth of 72 training frames
+    monkeypatch.setattr("oclam.slots.components.TIMES", 2)
+    monkeypatch.setattr(store, "Components", lambda rows, width: (seen.append(rows), components(rows, width))[1])
+    select = SimpleNamespace(combine="concatenate", masks="soft", registered=False)
+    store.write_selection(tmp_path / "out", tmp_path / "work", slots, [0, 2], select, dataset)
+    frames = torch.from_numpy(zarr.open_group(tmp_path / "out", mode="r")["frames"][:6]).flatten(0, 1)[::6]
+    expected = F.adaptive_avg_pool2d(frames.movedim(-1, 1) / 255, store.CROP).flatten(1)
+    torch.testing.assert_close(seen[0], expected)
 
 
 @pytest.mark.parametrize("function, vectors", [

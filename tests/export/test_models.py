@@ -106,6 +106,10 @@ def test_exported_slots_and_latent_actions_are_the_pipelines(project, tmp_path, 
     slots = kind(selection["slots"].shape[2], 4, 8, 1)
     save_tensors(paths.lapo(TASK, 0, "lapo-slots"), slots.state_dict(), task=TASK, seed=0, variant="lapo-slots",
                  sizes=slots.sizes)
+    edited = read().model_dump()
+    edited["slot_select"] |= {"masks": "soft" if edited["slot_select"]["masks"] == "refined" else "refined",
+                              "registered": not edited["slot_select"]["registered"]}
+    Path("params.yaml").write_text(yaml.dump(edited))  # after the selection was made
     export_model(paths.ocp(TASK, 0, 1), tmp_path / "ocp")
     export_model(paths.lapo(TASK, 0, "lapo-slots"), tmp_path / "lapo")
     stored = {name: selection[name][2] for name in ("mask", "frames", "slots")}

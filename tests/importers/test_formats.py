@@ -61,8 +61,8 @@ def write_parquet(folder, **change):
         table(folder / f"{name}.parquet", {key: value for key, value in columns.items() if value is not None})
 
 
-def write_lerobot(folder, **change):
-    """Two data files and two videos: trajectories 0 and 1 in the first, 2 in the second."""
+def write_lerobot(folder, stray=0, **change):
+    """Two data files and videos: trajectories 0 and 1, with `stray` frames between, in the first, 2 in the second."""
     starts = [0, *accumulate(LENGTHS)]
     key = "observation.images.front"
     info = {"codebase_version": "v3.0", "fps": 10, "features": {
@@ -77,8 +77,10 @@ def write_lerobot(folder, **change):
         table(folder / f"data/chunk-000/file-{number:03d}.parquet", {
             "action": columns["action"], "observation.state": columns["state"],
             "episode_index": [i for i, _ in pairs], "next.reward": [float(t) for _, t in pairs]})
-        write_video(folder / f"videos/{key}/chunk-000/file-{number:03d}.mp4", [grey(i, t) for i, t in pairs])
-    times = [0.0, 1.7999, 0.0]  # rounded down, as found in real data: times rate would be one frame early
+        frames = [grey(i, t) for i, t in pairs]
+        write_video(folder / f"videos/{key}/chunk-000/file-{number:03d}.mp4",
+                    [*frames[:LENGTHS[0]], *[grey(0, 0)] * stray, *frames[LENGTHS[0]:]])
+    times = [0.0, 1.7999 + stray / 10, 0.0]  # rounded down, as found in real data: times rate would be one frame early
     table(folder / "meta/episodes/chunk-000/file-000.parquet", {
         "episode_index": [0, 1, 2], "length": LENGTHS, "dataset_from_index": starts[:3],
         "dataset_to_index": starts[1:], f"videos/{key}/chunk_index": [0, 0, 0], f"videos/{key}/file_index": [0, 0, 1],
@@ -110,6 +112,28 @@ def test_frames_actions_states_and_rewards_arrive_together(tmp_path, write):
     np.testing.assert_array_equal(dataset.actions, expected)
     np.testing.assert_array_equal(dataset.states[..., 0], expected[..., 1])
     np.testing.assert_array_equal(dataset.rewards, expected[..., 1])
+
+
+def test_frames_of_a_video_that_are_of_no_trajectory_are_left_out(tmp_path):
+    write_lerobot(tmp_path / "in", stray=3)
+    imported(tmp_path, tmp_path / "in")
+
+
+def test_a_lerobot_dataset_without_the_places_of_its_videos_is_one_line(tmp_path):
+    write_lerobot(tmp_path / "in")
+    path = tmp_path / "in/meta/episodes/chunk-000/file-000.parquet"
+    kept = Table([path])
+    table(path, {name: list(kept.values(name, 0, 3)) for name in kept.names if "file_index" not in name})
+    with pytest.raises(UserError, match="in/meta/episodes: no Parquet files with .*front/file_index"):
+        imported(tmp_path, tmp_path / "in")
+
+
+def test_a_terminated_trajectory_ends_where_the_episode_number_stays(tmp_path):
+    pairs, columns = steps(0, 1, 2)
+    table(tmp_path / "in/a.parquet", columns | {
+        "observation": [grey(i, t).tolist() for i, t in pairs], "episode": [0] * len(pairs),
+        "terminated": [t == LENGTHS[i] - 1 for i, t in pairs]})
+    imported(tmp_path, tmp_path / "in")
 
 
 def test_masks_of_parquet_are_the_held_out_segmentation(tmp_path):

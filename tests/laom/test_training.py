@@ -23,7 +23,7 @@ LAOM = Laom(hidden_dim=8, expansion=2, batch_size=8, epochs=3.0, warmup_epochs=0
 PARAMS = SimpleNamespace(
     compute=Compute(precision="float32", compile=False, devices=1, threads=1), laom=LAOM,
     lapo=SimpleNamespace(latent_dim=4, frame_stack=2, future_offset=3, encoder_scale=1, residual_blocks=1))
-LABELS = Labels([2, 0], batch_size=12, coefficient=1.0)  # more than the 8 of the other triples
+LABELS = Labels([2, 0], (0.0, 1.0), batch_size=12, coefficient=1.0)  # more than the 8 of the other triples
 
 
 @pytest.fixture

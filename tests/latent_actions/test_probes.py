@@ -35,6 +35,14 @@ def test_exact_linear_actions_are_recovered():
     assert result["ridge_mse"] < 1e-6 * result["action_variance"] and min(result["ridge_r2_per_dim"]) > 1 - 1e-6
 
 
+def test_a_constant_action_has_r2_0():
+    latents, actions = linear_world(noise=0)
+    for value in np.linspace(5, 400, 40):
+        actions[..., 1] = value
+        found = probe_latents(latents, actions, episodes=4, seed=0, device="cpu")
+        assert found["ridge_r2_per_dim"][1] == 0 and found["ridge_r2_per_dim"][0] > 1 - 1e-6
+
+
 def test_noise_is_what_remains_and_shuffling_leaves_the_variance():
     result = probe_latents(*linear_world(noise=2.0, episodes=24), episodes=16, seed=0, device="cpu")
     assert result["ridge_mse"] == pytest.approx(4.0, rel=0.15)

@@ -173,10 +173,20 @@ def test_imported_actions_are_learned_as_normalised_and_come_back_in_their_units
     small = tune(dataset, frozen)
     offset, scale = torch.tensor([64.0, -2.0]), torch.tensor([8.0, 0.25])
     dataset.actions[:] = dataset.actions * scale.numpy() + offset.numpy()
-    dataset.__dict__["action_units"] = offset.numpy(), scale.numpy()
+    dataset.__dict__["action_units"] = lambda episodes: (offset.numpy(), scale.numpy())
     images = torch.rand(3, 6, 16, 16)
     for (policy, *_), (large, *_) in zip(small, tune(dataset, frozen), strict=True):
         torch.testing.assert_close(large(images), offset + scale * policy(images), rtol=1e-4, atol=1e-3)
+
+
+def test_a_policy_knows_nothing_of_unlabelled_actions(dataset):
+    dataset.attrs["adopted"] = "store"
+    policy, *_ = tune(dataset, frozen=True)[0]
+    unlabelled = list({*range(4)} - {*dataset.labelled(1, CARD.seed, "a.b")})
+    dataset.actions[unlabelled] += 50
+    again, *_ = tune(dataset, frozen=True)[0]
+    for ours, theirs in zip(policy.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_the_decoder_starts_orthogonal_or_by_default(dataset):

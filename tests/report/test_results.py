@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from oclam import paths
+from oclam.artifacts import read_json, write_json
 from oclam.errors import UserError
 from oclam.report.results import gather, metrics, select
 from oclam.report.tables import PAPER_DURATIONS
@@ -104,6 +105,16 @@ def test_measures_against_no_segmentation_are_none(written):
         ["agent_iou", "agent_recall", "area", "fg_ari", "stability"])
     tree.write([1])  # a dataset that has one beside it
     assert len({frozenset(row) for row in read().slots}) == len({frozenset(row) for row in read().selections}) == 1
+
+
+def test_slots_without_known_actions_have_the_columns_of_others(written):
+    table = read_json(paths.slot_table(tree.TASK, 0))
+    for row in table["slots"]:
+        for key in ("probe_mse", "probe_r2", "vector_mse"):
+            del row[key]
+    write_json(paths.slot_table(tree.TASK, 0), table)
+    found = read().slots
+    assert len({frozenset(row) for row in found}) == 1 and found[0]["probe_mse"] is None
 
 
 def test_stray_files_are_not_read(written, results):

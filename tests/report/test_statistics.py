@@ -36,12 +36,20 @@ def test_probability_of_improvement_of_many_episodes_needs_little_memory():
     assert peak < 12 * (returns.nbytes + others.nbytes)  # a byte for each pair would be 37 times as much
 
 
-def test_resamples_draw_seeds_and_then_their_episodes():
+def test_resamples_draw_seeds_and_the_same_episodes_for_all():
     returns = np.array([[0.0, 1.0, 2.0], [10.0, 11.0, 12.0]])
     drawn = resamples(returns, 4000).reshape(4000, 2, 3)
     assert (np.ptp(drawn // 10, axis=2) == 0).all()  # all episodes of one drawn seed
-    # Variance of the mean: of seeds 25 / 2, and of episodes 2 / 3 / 6.
-    assert drawn.mean((1, 2)).var() == pytest.approx(25 / 2 + 2 / 3 / 6, rel=0.1)
+    assert (drawn[:, 0] % 10 == drawn[:, 1] % 10).all()
+    assert (resamples(returns, 50, seed=1) % 10 == resamples(returns, 50) % 10).all()  # also for another variant
+    # Variance of the mean: of seeds 25 / 2, and of episodes 2 / 3 / 3.
+    assert drawn.mean((1, 2)).var() == pytest.approx(25 / 2 + 2 / 3 / 3, rel=0.1)
+
+
+def test_interval_is_as_wide_as_episodes_that_all_seeds_share():
+    shared = np.random.default_rng(0).normal(size=(1, 12))
+    one, five = summary(shared), summary(np.repeat(shared, 5, axis=0))
+    assert (five["low"], five["high"]) == pytest.approx((one["low"], one["high"]), abs=0.05)
 
 
 def test_interval_of_the_probability_of_improvement_contains_a_half_where_nothing_differs():
@@ -85,10 +93,12 @@ def test_interval_of_the_mean_of_normal_values_is_as_wide_as_theory_says():
     assert (result["high"] - result["low"]) / 2 == pytest.approx(1.96 * 1.09 / 20, rel=0.15)
 
 
-@pytest.mark.parametrize("seeds, coverage", [(1, 0.45), (2, 0.7), (3, 0.8), (5, 0.9)])
-def test_intervals_of_few_seeds_are_too_narrow_as_the_report_says(seeds, coverage):
+@pytest.mark.parametrize("shared", [0, 0.5])  # of the episodes' variance, by all seeds
+@pytest.mark.parametrize("seeds, coverage", [(1, 0.45), (2, 0.75), (3, 0.85), (5, 0.9)])
+def test_intervals_of_few_seeds_are_too_narrow_as_the_report_says(seeds, coverage, shared):
     random = np.random.default_rng(0)
-    found = [summary(random.normal(size=(seeds, 1)) + random.normal(size=(seeds, 12))) for _ in range(300)]
+    found = [summary(random.normal(size=(seeds, 1)) + shared**0.5 * random.normal(size=12)
+                     + (1 - shared)**0.5 * random.normal(size=(seeds, 12))) for _ in range(300)]
     assert np.mean([row["low"] <= 0 <= row["high"] for row in found]) == pytest.approx(coverage, abs=0.06)
 
 

@@ -7,7 +7,15 @@ import torch
 import zarr
 from torch.nn import functional as F
 
-from oclam.slots.components import CROP, TRANSFORM, Components, aligned_crops, slot_transforms, write_components
+from oclam.slots.components import (
+    CROP,
+    TRANSFORM,
+    Components,
+    aligned_crops,
+    sample,
+    slot_transforms,
+    write_components,
+)
 
 EPISODES, STEPS, SIZE, GRID, WIDTH = 6, 60, 64, 16, 64
 
@@ -122,6 +130,16 @@ def test_components_are_those_of_the_covariance():
     np.testing.assert_allclose(coordinates.var(0, ddof=1)[:3], values[::-1][:3], rtol=1e-4)
     np.testing.assert_allclose(np.abs(found.basis[:, 0]), np.abs(directions[:, -1]), atol=1e-4)
     np.testing.assert_allclose(coordinates @ found.basis.numpy().T + found.mean.numpy(), rows, atol=1e-3)
+
+
+@pytest.mark.parametrize("episodes, steps", [
+    (64, 250), (160, 250), (200, 1000), (5000, 1000), (2000, 64), (2000, 250), (2000, 1000), (4000, 100), (3, 10),
+    (1, 1)])
+def test_a_sample_has_frames_of_many_times_of_an_episode(episodes, steps):
+    found = sample(episodes, steps)
+    assert len((found % steps).unique()) >= min(16, steps)
+    assert len(found.diff().unique()) <= 1 and found[0] == 0 and found[-1] < episodes * steps
+    assert min(episodes * steps, 1800) <= len(found) <= 4000
 
 
 def test_a_sample_smaller_than_the_number_of_episodes_skips_some(monkeypatch):
