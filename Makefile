@@ -48,7 +48,7 @@ publish:
 		{ echo "error: commit oclam, stages and dvc.yaml first: the published run names the commit" >&2; exit 1; }
 	rm -rf "reports/$(RUN)/figures"
 	mkdir -p "reports/$(RUN)"
-	cp -r reports/figures reports/*.csv reports/metrics.json params.yaml "reports/$(RUN)"
+	cp -rf reports/figures reports/*.csv reports/metrics.json params.yaml "reports/$(RUN)"
 	git rev-parse HEAD > "reports/$(RUN)/commit"
 
 setup: system $(VENV)/made

@@ -11,13 +11,13 @@ prints its return and writes a video; a folder of `oclam.export` needs no reposi
 """
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from oclam import envs, paths
+from oclam.cli import one_line_errors
 from oclam.errors import UserError
 from oclam.evaluation.episodes import evaluate
 from oclam.export.hub import CONFIG
@@ -95,7 +95,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    one_line_errors(main)

@@ -10,22 +10,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from oclam import paths
 from oclam.artifacts import write_absent, write_json
 from oclam.errors import Absent, UserError
+from oclam.lease import hold
 from oclam.memory import keep_freed_memory, limit_memory
 from oclam.parallel import is_worker, launch, work
 from oclam.params import read
 
-__all__ = ["arguments", "only_one", "readable_errors", "run", "run_name"]
+__all__ = ["arguments", "one_line_errors", "only_one", "readable_errors", "run", "run_name"]
 
 TYPES = {"seed": int, "restart": int}
 FIXES = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise `ulimit -f`",
          errno.EROFS: "make it writable", errno.EACCES: "change its permissions",
          errno.EPERM: "change its permissions"}
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems
 
 
 def arguments(*names: str):
@@ -56,12 +58,13 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
     _end_by_exception(signal.SIGTERM)
     try:
         with readable_errors(), only_one(name):
-            devices = read().compute.devices if parallel else 1
+            params = read()
+            devices = params.compute.devices if parallel else 1
             try:
                 main() if devices == 1 else launch(devices)
             except Absent as reason:
                 _write_absent(reason)
-            write_json(paths.duration(name), {"stage": name, "scale": read().scale, "hardware": _hardware(),
+            write_json(paths.duration(name), {"stage": name, "scale": params.scale, "hardware": _hardware(),
                                               "seconds": round(time.time() - started, 1)})
     except KeyboardInterrupt:
         print("error: interrupted; `dvc repro` resumes", file=sys.stderr)
@@ -81,9 +84,18 @@ def _write_absent(reason):
     print(f"absent: {reason}", file=sys.stderr)
 
 
+def one_line_errors(main: Callable[[], None]) -> None:
+    """Run a command's main: wrong input, a full disk or too little memory end it with one line."""
+    try:
+        with readable_errors("run the same command again"):
+            main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
 @contextmanager
-def readable_errors() -> Iterator[None]:
-    """Turn errors of the file system and of memory that the user can correct into UserError."""
+def readable_errors(then: str = "`dvc repro` resumes") -> Iterator[None]:
+    """Turn errors of the file system and of memory that the user can correct into UserError; then: what to do after."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -94,15 +106,16 @@ def readable_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in FIXES:
             raise
-        raise UserError(f"{error.filename or Path.cwd()}: {error.strerror}; {FIXES[error.errno]}, then `dvc repro` "
-                        "resumes") from None
+        raise UserError(f"{error.filename or Path.cwd()}: {error.strerror}; {FIXES[error.errno]}, then "
+                        f"{then}") from None
 
 
 @contextmanager
 def only_one(name: str) -> Iterator[None]:
     """Hold the lock `name` of this working tree while the block runs.
 
-    Raises UserError where another process holds it. The lock ends with the process that holds it, however it ends.
+    Raises UserError where another process holds it. The lock ends with the process that holds it, however it ends; on
+    file systems without locks, as some of clusters, 90 seconds later (`oclam.lease`).
     """
     path = paths.lock(name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +124,14 @@ def only_one(name: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{name} is already running in this folder; wait for it, or stop it") from None
-        yield
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            lock = hold(path.with_suffix(".lease"), wait=False)
+        else:
+            lock = nullcontext()
+        with lock:
+            yield
 
 
 def _end_by_exception(number):

@@ -147,6 +147,7 @@ def _restored(store, record):
     except (FileNotFoundError, KeyError, ValueError):
         return False
     for name, text in kept["files"].items() if intact else ():
+        (store / name).parent.mkdir(parents=True, exist_ok=True)  # whose shards are then missing, and collected again
         (store / name).write_text(text, encoding="utf-8")
     return intact
 

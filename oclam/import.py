@@ -7,10 +7,12 @@ of videos, which have no actions. Several become one dataset.
 import argparse
 import re
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import yaml
 
+from oclam.cli import one_line_errors
 from oclam.errors import UserError
 from oclam.importers.hdf5 import from_hdf5
 from oclam.importers.lerobot import from_lerobot
@@ -34,9 +36,12 @@ def import_sources(names: list[str], folder: Path, task: str | None = None, view
         camera: of a LeRobot dataset that has several.
     Raises UserError for a source that is missing, damaged or of another kind, and when the dataset is there already.
     """
-    sources, tasks, views = [], set(), set()
-    for name in names:
-        path = _local(name)
+    sources, tasks, views, places = [], set(), set(), [_local(name) for name in names]
+    for one, other in combinations(places, 2):
+        if one.resolve().is_relative_to(other.resolve()) or other.resolve().is_relative_to(one.resolve()):
+            raise UserError(f"{one} and {other}: one is in the other, so episodes that are trained on would be held "
+                            "out; name every source once")
+    for path in places:
         if path.is_file():
             source, its_task, its_view = from_hdf5(path)
             tasks.add(its_task)
@@ -112,7 +117,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    one_line_errors(main)

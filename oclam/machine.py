@@ -53,9 +53,17 @@ def available_memory() -> int:
 def total_memory() -> int:
     """Bytes of memory and swap that the processes of these control groups can hold together."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [_read(group / "memory.max") or _read(group / "memory.limit_in_bytes") for group in _groups("memory")]
     swap = int(MEMINFO.read_text().split("SwapTotal:")[1].split()[0]) * 1024 if MEMINFO.exists() else 0
-    return min([total, *(int(limit) for limit in limits if limit not in (None, "max"))]) + swap
+    memory = min([total, *_limits("memory.max", "memory.limit_in_bytes")])
+    return min([memory + min([swap, *_limits("memory.swap.max")]), *_limits("memory.memsw.limit_in_bytes")])
+
+
+def _limits(*names):
+    """The numbers that control groups of memory have in the first of these files that is there."""
+    for group in _groups("memory"):
+        limit = next((text for name in names if (text := _read(group / name))), "max")
+        if limit != "max":
+            yield int(limit)
 
 
 def _groups(controller: str) -> Iterator[Path]:

@@ -434,6 +434,8 @@ def _content(path):
     if not isinstance(name := content.pop("base"), str):
         raise UserError(f"{path}: base: {name!r} given, should be the path of another parameter file")
     base = _content(path.parent / name)
+    if base.get("scale") == content.get("scale"):  # resolved from this file before, perhaps from what it said then
+        base = _committed(path.parent / name) or base
     if base.get("scale") != content.get("scale") and (path.parent / f"{base.get('scale')}.yaml").exists():
         raise UserError(f"{path}: its base holds the scale {base['scale']} now; restore it with "
                         "`git checkout params.yaml`")
@@ -514,7 +516,8 @@ def replace(source: Path, target: Path = Path("params.yaml")) -> None:
     Raises UserError when that would lose values of `target` which neither the last commit nor `source` has.
     """
     wanted, given = read(source), read(target)
-    if given != wanted and given != _committed(target):
+    committed = _committed(target)
+    if given != wanted and (committed is None or given != _checked(committed, f"{target} of the last commit")):
         raise UserError(f"{target}: it has values that no commit has; commit them or run `git checkout {target}` first")
     overlay = "base" in _parsed(source.read_text(encoding="utf-8"), source)
     text = source.read_text(encoding="utf-8") if not overlay else \
@@ -523,13 +526,12 @@ def replace(source: Path, target: Path = Path("params.yaml")) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _committed(target):
-    """The parameters of `target` in the last commit, None where there is none."""
+def _committed(path):
+    """The content of a parameter file in the last commit, None where there is none."""
     git = shutil.which("git")
-    shown = git and subprocess.run([git, "show", f"HEAD:./{target}"], capture_output=True, text=True)
-    if not shown or shown.returncode:
-        return None
-    return _checked(_parsed(shown.stdout, target), f"{target} of the last commit")
+    shown = git and subprocess.run([git, "-C", path.parent, "show", f"HEAD:./{path.name}"], capture_output=True,
+                                   text=True)
+    return None if not shown or shown.returncode else _parsed(shown.stdout, f"{path} of the last commit")
 
 
 def main():

@@ -60,9 +60,6 @@ class Remote:
     def push(self, path: str | Path) -> Version:
         """Copy a file or folder to the remote; raises UserError when it does not take all of it."""
         content = digest(path)
-        if link := next((entry for entry in Path(path).rglob("*") if entry.is_symlink() and entry.is_dir()), None):
-            raise UserError(f"{link}: a link to a folder, which DVC does not follow inside {path}; replace it by the "
-                            "folder")
         with _as_user_error(f"{path}: cannot be pushed to the remote {self.folder}"):
             objects = self._objects()
             staged, _, found = build(objects, os.path.abspath(path), LocalFileSystem(), "md5")

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, reduce
 from graphlib import TopologicalSorter
-from itertools import product
+from itertools import product, takewhile
 from operator import getitem
 from pathlib import Path
 
@@ -168,7 +168,10 @@ class Job:
         return 0 if "compute" not in self.stage.params else asked if parallel else min(asked, 1)
 
     def start(self, cores: list[int], gpus: list[str], **environment: str) -> None:
-        """Run the stage on these cores only, and on these GPUs if there are any; environment: variables for it."""
+        """Run the stage on these cores only, and on these GPUs if there are any; environment: variables for it.
+
+        Raises UserError where params.yaml cannot be read.
+        """
         self.key = self.stage.key(read().model_dump())  # of what it reads now
         environment = os.environ | environment | {
             "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
@@ -177,7 +180,10 @@ class Job:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.cores, self.gpus, self.started, ours = cores, gpus, time.monotonic(), os.sched_getaffinity(0)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        os.sched_setaffinity(0, cores)  # inherited
+        if _limited():
+            environment["OCLAM_CORES"] = str(len(cores))
+        else:
+            os.sched_setaffinity(0, cores)  # inherited
         # A group of its own, so that its workers end with it, but the queue's session, so that no job outlives it.
         with self.log.open("a" if self.spent else "w") as log:
             self.process = subprocess.Popen([sys.executable, *shlex.split(self.stage.cmd)[1:]], env=environment,
@@ -205,6 +211,11 @@ class Job:
             return self.stage.key(read().model_dump()) == self.key
         except UserError:
             return False
+
+
+def _limited():
+    """Whether a quota of CPU time grants fewer cores than there are: any of these, so that stages are not pinned."""
+    return len(cores()) < len(os.sched_getaffinity(0))
 
 
 def said(stage: str) -> str:
@@ -291,7 +302,12 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                 own = job.devices(devices)
                 useful = len(free) // (len(waiting) + 1) if job.kind in WORKERS else every * own // (total or 1)
                 count = max(least(job), min(useful, len(free)))
-                job.start([free.pop() for _ in range(count)], [gpus.pop() for _ in range(own)])
+                try:
+                    job.start(free[-count:], gpus[len(gpus) - own:], OCLAM_JOBS=str(jobs))
+                except UserError as error:  # of params.yaml, which somebody edits
+                    fail(job.stage.name, error)
+                    continue
+                del free[-count:], gpus[len(gpus) - own:]
                 running.append(job)
                 print(f"{job.stage.name} starts; of {len(stages)} stages {done} are done", flush=True)
             for job in [job for job in running if job.process.poll() is not None]:
@@ -323,8 +339,8 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
 
 def _gpus():
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return named.split(",")
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return list(takewhile(lambda gpu: gpu and not gpu.startswith("-"), named.split(",")))  # as CUDA reads it
     if not Path("/proc/driver/nvidia").exists():
         return []
     import torch  # which takes seconds

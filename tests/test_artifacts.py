@@ -261,6 +261,18 @@ def test_digest_sees_content_names_and_sizes(tmp_path):
     assert folder("f", x=content) != one
 
 
+def test_temporary_files_of_editors_do_not_count_and_links_to_folders_are_refused(tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/a.py").write_text("x = 1")
+    base = digest(tmp_path / "code")
+    for name in (".a.py.swp", ".a.py.host-1-2.tmp"):
+        (tmp_path / "code" / name).write_text("unfinished")
+    assert digest(tmp_path / "code") == base
+    (tmp_path / "code/link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="code/link: a link to a folder, which DVC does not follow"):
+        digest(tmp_path / "code")
+
+
 def test_digest_of_a_store_reads_its_checksums_alone(tmp_path):
     path = tmp_path / "store.zarr"
     with atomic(path) as temporary:

@@ -19,7 +19,24 @@ from tests import ROOT
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.setattr(sys, "argv", ["stages/slot_select.py", "cheetah-run", "3"])
+
+
+def test_where_the_file_system_has_no_locks_a_lease_keeps_others_out(monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(cli.fcntl, "flock", unsupported)
+    with cli.only_one("collect"):
+        lease, = Path().rglob("*.lease")
+        assert str(os.getpid()) in lease.read_text()
+    assert not lease.exists()
+
+
+def test_parameters_are_those_at_the_stage_s_start(monkeypatch):
+    run(lambda: Path("params.yaml").write_text("half an edi"))
+    assert json.loads(next(Path("reports").rglob("*.json")).read_text())["scale"] == "small"
 
 
 def test_arguments_are_typed_and_in_order():
@@ -107,7 +124,7 @@ def test_a_stage_runs_once_at_a_time_and_its_end_by_a_signal_leaves_nothing(tmp_
     assert len(left) == (number == signal.SIGKILL)
     with atomic("result") as temporary:  # clears what the killed process left
         temporary.touch()
-    assert [path.name for path in tmp_path.iterdir()] in (["result", ".resume"], [".resume", "result"])
+    assert {path.name for path in tmp_path.iterdir()} == {"result", ".resume", "params.yaml"}
 
 
 def test_our_own_mistakes_keep_their_traceback():

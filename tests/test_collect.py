@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,7 @@ def test_damage_to_a_shard_is_found_and_named(tmp_path, damage, word):
 @pytest.mark.parametrize(("name", "line"), [
     ("store.zarr/pixels/c/1/0/0/0/0", "pixels/c/1/0/0/0/0 is truncated or altered, shard 1 is collected again"),
     ("store.zarr/states/zarr.json", ""), ("store.zarr/zarr.json", ""),
+    ("store.zarr/pixels", "shard 1 is collected again"),
     ("shards/created", "mended.zarr: damaged before it was finished; all is collected again")])
 def test_a_damaged_shard_is_remade(backgrounds, undisturbed, tmp_path, monkeypatch, capsys, name, line):
     """Stop just before the end, damage a shard or the metadata, go on."""
@@ -216,7 +218,7 @@ def test_a_damaged_shard_is_remade(backgrounds, undisturbed, tmp_path, monkeypat
         patched.setattr(collect, "_finish", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         collect.collect(plan, tmp_path / "work", tmp_path / "mended.zarr", workers=1)
     file = tmp_path / "work" / name
-    file.write_bytes(file.read_bytes()[:40])
+    shutil.rmtree(file) if file.is_dir() else file.write_bytes(file.read_bytes()[:40])
     collect.collect(plan, tmp_path / "work", tmp_path / "mended.zarr", workers=1)
     assert line in capsys.readouterr().out
     assert contents(tmp_path / "mended.zarr") == contents(undisturbed)

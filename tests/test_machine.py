@@ -73,3 +73,8 @@ def test_all_memory_is_the_machine_s_or_the_group_s_with_swap(groups, monkeypatc
     assert machine.total_memory() == 430 * KB
     groups("0::/a\n", {"a/memory.max": str(90 * KB), "a/memory.current": str(80 * KB)})
     assert machine.total_memory() == 120 * KB
+    groups("0::/a\n", {"a/memory.max": str(90 * KB), "a/memory.swap.max": "0"})  # as Kubernetes
+    assert machine.total_memory() == 90 * KB
+    groups("9:memory:/a\n", {"memory/a/memory.limit_in_bytes": str(80 * KB),
+                             "memory/a/memory.memsw.limit_in_bytes": str(95 * KB)})
+    assert machine.total_memory() == 95 * KB

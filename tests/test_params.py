@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,17 @@ def test_another_scale_becomes_the_pipeline_s_and_no_change_is_lost(tmp_path, mo
     target.write_text(yaml.safe_dump(small.model_dump()))  # as `dvc exp run -S` leaves it: no comments, the same values
     replace(Path("params/paper.yaml"))
     assert target.read_text() == Path("params/paper.yaml").read_text()
+
+
+def test_what_a_scale_no_longer_says_is_not_kept_from_its_last_use(tmp_path, monkeypatch):
+    project(tmp_path, monkeypatch)
+    overlay = Path("params/study-cpu.yaml")
+    small, epochs = read().bc.epochs, read(overlay).bc.epochs
+    replace(overlay)
+    overlay.write_text(re.sub(r"\nbc:\n.*\n", "\n", overlay.read_text()))
+    assert read(overlay).bc.epochs == small != epochs
+    with pytest.raises(UserError, match="it has values that no commit has"):
+        replace(overlay)
 
 
 def test_parameters_stay_while_stages_run_that_would_read_them(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from oclam.slices import (
     PARALLEL,
     RECORDS,
     Job,
+    _gpus,
     command,
     expand,
     needed_for,
@@ -248,6 +249,41 @@ def test_jobs_run_side_by_side_and_share_the_cores(tree):
         run_slice(1, jobs=0)
 
 
+def test_under_a_quota_of_cpu_time_stages_get_a_number_of_cores_instead_of_certain_ones(tree, monkeypatch):
+    ours = os.sched_getaffinity(0)
+    monkeypatch.setattr("oclam.slices.cores", lambda: sorted(ours)[:1])
+    monkeypatch.setattr("oclam.slices._limited", lambda: True)
+    Path("count.py").write_text(COUNT + "path.write_text(str((os.environ['OCLAM_CORES'], os.environ['OCLAM_JOBS'], "
+                                        "os.sched_getaffinity(0))))\n")
+    assert run_slice(10, "first") and Path("a").read_text() == str(("1", "1", ours))
+
+
+@pytest.mark.parametrize("named, gpus", [("", []), ("-1", []), ("3,1", ["3", "1"]), ("0,-1,1", ["0"])])
+def test_gpus_are_those_that_cuda_would_use(monkeypatch, named, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert _gpus() == gpus
+
+
+def test_parameters_that_cannot_be_read_for_a_moment_stop_no_other_stage(tree, capfd):
+    valid = Path("params.yaml").read_text()
+    content = {"slow": {"cmd": "python slow.py x a", "deps": ["slow.py"], "outs": ["a"]},
+               "later": {"cmd": "python count.py x b", "deps": ["count.py"], "outs": ["b"]}}
+    Path("dvc.yaml").write_text(yaml.dump({"stages": content}, sort_keys=False))
+    mend = f"import time\ntime.sleep(1)\nPath('params.yaml').write_text({valid!r})\n"
+    Path("slow.py").write_text(COUNT + mend)
+    start = Job.start
+
+    def broken(job, *given, **environment):
+        start(job, *given, **environment)
+        Path("params.yaml").write_text("updates: \n")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="^later failed, and 0 of the stages"):
+        patch.setattr(Job, "start", broken)
+        run_slice(10, jobs=len(os.sched_getaffinity(0)))
+    assert "later failed: params.yaml: " in capfd.readouterr().out and Path("a").exists() and not Path("b").exists()
+    assert run_slice(10) and ran() == ["a", "b"]
+
+
 def test_what_needs_no_failed_stage_is_done_all_the_same(tree, capfd):
     Path("count.py").write_text(COUNT + 'if path.name == "0": sys.exit("no room")\n')
     for expected in (["a", "b/0", "b/1"], ["b/0"]):
@@ -300,9 +336,9 @@ def test_a_training_gets_a_core_for_each_of_its_threads(tree, monkeypatch):
     Path("dvc.yaml").write_text(yaml.dump({"stages": {"train": stage, "other": other}}))
     given, start = {}, Job.start
 
-    def note(job, cores, gpus):
+    def note(job, cores, gpus, **environment):
         given[job.stage.name] = len(cores)
-        start(job, cores, gpus)
+        start(job, cores, gpus, **environment)
 
     monkeypatch.setattr(Job, "start", note)
     assert run_slice(10) and given == {"train": 2, "other": 1}

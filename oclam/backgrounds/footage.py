@@ -16,6 +16,7 @@ import av
 import cv2
 import numpy as np
 
+from oclam.artifacts import refuse_links
 from oclam.backgrounds.generated import GeneratedVideos
 from oclam.errors import UserError
 from oclam.params import Backgrounds
@@ -152,6 +153,7 @@ def footage(path: Path) -> list[tuple[str, Callable]]:
 
     Each is a name and a function that yields its pictures, uint8 (H, W, 3).
     """
+    refuse_links(path)
     found = []
     for entry in sorted(path.rglob("*"), key=natural_order):
         name = entry.relative_to(path).as_posix()

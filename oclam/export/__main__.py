@@ -1,9 +1,9 @@
 """Export a trained model for the Hugging Face hub, or a dataset for LeRobot."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from oclam.cli import one_line_errors
 from oclam.errors import UserError
 
 
@@ -33,7 +33,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    one_line_errors(main)

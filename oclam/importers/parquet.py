@@ -118,6 +118,8 @@ def _ends(folder, table):
     if not episodes and not ends:
         raise UserError(f"{folder}: no column {', '.join(ENDS)} or episode among {', '.join(sorted(table.names))}, "
                         "where trajectories would end")
+    if not table.rows:
+        raise UserError(f"{folder}: its Parquet files have no rows")
     last = np.zeros(table.rows - 1, bool)
     for name in ends:
         last |= table.numbers(name)[:-1, 0] > 0

@@ -67,6 +67,13 @@ def test_a_folder_without_pictures_is_no_video(davis_folder):
     assert sorted(found["train"]) == ["bear", "boat"]
 
 
+def test_a_link_to_a_folder_of_videos_is_refused_since_a_change_there_would_not_be_seen(davis_folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/linked").symlink_to(davis_folder)
+    with pytest.raises(UserError, match="mine/linked: a link to a folder"):
+        footage.footage(tmp_path / "mine")
+
+
 def test_videos_and_frames_are_limited(davis_folder):
     found = read(footage.videos_from(parameters(path=str(davis_folder), videos=1, frames=2), 16, None))
     assert list(found["train"]) == ["bear"] and len(found["train"]["bear"]) == 2

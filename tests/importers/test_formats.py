@@ -210,6 +210,19 @@ def test_parquet_with_values_of_another_kind_is_refused(tmp_path, observation, a
         imported(tmp_path, tmp_path / "in")
 
 
+def test_parquet_without_rows_is_one_line(tmp_path):
+    table(tmp_path / "in/a.parquet", {"observation": [], "action": [], "episode": []})
+    with pytest.raises(UserError, match="in: its Parquet files have no rows"):
+        imported(tmp_path, tmp_path / "in")
+
+
+def test_no_source_is_imported_twice(tmp_path):
+    write_parquet(tmp_path / "in")
+    for other in ("in", "in/a.parquet", "in/../in"):
+        with pytest.raises(UserError, match="one is in the other, so episodes that are trained on would be held out"):
+            command.import_sources([str(tmp_path / "in"), str(tmp_path / other)], tmp_path / "out", "kitchen-sweep")
+
+
 def test_a_damaged_parquet_file_is_named(tmp_path):
     write_parquet(tmp_path / "in")
     path = tmp_path / "in/b.parquet"
