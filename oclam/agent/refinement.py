@@ -10,18 +10,20 @@ from torch.nn import functional as F
 
 from oclam.agent.guided_filter import guided_filter
 
-__all__ = ["inside_share", "refine"]
+__all__ = ["inside_share", "refine", "threshold"]
 
 LEVELS = 32  # of each channel in a histogram
 REACH = 2  # width in patches of the band around the slot's patches whose pixels are counted too
 SPAN = 25  # frames before and after whose pixels are counted
-THRESHOLDS = 0.65, 0.5  # of the share: the first pass starts from patches, with background, the second from pixels
+PASSES = 2  # the first counts inside patches, with background and without what of the agent they miss
+BETWEEN = 0.6  # where the threshold of shares lies between the means below and above it
+LEAST = 0.35  # threshold: below it nothing tells the agent's colours from the background's
 
 
 def inside_share(inside: torch.Tensor, near: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """For every pixel, the share of the nearby pixels of its colour that are inside: float32 (T, H, W).
 
-    One pixel more is counted as outside, so that colours seen once or twice are not trusted.
+    Two pixels more are counted as outside, so that colours seen once are not trusted.
 
     Args:
         inside: bool (T, H, W), a subset of near.
@@ -38,7 +40,26 @@ def inside_share(inside: torch.Tensor, near: torch.Tensor, images: torch.Tensor)
         running = F.pad(single.scatter_add_(1, which, mask.flatten(1).int()).cumsum(0, dtype=torch.int32), (0, 0, 1, 0))
         return (running[last] - running[first]).gather(1, which).view_as(mask)
 
-    return count(inside) / (count(near) + 1)
+    return count(inside) / (count(near) + 2)
+
+
+def threshold(share: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+    """For every frame, the threshold that divides the shares of near pixels into two groups: (T, 1, 1).
+
+    A fixed one fails where patches miss much of the agent, so that its own share is low. After Ridler and Calvard
+    (1978) it lies between the means of the two groups that it makes.
+
+    Args:
+        share: (T, H, W).
+        near: bool (T, H, W).
+    """
+    share, near = share.flatten(1), near.flatten(1)
+    limit = torch.full((len(share), 1), 0.5)
+    for _ in range(12):  # it hardly moves after six
+        groups = near & (share <= limit), near & (share > limit)
+        low, high = ((share * group).sum(1) / group.sum(1).clamp(min=1) for group in groups)
+        limit = (low + BETWEEN * (high - low)).clamp(min=LEAST)[:, None]
+    return limit[:, :, None]
 
 
 def refine(inside: np.ndarray, frames: np.ndarray) -> np.ndarray:
@@ -51,7 +72,7 @@ def refine(inside: np.ndarray, frames: np.ndarray) -> np.ndarray:
     images, reach = torch.from_numpy(frames).movedim(-1, 1), round(REACH * frames.shape[1] / inside.shape[1])
     patches = F.interpolate(torch.from_numpy(inside)[:, None].float(), images.shape[2:])
     mask, near = (values[:, 0] > 0 for values in (patches, F.max_pool2d(patches, 2 * reach + 1, 1, reach)))
-    for threshold in THRESHOLDS:
-        share = inside_share(mask, near, images)[:, None]
-        mask = (guided_filter(share, images / 255, radius=1)[:, 0] > threshold) & near
+    for _ in range(PASSES):
+        share = guided_filter(inside_share(mask, near, images)[:, None], images / 255, radius=1)[:, 0]
+        mask = (share > threshold(share, near)) & near
     return mask.numpy()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from oclam.agent import refinement
-from oclam.agent.refinement import inside_share, refine
+from oclam.agent.refinement import inside_share, refine, threshold
 
 
 def clip(shape, frames=3, size=16, patch=4):
@@ -35,7 +35,7 @@ def test_share_is_what_a_count_of_pixels_gives(span, monkeypatch):
                                       if counts) for mask in (near, inside))
         for row, column in np.ndindex(5, 6):
             colour = tuple(images[t, :, row, column] // 8)
-            assert found[t, row, column] == pytest.approx(all_held[colour] / (all_near[colour] + 1))
+            assert found[t, row, column] == pytest.approx(all_held[colour] / (all_near[colour] + 2))
 
 
 def test_patches_become_the_objects_pixels_whatever_the_order_of_channels():
@@ -54,6 +54,25 @@ def test_what_one_frame_cannot_tell_from_the_object_others_can():
     patches[0] |= stone[0].reshape(4, 4, 4, 4).any((1, 3))  # one frame's patches take it in
     np.testing.assert_array_equal(refine(patches, pixels), agent)
     assert (refine(patches[:1], pixels[:1])[0] & stone[0]).any()
+
+
+def test_patches_that_miss_half_of_the_object_find_all_of_it():
+    pixels, agent, patches = clip(np.ones((4, 8), bool), size=32)
+    patches[:, :, 2:] = False
+    covered = patches.repeat(4, 1).repeat(4, 2) & agent
+    assert covered.sum() == agent.sum() / 2
+    np.testing.assert_array_equal(refine(patches, pixels), agent)
+
+
+def test_threshold_lies_between_the_means_of_the_groups_that_it_makes():
+    share = torch.from_numpy(np.random.default_rng(0).choice([0.05, 0.15, 0.6, 0.7], (5, 8, 8))).float()
+    near = torch.ones_like(share, dtype=torch.bool)
+    for values, limit in zip(share.numpy(), threshold(share, near).flatten().tolist(), strict=True):
+        assert limit == pytest.approx(0.4 * values[values < 0.4].mean() + 0.6 * values[values > 0.4].mean(), rel=1e-5)
+    near[:, 4:] = False
+    cut = torch.where(near, share, torch.rand_like(share))
+    assert torch.equal(threshold(cut, near), threshold(share, near))  # other pixels do not count
+    assert (threshold(share / 10, near) == np.float32(0.35)).all()
 
 
 def test_only_colours_nearby_compete():
