@@ -199,11 +199,12 @@ def test_mapped_rows_equal_those_in_memory_and_the_file_is_made_once(store, monk
     assert torch.equal(load(store, allowance_bytes=1000).gather(index), expected)
 
 
-def test_processes_that_train_together_share_the_memory(store, monkeypatch, capsys):
+@pytest.mark.parametrize("variable", ["LOCAL_WORLD_SIZE", "OCLAM_JOBS"])
+def test_processes_that_train_together_and_stages_side_by_side_share_the_memory(store, monkeypatch, capsys, variable):
     size = EPISODES * STEPS * 8 * 8 * 3
     monkeypatch.setattr(datasets, "available_memory", lambda: 3 * size)  # of which half may be used
     for processes, place in {"1": "host memory", "2": "mapped from"}.items():
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        monkeypatch.setenv(variable, processes)
         load(store)
         assert place in capsys.readouterr().err
 
