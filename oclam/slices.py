@@ -173,17 +173,15 @@ class Job:
         Raises UserError where params.yaml cannot be read.
         """
         self.key = self.stage.key(read().model_dump())  # of what it reads now
-        environment = os.environ | environment | {
+        limited = _limited()
+        environment = os.environ | ({"OCLAM_CORES": str(len(cores))} if limited else {}) | environment | {
             "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
             "OCLAM_SPENT": str(self.spent)}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.cores, self.gpus, self.started, ours = cores, gpus, time.monotonic(), os.sched_getaffinity(0)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        if _limited():
-            environment["OCLAM_CORES"] = str(len(cores))
-        else:
-            os.sched_setaffinity(0, cores)  # inherited
+        os.sched_setaffinity(0, ours if limited else cores)  # inherited
         # A group of its own, so that its workers end with it, but the queue's session, so that no job outlives it.
         with self.log.open("a" if self.spent else "w") as log:
             self.process = subprocess.Popen([sys.executable, *shlex.split(self.stage.cmd)[1:]], env=environment,
