@@ -28,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from oclam.artifacts import atomic, digest, read_json, write_json
-from oclam.cli import only_one, readable_errors
+from oclam.cli import one_line_errors, only_one
 from oclam.errors import UserError
 from oclam.machine import cores, end_with_parent
 from oclam.params import read
@@ -422,12 +422,9 @@ def main():
 def command(main: Callable[[], None]) -> None:
     """Run main of a command that runs the graph: wrong input, a full disk and an interruption are one line."""
     try:
-        with readable_errors():
-            main()
+        one_line_errors(main)
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command resumes")
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
