@@ -264,6 +264,7 @@ def test_gpus_are_those_that_cuda_would_use(monkeypatch, named, gpus):
     assert _gpus() == gpus
 
 
+@two_cores
 def test_parameters_that_cannot_be_read_for_a_moment_stop_no_other_stage(tree, capfd):
     valid = Path("params.yaml").read_text()
     content = {"slow": {"cmd": "python slow.py x a", "deps": ["slow.py"], "outs": ["a"]},
