@@ -214,22 +214,23 @@ def is_absent(path: Path | str) -> bool:
     return Path(path).is_file() and _begins(path, ABSENT)
 
 
-def refuse_links(path: Path) -> None:
-    """Raise UserError where a folder has a link to another one: neither DVC nor `digest` sees what is behind it."""
-    if link := next((entry for entry in path.rglob("*") if entry.is_symlink() and entry.is_dir()), None):
+def contents(path: Path) -> list[Path]:
+    """All files and folders in a folder. Raises UserError for a link to a folder: no hash sees what is behind it."""
+    found = list(path.rglob("*"))
+    if link := next((entry for entry in found if entry.is_symlink() and entry.is_dir()), None):
         raise UserError(f"{link}: a link to a folder, which DVC does not follow inside {path}; replace it by the "
                         "folder")
+    return found
 
 
 def digest(path: Path | str) -> str:
     """The SHA-256 of a file or folder: every file's name, size and content; not __pycache__, nor temporary files.
 
     In a store with checksums, other files count by name and size alone; `open_zarr` verifies their content. Raises
-    UserError as `refuse_links` does.
+    UserError as `contents` does.
     """
     path, content = _there(path), hashlib.sha256()
-    refuse_links(path)
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = sorted(contents(path)) if path.is_dir() else [path]
     files = [file for file in found if file.is_file() and "__pycache__" not in file.parts
              and not (file.name.startswith(".") and file.suffix in (".swp", ".tmp"))]  # an editor's, `atomic`'s
     stores = {file.parent for file in files if file.name == CHECKSUMS}

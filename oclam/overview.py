@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from oclam.artifacts import read_csv
-from oclam.errors import UserError
+from oclam.cli import one_line_errors
 from oclam.report.results import CLEAN, RECOVERING, select
 from oclam.report.statistics import recovery
 from oclam.report.tables import number, paper_r2
@@ -94,7 +94,4 @@ def _better(ratios, lower):
 if __name__ == "__main__":
     if not sys.argv[1:]:
         sys.exit("usage: python -m oclam.overview RUN...")
-    try:
-        print(overview(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    one_line_errors(lambda: print(overview(sys.argv[1:])))

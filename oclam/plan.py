@@ -5,7 +5,6 @@ are counted within seconds.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oclam import paths, suite
 from oclam.artifacts import load_tensors
+from oclam.cli import one_line_errors
 from oclam.datasets import FrameSampler, open_dataset
 from oclam.encoders.files import check_name
 from oclam.errors import UserError
@@ -373,7 +373,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    one_line_errors(main)

@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw, ImageSequence
 from oclam.artifacts import atomic
 from oclam.errors import UserError
 
-__all__ = ["caption", "check_gif", "check_name", "read_gif", "write_video"]
+__all__ = ["FPS", "caption", "check_gif", "check_name", "read_gif", "write_video"]
 
+FPS = 15  # of the report's videos
 GIF_COLOURS = 128
 
 

@@ -15,10 +15,10 @@ from oclam.evaluation.episodes import episode_seeds, evaluate
 from oclam.params import load
 from oclam.policies.files import load_policies
 from oclam.variants import view_of
-from oclam.video import write_video
+from oclam.video import FPS, write_video
 
 OTHER = {"train": "test", "test": "train"}
-RECORDED, EVERY, FPS = 300, 3, 15  # the video shows every third of the first 300 frames
+RECORDED, EVERY = 300, 3  # the video shows every third of the first 300 frames
 
 
 def main():

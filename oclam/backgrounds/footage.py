@@ -16,7 +16,7 @@ import av
 import cv2
 import numpy as np
 
-from oclam.artifacts import refuse_links
+from oclam.artifacts import contents
 from oclam.backgrounds.generated import GeneratedVideos
 from oclam.errors import UserError
 from oclam.params import Backgrounds
@@ -153,9 +153,8 @@ def footage(path: Path) -> list[tuple[str, Callable]]:
 
     Each is a name and a function that yields its pictures, uint8 (H, W, 3).
     """
-    refuse_links(path)
     found = []
-    for entry in sorted(path.rglob("*"), key=natural_order):
+    for entry in sorted(contents(path), key=natural_order):
         name = entry.relative_to(path).as_posix()
         if entry.suffix.lower() in VIDEOS:
             found.append((name, lambda entry=entry: decoded(entry)))

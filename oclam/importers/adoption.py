@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from oclam.artifacts import atomic, refuse_links
+from oclam.artifacts import atomic, contents
 from oclam.datasets import open_dataset
 from oclam.errors import Absent, UserError
 from oclam.params import Collect
@@ -39,7 +39,7 @@ def adopt_dataset(folder: Path, path: Path, task: str, view: str, params: Collec
         if view == "clean":
             raise Absent(f"{source} is not there: nothing is learned from clean frames")
         raise UserError(f"{source}: no such dataset; `python -m oclam.import` writes it, or collect.source: simulator")
-    refuse_links(folder)
+    contents(folder)  # refuses links to folders, as that of a dataset
     dataset = open_dataset(source, task)
     segmentation = dataset.group.get("segmentation")
     found = {"collect.episodes": dataset.episodes, "collect.test_episodes": dataset.test_episodes,

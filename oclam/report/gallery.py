@@ -8,7 +8,7 @@ from oclam.artifacts import is_absent, load_tensors, read_csv
 from oclam.report import figures
 from oclam.report.results import COMPARED, Results, select
 from oclam.variants import LATENT, VARIANTS
-from oclam.video import check_gif, read_gif, write_video
+from oclam.video import FPS, check_gif, read_gif, write_video
 
 __all__ = ["Picture", "draw"]
 
@@ -73,7 +73,7 @@ def _slots(results, task, folder):
                  wide=True)
     path = folder / f"slots-{task}.mp4"
     moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "seen")]
-    write_video(path, figures.animation(*moving).repeat(4, 1).repeat(4, 2), fps=15, exact=True)
+    write_video(path, figures.animation(*moving).repeat(4, 1).repeat(4, 2), fps=FPS, exact=True)
     yield Picture(_opening(results, task, "slots"), f"{task}, seed {results.seeds[0]}: a held-out episode as observed, "
                   "all slots, and what lapo-masks sees.", path, pixels=True)
 
@@ -104,7 +104,7 @@ def _policies(results, task, folder):
             continue
         check_gif(recorded)
         video = folder / f"episode-{task}-{variant}.mp4"
-        write_video(video, read_gif(recorded, fps=15), fps=15, exact=True)
+        write_video(video, read_gif(recorded, FPS), fps=FPS, exact=True)
         rows = read_csv(paths.evaluation(task, results.seeds[0], variant))
         shown = select(rows, budget=max(row["budget"] for row in rows), episode=0)[-1]["return"]
         yield Picture("policies", f"{task}, {variant}: the episode returned {shown:.0f}.", video, pixels=True)

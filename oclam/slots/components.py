@@ -108,7 +108,8 @@ def write_components(store: zarr.Group, pixels: zarr.Array, training: int) -> No
     for episode in range(training):
         hard = _hard_masks(torch.from_numpy(store["masks"][episode]))
         reference += torch.stack([mask_moments(hard[:, k]).mean(0) for k in range(slots)]) / training
-    owners, times = sample(training, steps) // steps, sample(training, steps) % steps
+    sampled = sample(training, steps)
+    owners, times = sampled // steps, sampled % steps
     crops = [[crop for crop, _ in _described(store, pixels, episode, reference, times[owners == episode])]
              for episode in owners.unique().tolist()]
     components = [Components(torch.cat(of_slot), width - TRANSFORM) for of_slot in zip(*crops, strict=True)]
