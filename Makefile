@@ -39,8 +39,9 @@ faults: setup
 lint: setup
 	ruff check .
 
+# Besides, tests.bench.encoder and tests.bench.slots read what a run has collected.
 bench: setup
-	@for file in tests/bench/[a-z]*.py; do python -m tests.bench.$$(basename $$file .py) || exit 1; done
+	@for name in bc cluster collect data evaluation experts lapo masks ocp; do python -m tests.bench.$$name || exit 1; done
 
 publish:
 	@test -n "$(RUN)" || { echo "error: name the run: make publish RUN=study-cpu" >&2; exit 1; }

@@ -196,7 +196,7 @@ def _run(name: str, patience: float) -> str:
             job = Job(stage, params)
             if job.done:  # before, or by another node, which was only taken for dead
                 return ""
-            job.start(sorted(os.sched_getaffinity(0)), [], CUDA_VISIBLE_DEVICES=gpus, OCLAM_CORES=str(_cores()))
+            job.start(sorted(os.sched_getaffinity(0)), [], CUDA_VISIBLE_DEVICES=gpus, **_reserved())
             try:
                 while job.process.poll() is None and held():
                     time.sleep(0.1)
@@ -208,9 +208,10 @@ def _run(name: str, patience: float) -> str:
             return why
 
 
-def _cores():
-    """The cores that this task may use."""
-    return max(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)), 1)
+def _reserved():
+    """What Ray reserved for this task, as environment variables: cores, and bytes of memory."""
+    amounts = ray.get_runtime_context().get_assigned_resources()
+    return {"OCLAM_CORES": str(max(int(amounts["CPU"]), 1)), "OCLAM_MEMORY": str(int(amounts["memory"]))}
 
 
 def _amounts(asked: Resources) -> dict[str, float]:

@@ -35,7 +35,10 @@ def end_with_parent(number: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process may still use; what the system would free for it counts as available."""
+    """Bytes of memory that this process may still use; what the system would free for it counts as available.
+
+    OCLAM_MEMORY in the environment, which `oclam.cluster` sets, is the most there are.
+    """
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if MEMINFO.exists():
         available = int(MEMINFO.read_text().split("MemAvailable:")[1].split()[0]) * 1024
@@ -47,7 +50,7 @@ def available_memory() -> int:
             cached = {key: int(value) for key, value in statistics}
             free = int(limit) - used + cached.get("total_inactive_file", cached.get("inactive_file", 0))
             available = min(available, free)
-    return max(available, 0)
+    return max(min(available, int(os.environ.get("OCLAM_MEMORY", available))), 0)
 
 
 def total_memory() -> int:

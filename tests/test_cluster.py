@@ -51,7 +51,7 @@ STAGE = """import os, sys, time
 from pathlib import Path
 source, target = map(Path, sys.argv[1:])
 log, work, steps = Path("ran").open("a"), Path(f"work-{target.name}"), 20
-print("start", target, os.getpid(), file=log, flush=True)
+print("start", target, os.getpid(), os.environ.get("OCLAM_MEMORY"), file=log, flush=True)
 if Path("fail").exists() and target.name == "0":
     sys.exit("error: asked to fail")
 while (done := len(work.read_text()) if work.exists() else 0) < steps:
@@ -90,9 +90,9 @@ def tree(tmp_path, monkeypatch):
     Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL}}))
 
 
-def ran(word):
+def ran(word, field=1):
     lines = [line.split() for line in Path("ran").read_text().splitlines()] if Path("ran").exists() else []
-    return [line[1] for line in lines if line[0] == word]
+    return [line[field] for line in lines if line[0] == word]
 
 
 def until(holds, seconds=300):  # a busy machine takes a minute to start a node
@@ -109,6 +109,7 @@ def test_stages_run_in_the_order_of_the_graph_and_once(cluster, tree, capsys):
     Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL | {"memory": 0.06}}}))  # nothing is stale
     Path("work-1").unlink()
     assert run_graph() and ran("end")[4:] == ["b/1"]
+    assert [int(size) / 2**30 for size in ran("start", 3)] == pytest.approx([0.05] * 4 + [0.06])
     assert not list(LEASES.iterdir())
 
 

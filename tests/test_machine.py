@@ -61,6 +61,13 @@ def test_memory_is_the_least_that_the_machine_and_its_groups_have_left(groups, m
     assert machine.available_memory() == kilobytes * KB
 
 
+def test_memory_is_at_most_what_a_cluster_reserves(groups, monkeypatch):
+    groups("0::/\n", {"memory.max": str(300 * KB), "memory.current": str(100 * KB)})
+    for reserved, available in ((150, 150), (250, 200)):
+        monkeypatch.setenv("OCLAM_MEMORY", str(reserved * KB))
+        assert machine.available_memory() == available * KB
+
+
 def test_here_both_are_what_the_system_says_at_most():
     assert set(machine.cores()) <= os.sched_getaffinity(0) and machine.cores()
     assert 0 < machine.available_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -3,7 +3,7 @@
 `python -m tests.bench.bc`
 """
 
-import time
+from itertools import count
 
 import torch
 from torch.nn import functional as F
@@ -14,21 +14,9 @@ from oclam.params import read
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
 from oclam.training import best_device
+from tests.bench import timing
 
 EPISODES, STEPS = 4, 250
-
-
-def seconds(step, count):
-    """Seconds of a call, the first one apart."""
-    step(0)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    for i in range(1, count + 1):
-        step(i)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / count
 
 
 def main():
@@ -51,20 +39,26 @@ def main():
         optimizer.step()
 
     adam = torch.optim.Adam(policy.parameters(), lr=bc.learning_rate)
-    load = Prefetch(lambda i: images(sampler.batch(i)))
+    load, steps = Prefetch(lambda i: images(sampler.batch(i))), count()
     fixed = images(sampler.batch(0))
-    whole = seconds(lambda i: learn(policy.actor, load(i), latents[:bc.batch_size], adam), 10)
-    model = seconds(lambda i: learn(policy.actor, fixed, latents[:bc.batch_size], adam), 10)
-    data = seconds(lambda i: images(sampler.batch(i)), 20)
+    cloning = timing.seconds({
+        "whole": lambda: learn(policy.actor, load(next(steps)), latents[:bc.batch_size], adam),
+        "model": lambda: learn(policy.actor, fixed, latents[:bc.batch_size], adam),
+        "data": lambda: images(sampler.batch(0)),
+    }, rounds=20)
 
     decoder = torch.optim.Adam(policy.decoder.parameters(), lr=params.finetune.learning_rate)
     policy.actor.requires_grad_(False)
-    naive = seconds(lambda i: learn(policy, images(t := sampler.batch(i)), actions[t.to(device)], decoder), 10)
-    once = seconds(lambda i: learn(policy.decoder, latents[t := sampler.batch(i).to(device)], actions[t], decoder), 100)
+    t = sampler.batch(0)
+    rows = t.to(device)
+    tuning = timing.seconds({"through the actor": lambda: learn(policy, images(t), actions[rows], decoder),
+                             "stored": lambda: learn(policy.decoder, latents[rows], actions[rows], decoder)}, rounds=20)
 
     print(f"\nbatches of {bc.batch_size}, scale {bc.encoder_scale}, {bc.residual_blocks} residual blocks, {device}")
+    whole, model, data = cloning.values()
     print(f"bc: {bc.batch_size / whole:.0f} samples/s, {max(1 - model / whole, 0):.0%} of the time waiting for data (a "
           f"batch takes {data / model:.0%} of the model's step and is made beside it)")
+    naive, once = tuning.values()
     print(f"finetune: {bc.batch_size / naive:.0f} samples/s through the frozen actor, {bc.batch_size / once:.0f} from "
           f"its stored outputs: {naive / once:.0f} times as many")
 

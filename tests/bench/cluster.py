@@ -84,7 +84,11 @@ def overhead():
         ray.shutdown()
 
 
-if __name__ == "__main__":
+def main():
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     simulated()
     overhead()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,7 @@
 """Training batches, (t, t+1, t+k) in stacks of 3: `python -m tests.bench.data` compares ways of making them."""
 
-import time
+from itertools import count
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from oclam.datasets import Frames, TripleSampler, stack_index
 from oclam.memory import keep_freed_memory
+from tests.bench import timing
 
 EPISODES, STEPS, BATCH, STACK, OFFSET = 16, 1000, 512, 3, 10
 
@@ -34,18 +34,6 @@ class PerItem(TorchDataset):
         return self.stack(episode, t), self.stack(episode, t + 1), self.stack(episode, future)
 
 
-def rates(candidates, synchronise, rounds=9):
-    """Batches a second of each, the median of rounds in which all take turns, so that noise hits all alike."""
-    seconds = {name: [] for name in candidates}
-    for step in range(-1, rounds):
-        for name, make in candidates.items():
-            start = time.perf_counter()
-            make(max(step, 0))
-            synchronise()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1 / median(values[1:]) for name, values in seconds.items()}
-
-
 def main():
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -57,28 +45,28 @@ def main():
     copied = torch.empty(BATCH * 3 * STACK, *rows.shape[1:], dtype=torch.uint8)
     source = torch.randint_like(copied, 256)
 
-    def triple(frames, step):
-        return [frames.gather(stack_index(index, STACK, STEPS)) for index in sampler.batch(step)]
+    def triples(frames):
+        steps = count()
+        return lambda: [frames.gather(stack_index(index, STACK, STEPS)) for index in sampler.batch(next(steps))]
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
         pixels.tofile(path)
         mapped = torch.from_file(str(path), shared=True, size=rows.numel(), dtype=torch.uint8).view(rows.shape)
         candidates = {
-            "Dataset.__getitem__ and DataLoader": lambda step: [part.to(device) for part in next(items)],
-            "mapped file": lambda step: triple(Frames(mapped, device), step),
-            "host memory": lambda step: triple(Frames(rows, device), step),
-            "plain copy of the same bytes": lambda step: copied.copy_(source).to(device),
+            "Dataset.__getitem__ and DataLoader": lambda: [part.to(device) for part in next(items)],
+            "mapped file": triples(Frames(mapped, device)),
+            "host memory": triples(Frames(rows, device)),
+            "plain copy of the same bytes": lambda: copied.copy_(source).to(device),
         }
         if device.type == "cuda":
-            on_gpu = Frames(rows.to(device), device)
-            candidates["GPU memory"] = lambda step: triple(on_gpu, step)
-        found = rates(candidates, torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+            candidates["GPU memory"] = triples(Frames(rows.to(device), device))
+        found = timing.seconds(candidates, rounds=9)
     naive = found["Dataset.__getitem__ and DataLoader"]
     print(f"batch {BATCH}, stack {STACK}, one thread, to {device.type}")
-    for name, rate in found.items():
-        speed = rate * copied.nbytes / 1e9
-        print(f"{name:36s} {rate * BATCH:10,.0f} samples/s {speed:8.2f} GB/s {rate / naive:6.1f} x")
+    for name, seconds in found.items():
+        print(f"{name:36s} {BATCH / seconds:10,.0f} samples/s {copied.nbytes / seconds / 1e9:8.2f} GB/s "
+              f"{naive / seconds:6.1f} x")
 
 
 if __name__ == "__main__":

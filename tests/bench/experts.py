@@ -1,21 +1,15 @@
 """Steps of a batch of environments of a task, against the suite's own `step`, one core."""
 
 import time
+from functools import partial
 
 import numpy as np
 
 from oclam.experts.vector import BATCHED, BatchedTask
 from oclam.suite import flatten
+from tests.bench import timing
 
-NUMBER, STEPS = 32, 30
-
-
-def rate(step):
-    step()
-    start = time.process_time()
-    for _ in range(STEPS):
-        step()
-    return NUMBER * STEPS / (time.process_time() - start)
+NUMBER = 32
 
 
 def main():
@@ -29,7 +23,8 @@ def main():
             for environment, action in zip(batch.environments, actions, strict=True):
                 flatten(environment.step(action).observation)
 
-        naive, ours = rate(suite), rate(lambda batch=batch, actions=actions: batch.step(actions))
+        taken = timing.seconds({"suite": suite, "batched": partial(batch.step, actions)}, 30, time.process_time)
+        naive, ours = (NUMBER / seconds for seconds in taken.values())
         print(f"{task:<14} {naive:>8.0f} {ours:>8.0f} {ours / naive:>6.1f}")
 
 

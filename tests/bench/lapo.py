@@ -5,9 +5,8 @@ stages do it; the latter once more on one fixed batch, which shows how much of t
 paper's sizes: time of a step, samples a second, share of the matrix peak, peak memory.
 """
 
-import time
+from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
@@ -24,8 +23,11 @@ from oclam.latent_actions.observations import FrameObservations, SlotObservation
 from oclam.latent_actions.training import train_model
 from oclam.memory import keep_freed_memory
 from oclam.params import read
+from oclam.training import EMULATING
+from tests.bench import timing
 
 EPISODES, STEPS, ACTIONS = 4, 250, 6
+COUNT = 20  # steps measured at once
 PAPER = SimpleNamespace(latent_dim=8192, frame_stack=3, future_offset=10, encoder_scale=6, residual_blocks=2,
                         batch_size=512)
 
@@ -58,7 +60,7 @@ class Fixed:
     def __call__(self, t):
         return self.images
 
-    def weight(self, t):
+    def loss_weight(self, t):
         return None
 
 
@@ -117,20 +119,12 @@ def staged(model, observe, actions, sizes, compute):
     return steps
 
 
-def seconds_a_step(candidates, device, count, rounds=3):
-    """Medians of rounds in which all take turns, so that noise hits all alike; the first is not counted."""
-    seconds = {name: [] for name in candidates}
-    for _ in range(rounds + 1):
-        for name, steps in candidates.items():
-            start = time.perf_counter()
-            steps(count)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - start) / count)
-    return {name: median(values[1:]) for name, values in seconds.items()}
+def seconds_a_step(candidates):
+    found = timing.seconds({name: partial(steps, COUNT) for name, steps in candidates.items()}, rounds=3)
+    return {name: seconds / COUNT for name, seconds in found.items()}
 
 
-def compare(pixels, actions, sizes, device, compute, count):
+def compare(pixels, actions, sizes, device, compute):
     frames = Frames(torch.from_numpy(pixels).flatten(0, 1).to(device), device)
     observe = FrameObservations(FrameStacks(frames, stack=sizes.frame_stack, steps=STEPS))
 
@@ -141,14 +135,16 @@ def compare(pixels, actions, sizes, device, compute, count):
         store = zarr.create_group(Path(folder)).create_array(
             "pixels", shape=pixels.shape, dtype="uint8", chunks=(1, 50, *pixels.shape[2:]))
         store[:] = pixels
-        found = seconds_a_step({
+        candidates = {
             "per item, from Zarr": per_item(store, actions, sizes, device),
             "per item, from memory": per_item(pixels, actions, sizes, device),
             "oclam": staged(model(), observe, actions, sizes, compute),
-            "oclam, bfloat16": staged(model(), observe, actions, sizes,
-                                      SimpleNamespace(precision="bfloat16", compile=compute.compile)),
             "oclam, one fixed batch": staged(model(), Fixed(observe, sizes.batch_size), actions, sizes, compute),
-        }, device, count)
+        }
+        if device.type == "cuda" or torch.backends.cpu.get_cpu_capability() not in EMULATING:
+            bfloat16 = SimpleNamespace(precision="bfloat16", compile=compute.compile)
+            candidates["oclam, bfloat16"] = staged(model(), observe, actions, sizes, bfloat16)
+        found = seconds_a_step(candidates)
     print(f"image model, scale {sizes.encoder_scale}, {sizes.residual_blocks} residual blocks, latent "
           f"{sizes.latent_dim}, batch {sizes.batch_size}, {compute.precision}, {device.type}, "
           f"{torch.get_num_threads()} threads")
@@ -159,16 +155,9 @@ def compare(pixels, actions, sizes, device, compute, count):
     print(f"data takes {max(1 - found['oclam, one fixed batch'] / ours, 0):.0%} of oclam's step\n")
 
 
-def matrix_peak(device, edge=8192):
-    """FLOP/s of a large bfloat16 product on this device."""
-    a = torch.randn(edge, edge, device=device, dtype=torch.bfloat16)
-    seconds = seconds_a_step({"": lambda count: [a @ a for _ in range(count)]}, device, 20)[""]
-    return 2 * edge**3 / seconds
-
-
 def paper_sizes(device, pixels, actions):
     """Both models at the paper's sizes and batches."""
-    peak = matrix_peak(device)
+    peak = timing.matrix_peak(device, torch.bfloat16)
     print(f"{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in a bfloat16 product")
     frames = Frames(torch.from_numpy(pixels).flatten(0, 1).to(device), device)
     slots = Frames(torch.randn(EPISODES * STEPS, 128, device=device).half(), device)
@@ -186,7 +175,7 @@ def paper_sizes(device, pixels, actions):
         del now, latent, prediction
         torch.cuda.reset_peak_memory_stats()
         sizes = SimpleNamespace(batch_size=batch, future_offset=10)
-        seconds = seconds_a_step({name: staged(model, observe, actions, sizes, compute)}, device, 50)[name]
+        seconds = seconds_a_step({name: staged(model, observe, actions, sizes, compute)})[name]
         print(f"{name}, batch {batch}: {1e3 * seconds:.1f} ms/step, {batch / seconds:,.0f} samples/s, "
               f"{counter.get_total_flops() / seconds / peak:.0%} of the matrix peak, "
               f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
@@ -199,9 +188,9 @@ def main():
     pixels = rng.integers(0, 256, (EPISODES, STEPS, 64, 64, 3), dtype=np.uint8)
     actions = rng.normal(size=(EPISODES, STEPS, ACTIONS)).astype(np.float32)
     params = read()
-    compare(pixels, actions, params.lapo, device, params.compute, count=20)
+    compare(pixels, actions, params.lapo, device, params.compute)
     if device.type == "cuda":
-        compare(pixels, actions, PAPER, device, SimpleNamespace(precision="bfloat16", compile=True), count=50)
+        compare(pixels, actions, PAPER, device, SimpleNamespace(precision="bfloat16", compile=True))
         paper_sizes(device, pixels, actions)
 
 

@@ -3,14 +3,13 @@
 `python -m tests.bench.masks`
 """
 
-import time
-
 import numpy as np
 import torch
 
 from oclam.agent.refinement import SPAN, inside_share, refine
 from oclam.backgrounds.generated import dead_leaves
 from oclam.slots.registration import mask_moments, poses, register
+from tests.bench import timing
 
 FRAMES, SIZE, PATCH, AGAIN = 250, 64, 4, 20
 
@@ -23,13 +22,6 @@ def scene():
     agent = (abs(x * np.cos(angle) + y * np.sin(angle)) < 20) & (abs(y * np.cos(angle) - x * np.sin(angle)) < 2)
     frames[agent] = [250, 160, 60]
     return frames, agent, agent.reshape(FRAMES, SIZE // PATCH, PATCH, SIZE // PATCH, PATCH).any((2, 4))
-
-
-def milliseconds(call, frames):
-    call()
-    started = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - started) / frames
 
 
 def main():
@@ -47,11 +39,13 @@ def main():
         measured = mask_moments(inside)
         register(images.float(), poses(measured, measured.mean(0)))
 
-    whole, share = milliseconds(lambda: refine(patches, frames), FRAMES), milliseconds(
-        lambda: inside_share(inside, near, images), FRAMES)
-    print(f"patches to pixels: {whole:.2f} ms a frame, of them counting colours twice {2 * share:.2f}; "
-          f"counting again in every window takes {milliseconds(again, AGAIN) / share:.0f} times as long")
-    print(f"registration: {milliseconds(registered, FRAMES):.2f} ms a frame")
+    taken = timing.seconds({"refine": lambda: refine(patches, frames), "share": lambda: inside_share(
+        inside, near, images), "again": again, "register": registered}, rounds=3)
+    a_frame = {name: 1000 * seconds / (AGAIN if name == "again" else FRAMES) for name, seconds in taken.items()}
+    print(f"patches to pixels: {a_frame['refine']:.2f} ms a frame, of them counting colours twice "
+          f"{2 * a_frame['share']:.2f}; counting again in every window takes {a_frame['again'] / a_frame['share']:.0f} "
+          "times as long")
+    print(f"registration: {a_frame['register']:.2f} ms a frame")
     print(f"IoU with the bar's pixels: {(agent & found).sum() / (agent | found).sum():.2f}")
 
 

@@ -3,9 +3,6 @@
 At the size of params.yaml, and at ViT-B/8 where there is a GPU. Each row beside its naive way, taken in one run.
 """
 
-import time
-from statistics import median
-
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,29 +12,10 @@ from oclam.memory import keep_freed_memory
 from oclam.params import read
 from oclam.slots.videosaur import VideoSaur
 from oclam.training import autocast, best_device
+from tests.bench import timing
 
 SCALES = {"embedded": ("params.yaml", "vit_tiny_patch16_224", {"img_size": 64, "patch_size": 4, "depth": 2}, 8),
           "ViT-B/8": ("params/paper.yaml", "vit_base_patch8_224", {"img_size": 224}, 16)}
-
-
-def seconds(candidates, device, rounds=5):
-    """Median seconds of each, all taking turns, so that noise hits all alike."""
-    taken = {name: [] for name in candidates}
-    for _ in range(rounds + 1):
-        for name, work in candidates.items():
-            start = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            taken[name].append(time.perf_counter() - start)
-    return {name: median(values[1:]) for name, values in taken.items()}
-
-
-def matrix_peak(device, precision):
-    """FLOP/s of one large matrix product at this precision."""
-    size = 1024 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
-    return 2 * size**3 / seconds({"": lambda: a @ a}, device)[""]
 
 
 def bench(scale):
@@ -74,9 +52,9 @@ def bench(scale):
         with autocast(device, precision):
             model.decoder(slots) if render else model.decoder.masks(slots)
 
-    found = seconds({"encoder, features and keys apart": lambda: encode(2), "encoder, one pass": encode,
+    found = timing.seconds({"encoder, features and keys apart": lambda: encode(2), "encoder, one pass": encode,
                      "step on all patches": learn, "step as in the parameters": lambda: learn(some),
-                     "masks with the renderer": lambda: masks(True), "masks alone": lambda: masks(False)}, device)
+                     "masks with the renderer": lambda: masks(True), "masks alone": lambda: masks(False)})
     print(f"{scale}: {len(images)} frames, {precision}, {device.type}")
     baseline = None
     for i, (row, value) in enumerate(found.items()):
@@ -86,7 +64,7 @@ def bench(scale):
         with FlopCounterMode(display=False) as counter:
             work()
         flops = counter.get_total_flops()
-        share = flops / found[row] / matrix_peak(device, precision)
+        share = flops / found[row] / timing.matrix_peak(device, getattr(torch, precision))
         print(f"  {row:34s} {flops / 1e9 / len(images):7.2f} GFLOP a frame, {share:.0%} of the matrix peak")
     if device.type == "cuda":
         print(f"  peak memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")

@@ -11,16 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-TASK, FRAMES, RESETS = ("cheetah", "run"), 100, 5
+from tests.bench import timing
 
-
-def cpu_seconds(call, count):
-    """CPU seconds of a call, the first one apart."""
-    call()
-    started = time.process_time()
-    for _ in range(count):
-        call()
-    return (time.process_time() - started) / count
+TASK = "cheetah", "run"
 
 
 def main():
@@ -34,9 +27,9 @@ def main():
                      background_dataset_videos=sorted(path.name for path in footage.iterdir()) * 2,
                      distraction_types=("background", "camera", "color"),
                      render_kwargs={"width": 64, "height": 64, "camera_id": 0})
-    reset, action = cpu_seconds(env.reset, RESETS), np.zeros(env.action_spec().shape)
-    print(json.dumps([cpu_seconds(lambda: env.step(action), FRAMES // 4), reset,
-                      cpu_seconds(plain.load(*TASK).reset, RESETS)]))
+    action = np.zeros(env.action_spec().shape)
+    resets = timing.seconds({"reset": env.reset, "task reset": plain.load(*TASK).reset}, clock=time.process_time)
+    print(json.dumps(timing.seconds({"step": lambda: env.step(action)}, 25, time.process_time) | resets))
 
 
 if __name__ == "__main__":
