@@ -1,8 +1,6 @@
 """How well slots' masks match the agent in the simulator's segmentation; never used for learning or choosing."""
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 __all__ = ["adjusted_rand_index", "agent_patches", "agent_scores", "assignment_stability", "slot_measures"]
 
@@ -12,8 +10,14 @@ def agent_patches(segmentation: np.ndarray, grid: int, share: float = 0.1) -> np
 
     segmentation: (N, H, W) in {0, 1}.
     """
-    pixels = torch.as_tensor(np.asarray(segmentation)).float()
-    return (F.adaptive_avg_pool2d(pixels[:, None], grid)[:, 0] >= share - 1e-6).numpy()
+    down, across = (_shares(size, grid) for size in np.shape(segmentation)[1:])
+    return down @ segmentation @ across.T >= share - 1e-6
+
+
+def _shares(size, grid):
+    """The share of each of `grid` equal parts of `size` pixels that every pixel covers: (grid, size)."""
+    edges, pixels = np.arange(grid + 1)[:, None] * size / grid, np.arange(size)
+    return (np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)).clip(min=0) * grid / size
 
 
 def agent_scores(mask: np.ndarray, agent: np.ndarray) -> dict[str, float]:

@@ -69,7 +69,7 @@ def resamples(returns: np.ndarray, count: int = 2000, seed: int = 0) -> np.ndarr
     `seed` of the drawing of seeds.
     """
     returns, (seeds, episodes) = np.asarray(returns), np.shape(returns)
-    drawn = np.random.default_rng(seed).integers(seeds, size=(count, seeds, 1))
+    drawn = np.random.default_rng([seed, 1]).integers(seeds, size=(count, seeds, 1))  # not the episodes' numbers
     return returns[drawn, np.random.default_rng(0).integers(episodes, size=(count, 1, episodes))].reshape(count, -1)
 
 

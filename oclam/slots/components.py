@@ -43,7 +43,7 @@ def slot_transforms(masks: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
     """Position (x, y), angle and scale of every slot in an episode, averaged over nearby frames: (T, K, 4).
 
     The average follows camera and body, so that crops still show how limbs move. The image is 2 wide, its centre
-    is (0, 0); an empty slot has (0, 0, 0, 1).
+    is (0, 0); a slot that is empty in all of them has (0, 0, 0, 1).
 
     Args:
         masks: uint8 (T, K, G, G), soft.
@@ -51,9 +51,11 @@ def slot_transforms(masks: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
     """
     hard = _hard_masks(masks)
     axis = torch.arange(masks.shape[-1]) * 2 / masks.shape[-1] - 1 + 1 / masks.shape[-1]
-    area = hard.sum((2, 3)).clamp(min=1)
-    centres = torch.stack([(hard.sum(2) * axis).sum(2) / area, (hard.sum(3) * axis).sum(2) / area], -1)  # (T, K, 2)
-    centres = F.avg_pool1d(centres.permute(1, 2, 0), 2 * SPAN + 1, 1, SPAN, count_include_pad=False).permute(2, 0, 1)
+    area = hard.sum((2, 3))
+    centres = torch.stack([(hard.sum(2) * axis).sum(2), (hard.sum(3) * axis).sum(2)]) / area.clamp(min=1)  # (2, T, K)
+    seen = torch.cat([centres, (area > 0).float()[None]]).permute(2, 0, 1)  # (K, 3, T)
+    seen = F.avg_pool1d(seen, 2 * SPAN + 1, 1, SPAN, count_include_pad=False).permute(2, 0, 1)
+    centres = seen[..., :2] / seen[..., 2:].clamp(min=1e-6)  # over the frames where the slot is not empty
     turned = [poses(mask_moments(hard[:, k]), reference[k]) for k in range(masks.shape[1])]
     return torch.cat([centres, torch.stack(turned, 1).float()], -1)
 

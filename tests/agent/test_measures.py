@@ -14,6 +14,14 @@ def test_a_patch_is_agent_from_a_tenth_of_its_pixels():
     assert agent_patches(image, 2)[0].tolist() == [[True, False], [False, False]]
 
 
+def test_patches_may_cut_pixels():
+    image = np.zeros((1, 64, 64), np.uint8)  # 28 patches of 2.29 pixels a side
+    image[0, :, 9] = 1  # covers 9..10; patch 3 is 6.86..9.14, patch 4 9.14..11.43: 6% and 38% of them
+    assert np.flatnonzero(agent_patches(image, 28)[0, 5]).tolist() == [4]
+    image[0, 1:, 9] = 0  # one pixel: the first patch down has 44% of its height in it
+    assert np.argwhere(agent_patches(image, 28)[0]).tolist() == [[0, 4]]
+
+
 def test_scores_of_hand_made_masks():
     assert agent_scores(AGENT, AGENT) == {"agent_iou": 1, "agent_recall": 1, "area": 0.25}
     assert agent_scores(~AGENT, AGENT) == {"agent_iou": 0, "agent_recall": 0, "area": 0.75}

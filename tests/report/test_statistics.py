@@ -46,6 +46,14 @@ def test_resamples_draw_seeds_and_the_same_episodes_for_all():
     assert drawn.mean((1, 2)).var() == pytest.approx(25 / 2 + 2 / 3 / 3, rel=0.1)
 
 
+@pytest.mark.parametrize(("seeds", "episodes"), [(3, 3), (2, 5)])
+def test_seeds_are_drawn_independently_of_episodes(seeds, episodes):
+    returns = np.arange(seeds)[:, None] + np.arange(episodes)
+    # Variances of the means of both draws, (n^2 - 1) / 12 of each draw, add up.
+    expected = sum((n**2 - 1) / 12 / n for n in (seeds, episodes))
+    assert resamples(returns, 20_000).mean(1).var() == pytest.approx(expected, rel=0.05)
+
+
 def test_interval_is_as_wide_as_episodes_that_all_seeds_share():
     shared = np.random.default_rng(0).normal(size=(1, 12))
     one, five = summary(shared), summary(np.repeat(shared, 5, axis=0))

@@ -121,6 +121,14 @@ def test_slot_transforms_equal_a_naive_loop_and_an_empty_slot_is_at_the_centre()
     torch.testing.assert_close(found[:, 2], torch.tensor([0.0, 0, 0, 1]).expand(STEPS, TRANSFORM))
 
 
+def test_frames_where_a_slot_is_empty_do_not_move_it():
+    masks = torch.zeros(40, 2, GRID, GRID, dtype=torch.uint8)
+    masks[:, 0] = 1
+    masks[::2, 1, 12:14, 10:12] = 9  # patches centred at x = 2 * 11 / 16 - 1, y = 2 * 13 / 16 - 1
+    found = slot_transforms(masks, torch.tensor([[200.0, 0, 0], [4, 0, 0]]).double())
+    torch.testing.assert_close(found[:, 1, :2], torch.tensor([0.375, 0.625]).expand(40, 2))
+
+
 def test_components_are_those_of_the_covariance():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(300, 3)) @ rng.normal(size=(3, 10)) + 5
