@@ -16,6 +16,7 @@ from pathlib import Path
 from oclam import paths
 from oclam.artifacts import write_absent, write_json
 from oclam.errors import Absent, UserError
+from oclam.graph import read_stages
 from oclam.lease import hold
 from oclam.memory import keep_freed_memory, limit_memory
 from oclam.parallel import is_worker, launch, work
@@ -63,7 +64,7 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
             try:
                 main() if devices == 1 else launch(devices)
             except Absent as reason:
-                _write_absent(reason)
+                _write_absent(reason, params)
             write_json(paths.duration(name), {"stage": name, "scale": params.scale, "hardware": _hardware(),
                                               "seconds": round(time.time() - started, 1)})
     except KeyboardInterrupt:
@@ -73,13 +74,11 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
         sys.exit(f"error: {error}")
 
 
-def _write_absent(reason):
+def _write_absent(reason, params):
     """Write that each output of this stage is absent."""
-    from oclam.slices import read_stages
-
-    command = " ".join(["python -m", f"stages.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
-    for out in next(stage.outs for stage in read_stages(read().model_dump()).values()
-                    if stage.cmd == command):
+    run = Path(sys.argv[0]).stem, sys.argv[1:]
+    for out in next(stage.outs for stage in read_stages(params.model_dump()).values()
+                    if (stage.script, stage.words) == run):
         write_absent(Path(out), str(reason))
     print(f"absent: {reason}", file=sys.stderr)
 

@@ -23,25 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from oclam.artifacts import digest
 from oclam.cli import only_one, run_name
 from oclam.errors import UserError
+from oclam.graph import Stage, needed_for, overlap, read_stages, start_order, upstream
 from oclam.importers.adoption import refuse_foreign
 from oclam.lease import PATIENCE, hold
 from oclam.params import read
 from oclam.paths import duration
 from oclam.remote import Remote, Version
-from oclam.slices import (
-    LOGS,
-    Job,
-    Stage,
-    command,
-    needed_for,
-    overlap,
-    read_stages,
-    record,
-    said,
-    start_order,
-    trust_dvc_lock,
-    upstream,
-)
+from oclam.slices import LOGS, STATUS_INTERVAL, Job, command, record, said, trust_dvc_lock
 
 OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
 try:
@@ -54,7 +42,6 @@ __all__ = ["Resources", "read_resources", "run_graph"]
 LEASES = Path(".resume/leases")
 SHIPPED = ("oclam", "stages", "dvc.yaml", "params.yaml")  # to nodes that do not share the folder, in which they run
 LOG_END = 50_000  # characters of a log; Ray keeps larger results on the node, which may leave
-STATUS_INTERVAL = 30.0  # seconds between two status reports
 RETRIES = 100  # of a task whose node died; each resumes from the stage's checkpoint
 
 
@@ -135,8 +122,7 @@ def _enter_own_folder() -> None:
 
 def _duration(stage: Stage) -> list[str]:
     """The file in which a stage recorded how long it took, which it does not declare; nothing where there is none."""
-    _, _, module, *words = stage.cmd.split()
-    path = duration(run_name(module.removeprefix("stages."), words))
+    path = duration(run_name(stage.script, stage.words))
     return [str(path)] if path.exists() else []
 
 
@@ -240,7 +226,7 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
     """Run what is not done yet on the cluster that Ray is connected to; whether all is done.
 
     Args:
-        until: as in `oclam.slices.needed_for`.
+        until: as in `oclam.graph.needed_for`.
         patience: seconds after which a stage on a silent node may run on another.
         remote: by which nodes that do not share this folder get inputs and give outputs, all of which come here.
     Raises UserError that names the stages that failed, once all that does not need them is done.

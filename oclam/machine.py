@@ -14,7 +14,7 @@ GROUPS, MEMBERSHIP, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"),
 def cores() -> list[int]:
     """The numbers of the cores that this process may use, as many as its quota of CPU time is worth, at least one.
 
-    OCLAM_CORES in the environment, which `oclam.cluster` sets, is the most there are.
+    OCLAM_CORES in the environment, which `oclam.slices` and `oclam.cluster` set, is the most there are.
     """
     ours = sorted(os.sched_getaffinity(0))
     return ours[:max(int(min([len(ours), int(os.environ.get("OCLAM_CORES", len(ours))), *_quotas()])), 1)]

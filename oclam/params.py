@@ -545,7 +545,6 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    from oclam.cli import one_line_errors  # which needs this module
+
+    one_line_errors(main)

@@ -20,7 +20,7 @@ embedded_encoder = DATA / "encoders" / "embedded.safetensors"
 
 
 def lock(name: str) -> Path:
-    """Locked while a stage, or `oclam.slices`, runs."""
+    """The file that is locked while a stage, or `oclam.slices`, runs."""
     return Path(".resume/locks") / name
 
 

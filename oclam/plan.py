@@ -30,6 +30,7 @@ from oclam.policies.networks import ActionDecoder, Actor
 from oclam.policies.training import updates_of
 from oclam.slots.models import make_model
 from oclam.slots.steve import make_steve
+from oclam.training import count_parameters, update_counts
 from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
 
 __all__ = ["Cost", "Plan"]
@@ -117,7 +118,7 @@ class Plan:
         params, tasks = self.params, len(self.params.tasks)
         videos = SPLITS * params.backgrounds.videos * params.backgrounds.frames
         experts = max(params.expert.training[task].steps for task in params.tasks) if params.expert.train else 0
-        encoder = _size(self.encoder)
+        encoder = count_parameters(self.encoder)["total"]
         row = self.pixels + 4 * (self.action_dim + self.state_dim + 1)
         masks = params.collect.segmented_episodes * params.collect.steps * self.mask
         return [Cost("backgrounds", 1, "frames", samples=videos, disk=videos * params.env.texture_size**2 * 3),
@@ -157,7 +158,7 @@ class Plan:
             vit, frame = self.encoder, torch.empty(1, 3, *2 * [self.params.encoder.image_size])
             frozen, patches = self.measure(vit, lambda: vit.forward_features(frame)), vit.patch_embed.num_patches
             observer = SimpleNamespace(dim=vit.embed_dim, grid=round(patches**0.5))
-            model = make_model(SimpleNamespace(ocp=ocp), observer, self.params.env.image_size)
+            model = make_model(ocp, None, observer, self.params.env.image_size)
             clip = 2 * [torch.empty(1, ocp.clip_length, patches, vit.embed_dim)]  # features and keys
         return frozen, *self.slot_model(model, clip, ocp.slot_dim, ocp.decoded_patches), clip, model.grid
 
@@ -309,7 +310,7 @@ class Plan:
         """Samples of a whole training, in whole steps."""
         collect = self.params.collect
         sampler = FrameSampler(collect.episodes, collect.steps, settings.batch_size, seed=0)
-        return max(round(settings.epochs * sampler.steps_per_epoch), 1) * settings.batch_size
+        return update_counts(settings, sampler.steps_per_epoch)[0] * settings.batch_size
 
     def measure(self, model: nn.Module, run: Callable) -> Measured:
         """A run of the model on one sample, and its backward pass unless the result is detached, measured."""
@@ -328,11 +329,7 @@ class Plan:
                 output.sum().backward()
         width = 2 if self.params.compute.precision == "bfloat16" else 4  # saved here in float32
         activations = sum(storage.nbytes() for storage in saved.values()) * width // 4
-        return Measured(_size(model), forward, counter.get_total_flops(), activations)
-
-
-def _size(model):
-    return sum(parameter.numel() for parameter in model.parameters())
+        return Measured(count_parameters(model)["total"], forward, counter.get_total_flops(), activations)
 
 
 def _bytes(count):

@@ -5,132 +5,34 @@ with its `data`, `reports` and `.resume`. Every stage writes its log to `.resume
 """
 
 import argparse
-import hashlib
-import json
 import logging
 import math
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from graphlib import TopologicalSorter
-from itertools import product, takewhile
-from operator import getitem
+from itertools import takewhile
 from pathlib import Path
 
-import yaml
-
-from oclam.artifacts import atomic, digest, read_json, write_json
+from oclam.artifacts import atomic, read_json, write_json
 from oclam.cli import one_line_errors, only_one
 from oclam.errors import UserError
+from oclam.graph import needed_for, read_stages, start_order, upstream
 from oclam.machine import cores, end_with_parent
 from oclam.params import read
 
-__all__ = ["Job", "Stage", "command", "expand", "needed_for", "overlap", "read_stages", "record", "run_slice", "said",
-           "start_order", "time_left", "trust_dvc_lock", "upstream"]
+__all__ = ["LOGS", "STATUS_INTERVAL", "Job", "command", "record", "run_slice", "said", "time_left", "trust_dvc_lock"]
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
 PARALLEL = ("bc", "bc_full", "lapo", "lapo_focus", "lapo_slots", "ocp")  # scripts that train on compute.devices GPUs
 STATUS_INTERVAL = 30.0  # seconds between two status reports
-PLACE = re.compile(r"\$\{([\w.]+)\}")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One instance of a stage as DVC would run it; params are keys of params.yaml, deps and outs paths."""
-
-    name: str
-    cmd: str
-    params: list
-    deps: list
-    outs: list
-
-    def key(self, params: dict) -> str:
-        """Hash of all that determines the outputs: command, values of the parameters, content of the dependencies."""
-        values = {key: _value(params, key) for key in self.params}
-        inputs = [self.cmd, values, {dep: digest(dep) for dep in self.deps}]
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-    def made(self) -> dict | None:
-        """{output: hash of its content}, None where one is missing."""
-        return {out: digest(out) for out in self.outs} if all(Path(out).exists() for out in self.outs) else None
-
-
-def read_stages(params: dict) -> dict[str, Stage]:
-    """The stages of dvc.yaml in the working folder, as `expand`."""
-    return expand(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8")), params)
-
-
-def expand(content: dict, params: dict) -> dict[str, Stage]:
-    """The stages of a dvc.yaml by name, every matrix expanded and ${...} filled in."""
-    stages = {}
-    for name, stage in content["stages"].items():
-        matrix = _fill(stage.get("matrix", {}), params)
-        for values in product(*matrix.values()):
-            scope = params | {"item": dict(zip(matrix, values, strict=True))}
-            full = "@".join(filter(None, [name, "-".join(map(str, values))]))  # DVC's own name
-            outs = [path for out in [*stage["outs"], *stage.get("metrics", [])]
-                    for path in (out if isinstance(out, dict) else [out])]
-            stages[full] = Stage(full, *_fill([stage["cmd"], stage.get("params", []), stage["deps"], outs], scope))
-    return stages
-
-
-def _fill(value, scope):
-    if isinstance(value, str):
-        whole = PLACE.fullmatch(value)
-        return _value(scope, whole[1]) if whole else PLACE.sub(lambda place: str(_value(scope, place[1])), value)
-    if isinstance(value, list):
-        return [_fill(part, scope) for part in value]
-    return {key: _fill(part, scope) for key, part in value.items()} if isinstance(value, dict) else value
-
-
-def _value(scope, key):
-    return reduce(getitem, key.split("."), scope)
-
-
-def upstream(stage: Stage, stages: dict[str, Stage]) -> list[str]:
-    """Names of the stages whose outputs this one reads: the same path, one inside it or a folder around it."""
-    return [other.name for other in stages.values() if any(overlap(a, b) for a in other.outs for b in stage.deps)]
-
-
-def overlap(a: str, b: str) -> bool:
-    """Whether two paths are the same, or one is inside the other."""
-    return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
-
-
-def start_order(needs: Mapping[str, list[str]]) -> dict[str, int]:
-    """The rank of each stage, 0 for the first to start: the one with the longest chain of stages that depend on it.
-
-    Args:
-        needs: {stage: those whose outputs it reads}; those with equal chains keep this order.
-    """
-    chains = {}
-    for name in reversed(list(TopologicalSorter(needs).static_order())):
-        chains[name] = 1 + max((chain for later, chain in chains.items() if name in needs[later]), default=0)
-    return {name: rank for rank, name in enumerate(sorted(needs, key=chains.get, reverse=True))}
-
-
-def needed_for(until: str | None, stages: dict[str, Stage]) -> dict[str, Stage]:
-    """`until`, the name of a stage or an instance, and all stages that it needs; every stage for None."""
-    asked = [name for name in stages if until in (None, name, name.split("@")[0])]
-    if not asked:
-        known = dict.fromkeys(name.split("@")[0] for name in stages)
-        raise UserError(f"--until: {until!r} given, stages are {', '.join(known)}")
-    needed = set()
-    while asked:
-        name = asked.pop()
-        if name not in needed:
-            needed.add(name)
-            asked += upstream(stages[name], stages)
-    return {name: stage for name, stage in stages.items() if name in needed}
 
 
 class Job:
@@ -164,7 +66,7 @@ class Job:
 
     def devices(self, asked: int) -> int:
         """How many GPUs the stage has for itself, where training by several processes has `asked`."""
-        parallel = self.stage.cmd.split()[2].removeprefix("stages.") in PARALLEL
+        parallel = self.stage.script in PARALLEL
         return 0 if "compute" not in self.stage.params else asked if parallel else min(asked, 1)
 
     def start(self, cores: list[int], gpus: list[str], **environment: str) -> None:
@@ -249,7 +151,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     A stage is done when it succeeded with these parameters and dependencies, and its outputs are as it left them.
 
     Args:
-        until: as in `needed_for`.
+        until: as in `oclam.graph.needed_for`.
         jobs: how many stages run side by side at most, each on its share of the cores; None: as many as cores.
     Raises UserError that names the stages that failed, once all that does not need them is done.
     """
@@ -263,7 +165,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     needs = {name: upstream(stage, stages) for name, stage in stages.items()}
     graph, rank = TopologicalSorter(needs), start_order(needs)
     graph.prepare()
-    done, reached, waiting, running, failed, glance = 0, set(), [], [], [], time.monotonic() + STATUS_INTERVAL
+    done, waiting, running, failed, glance = set(), [], [], [], time.monotonic() + STATUS_INTERVAL
 
     def fail(name, why):
         failed.append(name)
@@ -277,7 +179,6 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     try:
         while True:
             while ready := graph.get_ready():
-                reached |= set(ready)
                 for name in ready:
                     try:
                         job = Job(stages[name], params)
@@ -286,7 +187,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                         continue
                     if job.done:
                         graph.done(name)
-                        done += 1
+                        done.add(name)
                     else:
                         waiting.append(job)
             if not waiting and not running:
@@ -307,7 +208,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                     continue
                 del free[-count:], gpus[len(gpus) - own:]
                 running.append(job)
-                print(f"{job.stage.name} starts; of {len(stages)} stages {done} are done", flush=True)
+                print(f"{job.stage.name} starts; of {len(stages)} stages {len(done)} are done", flush=True)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 free += job.cores
@@ -316,21 +217,21 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                     fail(job.stage.name, why)
                 else:
                     graph.done(job.stage.name)
-                    done += 1
+                    done.add(job.stage.name)
             if time.monotonic() >= glance:
                 glance += STATUS_INTERVAL
-                rest = [job.stage.name for job in waiting] + [name for name in stages if name not in reached]
+                rest = list(stages.keys() - done - set(failed) - {job.stage.name for job in running})
                 for job in running:  # for this runner could be killed
                     job.write(done=False, seconds=job.seconds_so_far)
                 spent = [(job.stage.name, job.seconds_so_far) for job in running]
-                print("\n".join([f"{done} of {len(stages)} stages are done{time_left(rest, spent, jobs)}",
+                print("\n".join([f"{len(done)} of {len(stages)} stages are done{time_left(rest, spent, jobs)}",
                                  *(f"  {job.stage.name}: {said(job.stage.name)}" for job in running)]), flush=True)
             time.sleep(0.05)
     finally:
         for job in running:
             job.end()
     if failed:
-        rest = len(stages) - done - len(failed)
+        rest = len(stages) - len(done) - len(failed)
         raise UserError(f"{', '.join(failed)} failed, and {rest} of the stages need what it makes")
     return True
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
+from pydantic import BaseModel
 from torch import distributed
 
 from oclam.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from oclam.errors import UserError
 from oclam.progress import Progress
 
 __all__ = ["autocast", "average", "best_device", "count_parameters", "exponential_decay", "linear_decay", "own_part",
-           "train", "update"]
+           "train", "update", "update_counts"]
 
 EMULATING = ("NO AVX", "AVX2")  # instruction sets on which torch has no products in bfloat16
 
@@ -44,6 +45,11 @@ def _warn_of_emulation():
     if (instructions := torch.backends.cpu.get_cpu_capability()) in EMULATING:
         print(f"warning: this CPU ({instructions}) computes bfloat16 many times slower than float32; set "
               "compute.precision: float32", file=sys.stderr, flush=True)
+
+
+def update_counts(settings: BaseModel, steps_per_epoch: int) -> tuple[int, float]:
+    """How many updates `settings.epochs` take, at least one, and how many `settings.warmup_epochs` take."""
+    return max(round(settings.epochs * steps_per_epoch), 1), settings.warmup_epochs * steps_per_epoch
 
 
 def linear_decay(step: int, steps: int, warmup: float) -> float:
@@ -107,7 +113,8 @@ def train(step: Callable[[int], dict], steps: int, parts: dict, checkpoint: Chec
 
     The rows are also curves for TensorBoard while it runs (`oclam.curves`).
 
-    Of several processes, all but the first end here when training is done.
+    Of several processes, all but the first end here when training is done. The last state is saved too, since what
+    follows may be interrupted.
 
     Args:
         step: does one update and returns scalar tensors by name, "loss" among them.
@@ -134,6 +141,7 @@ def train(step: Callable[[int], dict], steps: int, parts: dict, checkpoint: Chec
                 if checkpoint.due() and i + 1 < steps and _is_first():
                     checkpoint.save(parts, step=i + 1, rows=table)
     _end_others()
+    checkpoint.save(parts, step=steps, rows=table)
     return table
 
 

@@ -12,7 +12,7 @@ from oclam.errors import UserError
 from oclam.params import load
 from oclam.policies.files import Card, save_actor
 from oclam.policies.training import regress, seeded
-from oclam.training import best_device, count_parameters
+from oclam.training import best_device, count_parameters, update_counts
 from oclam.variants import view_of
 
 
@@ -32,9 +32,9 @@ def main():
     targets = Frames.load(latents, episodes, device)
     sampler = FrameSampler(dataset.episodes, steps, bc.batch_size, f"bc {task} {seed}")
     checkpoint = Checkpoint(f"bc-{task}-{seed}-{variant}", params, inputs)
-    rows = regress(actor, images, lambda t: targets.gather(transition_of(t, steps)), sampler,
-               steps=max(round(bc.epochs * sampler.steps_per_epoch), 1), learning_rate=bc.learning_rate,
-               warmup=bc.warmup_epochs * sampler.steps_per_epoch, checkpoint=checkpoint, compute=params.compute)
+    updates, warmup = update_counts(bc, sampler.steps_per_epoch)
+    rows = regress(actor, images, lambda t: targets.gather(transition_of(t, steps)), sampler, steps=updates,
+                   learning_rate=bc.learning_rate, warmup=warmup, checkpoint=checkpoint, compute=params.compute)
 
     save_actor(paths.actor(task, seed, variant), actor, card)
     write_csv(paths.log(paths.actor(task, seed, variant)), rows)

@@ -14,7 +14,7 @@ from oclam.params import load
 from oclam.policies.files import Card, save_policy
 from oclam.policies.networks import Policy
 from oclam.policies.training import LOSSES, regress, seeded, true_actions
-from oclam.training import best_device
+from oclam.training import best_device, update_counts
 from oclam.variants import view_of
 
 
@@ -33,9 +33,9 @@ def main():
     targets = true_actions(dataset, episodes, device)
     sampler = FrameSampler(len(episodes), steps, bc.batch_size, f"bc {task} {seed}")
     checkpoint = Checkpoint(f"bc-full-{task}-{seed}-{variant}", params, inputs)
-    rows = regress(policy, images, targets.gather, sampler, steps=max(round(bc.epochs * sampler.steps_per_epoch), 1),
-                   learning_rate=bc.learning_rate, warmup=bc.warmup_epochs * sampler.steps_per_epoch,
-                   checkpoint=checkpoint, compute=params.compute, loss_of=LOSSES[params.finetune.loss])
+    updates, warmup = update_counts(bc, sampler.steps_per_epoch)
+    rows = regress(policy, images, targets.gather, sampler, steps=updates, learning_rate=bc.learning_rate,
+                   warmup=warmup, checkpoint=checkpoint, compute=params.compute, loss_of=LOSSES[params.finetune.loss])
     policy.rescale(*map(torch.from_numpy, dataset.action_units(episodes)))
 
     with atomic(paths.policies(task, seed, variant)) as folder:

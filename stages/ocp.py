@@ -29,7 +29,7 @@ def main():
     clips = clips_of(dataset, observer, ocp, seed=seed, device=device, forward=forward)
 
     torch.manual_seed(seed_of("ocp", seed, restart))
-    model = make_model(params, observer, dataset.pixels.shape[2]).to(device)
+    model = make_model(params.ocp, params.steve, observer, dataset.pixels.shape[2]).to(device)
     checkpoint = Checkpoint(f"ocp-{task}-{seed}-{restart}", params, inputs)
     rows = train_slots(model, clips, ocp, checkpoint, seed=seed, forward=forward, compiled=params.compute.compile)
 

@@ -36,26 +36,26 @@ def main():
             select, manual, frames=[dataset.pixels[e] for e in labelled], masks=[slots["masks"][e] for e in labelled],
             vectors=[slots["slots"][e].astype(np.float32) for e in labelled],
             actions=dataset.normalised_actions(labelled))
-    if found.table["better_than_whole_frame"] is False:
-        print(f"WARNING: {found.table['why']} Look at the masks in the report before you trust what is learned from "
+    if found["better_than_whole_frame"] is False:
+        print(f"WARNING: {found['why']} Look at the masks in the report before you trust what is learned from "
               "these slots, or set slot_select.method: manual.", file=sys.stderr)
-    write_selection(paths.selection(task, seed), checkpoint.folder, slots, found.chosen, select, dataset)
+    write_selection(paths.selection(task, seed), checkpoint.folder, slots, found["chosen"], select, dataset)
     checkpoint.remove()
 
     selection, episodes = open_zarr(paths.selection(task, seed)), shown_episodes(dataset)
     masks, segmentation = np.stack([slots["masks"][e] for e in episodes]), dataset.group.get("segmentation")
-    table = found.table | {key: slots.attrs[key] for key in ("model", "restart", "restart_errors")}
+    table = found | {key: slots.attrs[key] for key in ("model", "restart", "restart_errors")}
     used = select.method == "auto" or slots.attrs["restart_errors"]  # restarts are chosen by labels too
     table["labels"] = select.labelled_episodes if used else 0
     vectors = [selection["slots"][e].astype(np.float32) for e in labelled]
     table["mask"] = {"vector_mse": probe(vectors, dataset.normalised_actions(labelled)).mse} if labelled else {}
-    measures = {} if segmentation is None else slot_measures(masks, segmentation[:], found.chosen)
+    measures = {} if segmentation is None else slot_measures(masks, segmentation[:], found["chosen"])
     if measures:  # imported datasets have no segmentation, or none that shows the agent
         measures["slots"] = [a | b for a, b in zip(table["slots"], measures["slots"], strict=True)]
         inside = np.concatenate([selection["mask"][e] for e in episodes]) > 127
         table |= measures
         table["mask"] |= agent_scores(inside, segmentation[:].reshape(inside.shape) > 0)
-    write_preview(paths.slot_preview(task, seed), dataset, segmentation, masks, selection, episodes, found.chosen)
+    write_preview(paths.slot_preview(task, seed), dataset, segmentation, masks, selection, episodes, found["chosen"])
     write_json(paths.slot_table(task, seed), table)
 
 

@@ -1,8 +1,6 @@
 """SlotContrast beside the model of ocp, trained as ocp says: reads a distracted dataset and the frozen encoder, writes
 masks of the frames that the report shows and, where the agent is segmented, every slot's measures."""
 
-from types import SimpleNamespace
-
 from oclam import paths
 from oclam.cli import arguments, run
 from oclam.comparison import train_for_comparison
@@ -18,7 +16,7 @@ def main():
     device = best_device(params.compute.threads)
     observer = make_observer(ocp, paths.encoder, device)
     train_for_comparison("slotcontrast", task, seed, params, ocp,
-                         lambda size: make_model(SimpleNamespace(ocp=ocp), observer, size), observer, device,
+                         lambda size: make_model(ocp, None, observer, size), observer, device,
                          paths.encoder, model="SlotContrast")
 
 

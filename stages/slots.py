@@ -27,7 +27,8 @@ def main():
     checkpoint, dataset = Checkpoint(f"slots-{task}-{seed}", params, inputs), open_dataset(inputs[0], task)
     observer = make_observer(ocp, paths.encoder, device)
     forward = partial(autocast, device, params.compute.precision)
-    models = [load_weights(make_model(params, observer, dataset.pixels.shape[2]), path).to(device) for path in weights]
+    models = [load_weights(make_model(ocp, params.steve, observer, dataset.pixels.shape[2]), path).to(device)
+              for path in weights]
 
     best, errors = 0, []
     if len(models) > 1:
@@ -40,7 +41,7 @@ def main():
               f"restart {params.restarts[best]} is kept.", file=sys.stderr)
     model, finish = models[best], partial(write_components, pixels=dataset.pixels, training=dataset.episodes)
     extract_slots(model, observer, dataset.pixels, paths.slots(task, seed), checkpoint.folder, slots=ocp.slots,
-                  slot_dim=ocp.slot_dim, grid=model.grid, window=ocp.window, device=device, forward=forward,
+                  slot_dim=ocp.slot_dim, window=ocp.window, forward=forward,
                   attrs={"model": ocp.model, "window": ocp.window, "grid": model.grid, "seed": seed,
                          "restart": params.restarts[best], "restart_errors": errors, "vectors": params.slots.vectors},
                   finish=finish if params.slots.vectors == "components" else None)

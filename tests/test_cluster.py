@@ -35,9 +35,10 @@ from oclam.cluster import (  # noqa: E402
     read_resources,
     run_graph,
 )
+from oclam.graph import Stage, read_stages  # noqa: E402
 from oclam.params import read  # noqa: E402
 from oclam.remote import Remote  # noqa: E402
-from oclam.slices import LOGS, Job, Stage, read_stages  # noqa: E402
+from oclam.slices import LOGS, Job  # noqa: E402
 
 PIPELINE = {"stages": {
     "last": {"cmd": "python stage.py b all", "deps": ["stage.py", "b"], "outs": ["all"]},

@@ -17,7 +17,7 @@ from oclam.policies.networks import Actor
 from oclam.slots import training as slots_training
 from oclam.slots.attention import RecurrentSlots
 from oclam.slots.clips import Clips
-from oclam.slots.extraction import _project, _slots_of
+from oclam.slots.extraction import project, slots_of
 from oclam.slots.slotcontrast import SlotContrast
 from oclam.slots.steve import Steve, to_unit
 from oclam.slots.videosaur import VideoSaur
@@ -106,8 +106,8 @@ def test_clips_and_extraction():
                       vocabulary=16)
     clips = Clips(rows(SIZE, SIZE, 3), to_unit, episodes=3, steps=T, length=3, batch_size=B, kept=None, seed=0)
     assert [part.device.type for part in clips(0)] == ["cuda"]
-    projected, = _project([model], to_unit, torch.empty(2, 5, SIZE, SIZE, 3, dtype=torch.uint8, device=GPU))
-    assert [part.device.type for part in _slots_of(model, projected, None, 1)] == ["cuda", "cuda"]
+    projected, = project([model], to_unit, torch.empty(2, 5, SIZE, SIZE, 3, dtype=torch.uint8, device=GPU))
+    assert [part.device.type for part in slots_of(model, projected, None, 1)] == ["cuda", "cuda"]
 
 
 def test_labels_and_predictions():

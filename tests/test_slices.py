@@ -1,22 +1,22 @@
-"""What DVC would run, in the order of its graph, in slices."""
+"""What DVC would run, in slices: order, records, cores, failures and interruptions."""
 
 import errno
 import os
-import random
 import subprocess
 import sys
 import time
-from itertools import combinations, groupby, pairwise
+from contextlib import chdir
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 
 from oclam.artifacts import write_json
 from oclam.errors import UserError
+from oclam.graph import read_stages
 from oclam.params import read
 from oclam.slices import (
     PARALLEL,
@@ -24,62 +24,12 @@ from oclam.slices import (
     Job,
     _gpus,
     command,
-    expand,
-    needed_for,
-    read_stages,
     record,
     run_slice,
-    start_order,
     time_left,
     trust_dvc_lock,
-    upstream,
 )
 from tests import ROOT
-
-STAGES = expand(yaml.safe_load((ROOT / "dvc.yaml").read_text()), read(ROOT / "params.yaml").model_dump())
-
-
-@pytest.fixture(scope="module")
-def graph():
-    return Repo(ROOT).index.graph  # an edge points from a stage to one that it depends on
-
-
-def test_the_stages_are_those_of_dvc(graph):
-    theirs = {stage.addressing: (
-        stage.cmd, {key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params},
-        {dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)},
-        {out.def_path for out in stage.outs}) for stage in graph}
-    assert {name: (s.cmd, set(s.params), set(s.deps), set(s.outs)) for name, s in STAGES.items()} == theirs
-
-
-def test_a_stage_needs_what_it_needs_to_dvc(graph):
-    theirs = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in graph}
-    assert {name: set(upstream(stage, STAGES)) for name, stage in STAGES.items()} == theirs
-
-
-def test_until_leaves_out_what_is_not_needed():
-    found = needed_for("slot-select", STAGES)
-    assert set(found) == {"backgrounds", "expert@cheetah-run", "encoder", "collect@cheetah-run", "slots@cheetah-run-0",
-                          "slot-select@cheetah-run-0", *(f"ocp@cheetah-run-0-{restart}" for restart in range(2))}
-    assert needed_for("slot-select@cheetah-run-0", STAGES) == found and needed_for(None, STAGES) == STAGES
-    with pytest.raises(UserError, match="--until: 'lappo' given, stages are backgrounds, expert,"):
-        needed_for("lappo", STAGES)
-
-
-def test_the_longest_chain_ranks_first():
-    generator = random.Random(0)
-    for size in (1, 5, 9):
-        names = [f"stage{number}" for number in range(size)]
-        needs = {name: [other for other in names[:place] if generator.random() < 0.4]
-                 for place, name in enumerate(names)}
-        # Every subset of the stages that is a chain, by its first stage.
-        subsets = [chosen for count in range(1, size + 1) for chosen in combinations(names, count)]
-        chains = [chosen for chosen in subsets if all(one in needs[other] for one, other in pairwise(chosen))]
-        longest = {name: max(len(chain) for chain in chains if chain[0] == name) for name in names}
-        shuffled = dict(sorted(needs.items(), key=lambda _: generator.random()))
-        assert list(start_order(shuffled)) == sorted(shuffled, key=lambda name: -longest[name])
-        assert list(start_order(shuffled).values()) == list(range(size))
-
 
 PIPELINE = {"stages": {  # `last` stands first, so that the file's order is not the graph's
     "last": {"cmd": "python count.py b all", "deps": ["count.py", "b"], "outs": ["all"]},
@@ -357,9 +307,11 @@ def test_a_gpu_stage_gets_the_cores_of_the_gpus_share(tree, monkeypatch):
 def test_stages_that_take_several_gpus_are_those_whose_scripts_can_use_them():
     scripts = {path.stem for path in (ROOT / "stages").glob("*.py") if "parallel=True" in path.read_text()}
     assert set(PARALLEL) == scripts
-    for stage in STAGES.values():
+    with chdir(ROOT):
+        stages = read_stages(read().model_dump())
+    for stage in stages.values():
         if "compute" in stage.params:
-            several = stage.cmd.split()[2].removeprefix("stages.") in scripts
+            several = stage.script in scripts
             assert Job.devices(SimpleNamespace(stage=stage), 4) == (4 if several else 1)
 
 

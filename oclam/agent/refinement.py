@@ -4,13 +4,15 @@ Colours are counted in histograms over nearby frames, as in Boykov and Jolly (IC
 the mask follow the edges of the image.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from oclam.agent.guided_filter import guided_filter
 
-__all__ = ["inside_share", "refine", "threshold"]
+__all__ = ["agent_mask", "inside_share", "refine", "threshold"]
 
 LEVELS = 32  # of each channel in a histogram
 REACH = 2  # width in patches of the band around the slot's patches whose pixels are counted too
@@ -18,6 +20,21 @@ SPAN = 25  # frames before and after whose pixels are counted
 PASSES = 2  # the first counts inside patches, with background and without what of the agent they miss
 BETWEEN = 0.6  # where the threshold of shares lies between the means below and above it
 LEAST = 0.35  # threshold: below it nothing tells the agent's colours from the background's
+
+
+def agent_mask(masks: np.ndarray, chosen: Sequence[int], how: str, frames: np.ndarray) -> np.ndarray:
+    """The mask of the chosen slots by pixels: uint8 (T, H, W), 0..255.
+
+    Args:
+        masks: of every slot, uint8 (T, K, G, G), 0..255.
+        chosen: slot indices.
+        how: `soft`, the sum of their masks, bilinearly; or `refined`.
+        frames: uint8 (T, H, W, 3).
+    """
+    if how == "refined":
+        return refine(np.isin(masks.argmax(1), chosen), frames) * np.uint8(255)
+    mask = torch.from_numpy(masks[:, chosen].sum(1, dtype=np.float32))[None]
+    return F.interpolate(mask, frames.shape[1:3], mode="bilinear")[0].round().clamp(0, 255).byte().numpy()
 
 
 def inside_share(inside: torch.Tensor, near: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from oclam.params import SlotSelect
 from oclam.ridge import Moments, best_ridge
 
-__all__ = ["Probe", "Selection", "choose_model", "choose_slots", "combine", "manual_selection", "masked_thumbnails",
+__all__ = ["Probe", "choose_model", "choose_slots", "combine", "manual_selection", "masked_thumbnails",
            "probe", "probe_masked", "select_slots"]
 
 THUMBNAIL = 8  # edge of a masked view in pixels: enough to see limbs move, few enough to fit on thousands of frames
@@ -43,17 +43,6 @@ class Probe:
         """How much lower this error is than the other's, in standard errors of the difference over trajectories."""
         difference = other.errors - self.errors
         return float(difference.mean() / (difference.std(ddof=1) / len(difference) ** 0.5 + 1e-12))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The chosen slots, and why.
-
-    chosen: slot indices; table: as stage slot-select writes it to slots.json.
-    """
-
-    chosen: list[int]
-    table: dict
 
 
 def masked_thumbnails(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -132,19 +121,19 @@ def choose_model(masks: Sequence[np.ndarray], frames: Sequence[np.ndarray],
     return int(np.argmin(errors)), errors
 
 
-def manual_selection(select: SlotSelect, manual: Sequence[int], slots: int) -> Selection:
-    """The slots chosen by hand, of `slots`, without the probes that labelled trajectories would give."""
-    return Selection(list(manual), {
+def manual_selection(select: SlotSelect, manual: Sequence[int], slots: int) -> dict:
+    """The table of `select_slots` for slots chosen by hand, of `slots`, without the probes of labelled trajectories."""
+    return {
         "chosen": list(manual), "method": select.method, "combine": select.combine,
         "why": f"Chosen by hand: slot {' and '.join(map(str, manual))}; no actions are known to judge the choice by.",
         "better_than_whole_frame": None, "chosen_probe": {}, "whole_frame": {},
-        "slots": [{"slot": k} for k in range(slots)]})
+        "slots": [{"slot": k} for k in range(slots)]}
 
 
 def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Sequence[np.ndarray],
                  masks: Sequence[np.ndarray], vectors: Sequence[np.ndarray],
-                 actions: Sequence[np.ndarray]) -> Selection:
-    """The slots that the section slot_select asks for, and a table of probes on the labelled trajectories.
+                 actions: Sequence[np.ndarray]) -> dict:
+    """The slots that the section slot_select asks for, `chosen`, with probes on the labelled trajectories: slots.json.
 
     Args:
         select: the parameters' section slot_select.
@@ -168,8 +157,8 @@ def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Seque
            f"{whole.mse:.3f}; the variance of the actions is {whole.variance:.3f}.")
     if not better:
         why += " No slot predicts the actions better than the whole frame does."
-    return Selection(chosen, {
+    return {
         "chosen": chosen, "method": select.method, "combine": select.combine, "why": why,
         "better_than_whole_frame": bool(better), "chosen_probe": together,
         "whole_frame": {"probe_mse": whole.mse, "probe_r2": whole.r2},
-        "slots": [{"slot": k, **row([k])} for k in range(slots)]})
+        "slots": [{"slot": k, **row([k])} for k in range(slots)]}

@@ -9,7 +9,7 @@ import zarr
 from torch.nn import functional as F
 
 from oclam.agent.previews import shown_frames, take
-from oclam.agent.refinement import refine
+from oclam.agent.refinement import agent_mask
 from oclam.agent.selection import combine
 from oclam.artifacts import move_store, save_tensors
 from oclam.checkpoint import Units
@@ -19,7 +19,7 @@ from oclam.progress import Progress
 from oclam.slots.components import Components, sample
 from oclam.slots.registration import mask_moments, poses, register
 
-__all__ = ["write_preview", "write_selection"]
+__all__ = ["crops", "masked_frames", "write_preview", "write_selection"]
 
 EPISODES = 4  # written at a time
 ANIMATION = 60  # frames of the report's moving picture
@@ -66,16 +66,11 @@ def _write_slots(group, slots, chosen, select, pixels, progress):
         for unit, part in enumerate(_parts(episodes)):
             if unit >= progress.done:
                 group["slots"][part] = combine(slots["slots"][part], chosen, select.combine)
-                group["mask"][part] = _masks(slots["masks"][part], chosen, select, pixels[part], size)
+                pairs = zip(slots["masks"][part], pixels[part], strict=True)
+                group["mask"][part] = np.stack([agent_mask(masks, chosen, select.masks, frames)
+                                                for masks, frames in pairs])
                 progress.finish()
-            bar.update(len(range(*part.indices(episodes))) * steps)
-
-
-def _masks(masks, chosen, select, pixels, size):
-    if select.masks == "soft":
-        return _soft_mask(masks, chosen, size)
-    inside = np.isin(masks.argmax(2), chosen)
-    return 255 * np.stack([refine(*episode) for episode in zip(inside, pixels, strict=True)])
+            bar.update((part.stop - part.start) * steps)
 
 
 def _write_frames(group, dataset, registered):
@@ -89,13 +84,23 @@ def _write_frames(group, dataset, registered):
         reference = measured[:dataset.episodes].mean((0, 1))
     with Progress(episodes * steps, "masking frames", " frames") as bar:
         for part in _parts(episodes):
-            images = torch.from_numpy(pixels[part] * (masks[part][..., None] / np.float32(255)))
-            if registered:
-                clips = zip(images.movedim(-1, 2), measured[part], strict=True)
-                images = torch.stack([register(clip, poses(of_clip, reference)) for clip, of_clip in clips])
-                images = images.movedim(2, -1)
-            frames[part] = images.round().byte().numpy()
-            bar.update(len(images) * steps)
+            clips = torch.from_numpy(pixels[part]), torch.from_numpy(masks[part])
+            found = [poses(one, reference) for one in measured[part]] if registered else [None] * len(clips[0])
+            frames[part] = torch.stack([masked_frames(*clip) for clip in zip(*clips, found, strict=True)]).numpy()
+            bar.update((part.stop - part.start) * steps)
+
+
+def masked_frames(frames: torch.Tensor, mask: torch.Tensor, pose: torch.Tensor | None) -> torch.Tensor:
+    """Frames times their mask and, where there is a pose, turned and scaled: uint8 (T, H, W, 3).
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+        mask: uint8 (T, H, W), 0..255.
+        pose: as `oclam.slots.registration.poses` gives it.
+    """
+    images = (frames * (mask[..., None] / 255)).movedim(-1, 1)
+    images = images if pose is None else register(images, pose)
+    return images.movedim(1, -1).round().byte()
 
 
 def _create_images(group, name, shape):
@@ -108,31 +113,29 @@ def _parts(episodes):
     return [slice(e, min(e + EPISODES, episodes)) for e in range(0, episodes, EPISODES)]
 
 
-def _soft_mask(masks, chosen, size):
-    """The sum of the chosen slots' masks (E, T, K, G, G), 0..255, bilinearly: uint8 (E, T, size, size)."""
-    mask = torch.from_numpy(masks[:, :, chosen].sum(2, dtype=np.float32))
-    return F.interpolate(mask, (size, size), mode="bilinear").round().clamp(0, 255).byte().numpy()
+def crops(frames: torch.Tensor) -> torch.Tensor:
+    """Frames uint8 (N, H, W, 3) at CROP x CROP pixels, 0 to 1: (N, 3 x CROP x CROP)."""
+    return F.adaptive_avg_pool2d(frames.movedim(-1, 1).float() / 255, CROP).flatten(1)
 
 
 def _write_components(group, training):
     """Replace the chosen slots' vectors by principal components of the masked frames at CROP x CROP pixels."""
     frames, (episodes, steps, width) = group["frames"], group["slots"].shape
 
-    def crops(part, index=slice(None)):
-        images = torch.from_numpy(frames[part]).flatten(0, 1)[index].movedim(-1, 1).float() / 255
-        return F.adaptive_avg_pool2d(images, CROP).flatten(1)
+    def of(part, index=slice(None)):
+        return crops(torch.from_numpy(frames[part]).flatten(0, 1)[index])
 
     sampled = sample(training, steps)
     owners = sampled // (EPISODES * steps)
-    rows = [crops(part, sampled[owners == number] - part.start * steps)
+    rows = [of(part, sampled[owners == number] - part.start * steps)
             for number, part in enumerate(_parts(training)) if (owners == number).any()]
     components = Components(torch.cat(rows), width)
     for name in ("mean", "basis"):
         group.create_array(name, data=getattr(components, name).numpy(), overwrite=True)
     with Progress(episodes * steps, "components", " frames") as bar:
         for part in _parts(episodes):
-            group["slots"][part] = components(crops(part)).unflatten(0, (-1, steps)).half().numpy()
-            bar.update(len(range(*part.indices(episodes))) * steps)
+            group["slots"][part] = components(of(part)).unflatten(0, (-1, steps)).half().numpy()
+            bar.update((part.stop - part.start) * steps)
 
 
 def _decoded(selection, places):

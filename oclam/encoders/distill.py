@@ -151,7 +151,7 @@ def distill(student: FrozenEncoder, frames: np.ndarray, chunks: Sequence[np.ndar
         update(optimizer, loss["loss"], learning_rate * linear_decay(i, steps, int(WARMUP * steps)), clip_norm=1.0)
         return loss
 
-    return train(step, steps, {"model": model, "optimizer": optimizer}, checkpoint, samples=batch_size, unit=" frames")
+    return train(step, steps, {"model": model, "optimizer": optimizer}, checkpoint, samples=batch_size, unit="frames")
 
 
 def flip(targets: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Expert policies as files: network and observation normaliser, run by NumPy alone."""
 
 import argparse
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -127,7 +126,6 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    from oclam.cli import one_line_errors  # which importers of this module do not need
+
+    one_line_errors(main)

@@ -8,27 +8,26 @@ What their input is normalised with is among their weights.
 
 from types import SimpleNamespace
 
-import numpy as np
 import timm
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from oclam.agent.refinement import refine
-from oclam.agent.store import CROP
+from oclam.agent.refinement import agent_mask
+from oclam.agent.store import crops, masked_frames
 from oclam.datasets import stack_index, to_image
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.export.hub import Hub
 from oclam.laom.models import LaomModel, SlotLaomModel
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.params import Ocp
+from oclam.slots.extraction import project, slots_of
 from oclam.slots.models import make_model
-from oclam.slots.registration import mask_moments, poses, register
+from oclam.slots.registration import mask_moments, poses
 from oclam.slots.steve import to_unit
 
 __all__ = ["HubEncoder", "HubLatentActionModel", "HubSlotModel"]
 
-BATCH = 64  # frames that an encoder sees at a time
+BATCH = 64  # pairs of frames whose latent actions are computed at once
 MODELS = {"lapo": ImageLatentActionModel, "laom": LaomModel, "slots": SlotLatentActionModel,
           "laom-slots": SlotLaomModel}
 
@@ -72,8 +71,7 @@ class HubLatentActionModel(nn.Module, Hub):
         """
         if "slot_dim" in self.model.sizes:
             if len(self.basis):
-                crops = F.adaptive_avg_pool2d(frames.movedim(-1, 1).float() / 255, CROP).flatten(1)
-                frames = ((crops - self.crop_mean) @ self.basis).half()  # as the pipeline stores them
+                frames = ((crops(frames) - self.crop_mean) @ self.basis).half()  # as the pipeline stores them
             return (frames.float() - self.mean) / self.std
         time = torch.arange(len(frames), device=frames.device)
         return to_image(frames[stack_index(time, self.model.sizes["channels"] // 3, len(frames))])
@@ -100,34 +98,22 @@ class HubSlotModel(nn.Module, Hub):
         super().__init__()
         self.select, self.window, self.origin = select, ocp["window"], origin
         self.encoder = HubEncoder(encoder, origin) if encoder else None
-        self.model = make_model(SimpleNamespace(ocp=Ocp(**ocp), steve=SimpleNamespace(**steve)), self.encoder,
-                                image_size)
+        self.model = make_model(Ocp(**ocp), SimpleNamespace(**steve), self.encoder, image_size)
         self.register_buffer("pose", torch.zeros(3, dtype=torch.float64))  # mean moments of the agent's mask
 
     @torch.no_grad()
     def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots (T, K, D), and masks uint8 (T, K, G, G), 0..255, of an episode's frames, uint8 (T, H, W, 3)."""
-        observe = self.encoder or to_unit
-        features = torch.cat([self.model.project(observe(part)[0]) for part in frames.split(BATCH)])[None]
-        pieces = features.split(self.window or len(frames), 1)
-        slots = torch.cat([self.model.slots(piece) for piece in pieces], 1)[0]
-        masks = torch.cat([self.model.masks(*part) for part in
-                           zip(slots.split(BATCH), features[0].split(BATCH), strict=True)])
-        return slots, masks.float().mul(255).round().byte().unflatten(-1, (self.model.grid, self.model.grid))
+        projected, = project([self.model], self.encoder or to_unit, frames[None])
+        slots, masks = slots_of(self.model, projected, None, self.window)
+        return slots[0], masks[0].unflatten(-1, (self.model.grid, self.model.grid))
 
     def agent(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The agent's mask, uint8 (T, H, W), 0..255, and the frames that lapo-masks sees, uint8 (T, H, W, 3).
 
         frames: of an episode, uint8 (T, H, W, 3).
         """
-        masks, frames, chosen = self(frames)[1].cpu(), frames.cpu(), self.select["chosen"]
-        if self.select["masks"] == "refined":
-            inside = np.isin(masks.numpy().argmax(1), chosen)
-            mask = torch.from_numpy(255 * refine(inside, frames.numpy()).astype(np.uint8))
-        else:
-            picked = masks[:, chosen].float().sum(1, True)
-            mask = F.interpolate(picked, frames.shape[1:3], mode="bilinear")[:, 0].round().clamp(0, 255).byte()
-        masked = (frames * (mask[..., None] / 255)).movedim(-1, 1)
-        if self.select["registered"]:
-            masked = register(masked, poses(mask_moments(mask / 255), self.pose.cpu()))
-        return mask, masked.movedim(1, -1).round().byte()
+        masks, frames = self(frames)[1].cpu().numpy(), frames.cpu()
+        mask = torch.from_numpy(agent_mask(masks, self.select["chosen"], self.select["masks"], frames.numpy()))
+        pose = poses(mask_moments(mask / 255), self.pose.cpu()) if self.select["registered"] else None
+        return mask, masked_frames(frames, mask, pose)

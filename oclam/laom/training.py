@@ -18,7 +18,7 @@ from oclam.latent_actions.probes import OnlineProbe
 from oclam.latent_actions.training import learn, open_frames
 from oclam.params import Compute
 from oclam.seeding import seed_of, torch_rng
-from oclam.training import autocast, best_device, linear_decay, own_part, train, update
+from oclam.training import autocast, best_device, linear_decay, own_part, train, update, update_counts
 
 __all__ = ["Labels", "follow", "learn_laom", "train_laom"]
 
@@ -61,8 +61,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
     probe, head = OnlineProbe(latent_dim, actions, units), nn.Linear(latent_dim, actions.shape[1], device=device)
     target = deepcopy(model.encoder).requires_grad_(False)
     optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters(), *head.parameters()], fused=True)
-    steps = max(round(settings.epochs * sampler.steps_per_epoch), 1)
-    warmup = settings.warmup_epochs * sampler.steps_per_epoch
+    steps, warmup = update_counts(settings, sampler.steps_per_epoch)
     forward = torch.compile(model) if compute.compile else model
     if labels:
         offset, scale = (torch.as_tensor(unit, device=device) for unit in labels.units)
@@ -99,9 +98,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
         return {"loss": loss, "probe_mse": probe_mse, "state_variance": state.float().var(0, correction=0).mean()}
 
     parts = {"model": model, "target": target, "probe": probe, "head": head, "optimizer": optimizer}
-    rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
-    checkpoint.save(parts, step=steps, rows=rows)  # if writing latents is killed, training need not run again
-    return rows
+    return train(step, steps, parts, checkpoint, samples=sampler.batch_size)
 
 
 def learn_laom(task: str, seed: int, variant: str, params: SimpleNamespace, labels: Labels | None = None) -> None:

@@ -18,7 +18,17 @@ from oclam.latent_actions.observations import FrameObservations
 from oclam.latent_actions.probes import OnlineProbe, probe_frames, probe_latents
 from oclam.params import Compute
 from oclam.seeding import seed_of
-from oclam.training import autocast, average, best_device, count_parameters, linear_decay, own_part, train, update
+from oclam.training import (
+    autocast,
+    average,
+    best_device,
+    count_parameters,
+    linear_decay,
+    own_part,
+    train,
+    update,
+    update_counts,
+)
 from oclam.variants import VARIANTS, view_of
 
 __all__ = ["learn", "learn_from_images", "open_frames", "pictures", "projection", "train_model"]
@@ -47,8 +57,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
     probe = OnlineProbe(model.sizes["latent_dim"], actions, units)
     # One optimizer serves both: Adam works on every weight alone, and no gradient leaves the probe.
     optimizer = torch.optim.Adam([*model.parameters(), *probe.parameters()], fused=True)
-    steps = max(round(settings.epochs * sampler.steps_per_epoch), 1)
-    warmup = settings.warmup_epochs * sampler.steps_per_epoch
+    steps, warmup = update_counts(settings, sampler.steps_per_epoch)
     forward = torch.compile(model) if compute.compile else model
 
     def make(i):
@@ -69,9 +78,7 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         return {"loss": loss, "probe_mse": probe_mse}
 
     parts = {"model": model, "probe": probe, "optimizer": optimizer}
-    rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
-    checkpoint.save(parts, step=steps, rows=rows)  # if writing latents is killed, training need not run again
-    return rows
+    return train(step, steps, parts, checkpoint, samples=sampler.batch_size)
 
 
 @torch.no_grad()

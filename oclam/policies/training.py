@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames, FrameSampler, FrameStacks, Prefetch
-from oclam.memory import keep_freed_memory
 from oclam.params import Compute
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
@@ -48,7 +47,6 @@ def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: Fr
         loss_of: one of `LOSSES`.
     Returns: rows of step and loss.
     """
-    keep_freed_memory()
     network.to(memory_format=torch.channels_last).train()
     device = next(network.parameters()).device
     model = torch.compile(network) if compute.compile else network
@@ -68,9 +66,7 @@ def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: Fr
         return {"loss": loss}
 
     parts = {"network": network, "optimizer": optimizer}
-    rows = train(step, steps, parts, checkpoint, samples=sampler.batch_size)
-    checkpoint.save(parts, step=steps, rows=rows)  # a stage with several budgets resumes after the last finished one
-    return rows
+    return train(step, steps, parts, checkpoint, samples=sampler.batch_size)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def draw(results: Results, folder: Path) -> list[Picture]:
 
 
 def _charts(results, task, folder):
-    probes = [row for row in results.probes if row["task"] == task]
+    probes = select(results.probes, task=task)
     returns = [row for row in results.returns if row["task"] == task and row["budget"] > 0]
     if probes:
         yield _saved(figures.probe_bars(probes, results.stamp), folder / f"probes-{task}.svg", "probes",
@@ -47,7 +47,7 @@ def _charts(results, task, folder):
                      f"{task}: return against the number of labelled trajectories. Lines are interquartile means, "
                      "bands their 95% bootstrap intervals, the dashed line is behaviour cloning on all labels.")
     for stage, name in LOSSES.items():
-        rows = [row for row in results.losses if (row["task"], row["stage"]) == (task, stage)]
+        rows = select(results.losses, task=task, stage=stage)
         yield _saved(figures.loss_curves(rows, results.stamp), folder / f"losses-{stage}-{task}.svg", "losses",
                      f"{task}: {name}. Losses of different variants are not comparable.")
 

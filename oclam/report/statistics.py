@@ -17,14 +17,11 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
 def improvement(returns: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The probability that a return is higher than one of the others, ties counted half (arXiv 2108.13264).
 
-    returns (..., N) and others (..., M): every pair counts once, so 0.5 says that neither is better. Computed from
-    ranks (Mann and Whitney), since the pairs of many episodes do not fit in memory.
+    returns (..., N) and others (..., M): every pair counts once, so 0.5 says that neither is better. It is Mann and
+    Whitney's U, computed from ranks, since the pairs of many episodes do not fit in memory.
     """
-    returns, others = np.asarray(returns), np.asarray(others)
-    shape, counts = np.broadcast_shapes(returns.shape[:-1], others.shape[:-1]), (returns.shape[-1], others.shape[-1])
-    both = [np.broadcast_to(values, (*shape, count)) for values, count in zip((returns, others), counts, strict=True)]
-    ranks = stats.rankdata(np.concatenate(both, -1), axis=-1)[..., :counts[0]]
-    return (ranks.sum(-1) - counts[0] * (counts[0] + 1) / 2) / (counts[0] * counts[1])
+    pairs = np.shape(returns)[-1] * np.shape(others)[-1]
+    return stats.mannwhitneyu(returns, others, axis=-1, method="asymptotic").statistic / pairs
 
 
 def recovery(value: float | None, lapo: float | None, clean: float | None, errors: bool = False) -> float | None:

@@ -12,15 +12,15 @@ from oclam.artifacts import move_store
 from oclam.checkpoint import Units
 from oclam.progress import Progress
 
-__all__ = ["extract_slots", "find_masks"]
+__all__ = ["extract_slots", "find_masks", "project", "slots_of"]
 
 EPISODES, STEPS, ENCODER_BATCH = 16, 100, 64  # a unit of work is also a chunk of the store
 
 
 @torch.no_grad()
 def extract_slots(model: torch.nn.Module, observe: Callable, pixels: zarr.Array, path: Path, folder: Path, *,
-                  slots: int, slot_dim: int, grid: int, window: int | None, device: torch.device, forward: Callable,
-                  attrs: dict, finish: Callable[[zarr.Group], None] | None = None) -> None:
+                  slots: int, slot_dim: int, window: int | None, forward: Callable, attrs: dict,
+                  finish: Callable[[zarr.Group], None] | None = None) -> None:
     """Write the slots float16 (E, T, K, D) and masks uint8 (E, T, K, G, G), 0..255, of every frame to a Zarr group.
 
     Episodes are processed side by side, frame after frame; every frame passes the encoder once. After each unit of 16
@@ -28,17 +28,17 @@ def extract_slots(model: torch.nn.Module, observe: Callable, pixels: zarr.Array,
     resumes to the same bytes.
 
     Args:
-        model: with `project`, `slots` and `masks`.
+        model: with `project`, `slots`, `masks` and `grid`, G.
         observe: uint8 (N, H, W, 3) -> tensors (N, ...), of which the first one is the model's input.
         pixels: uint8 (E, T, H, W, 3).
         path: of the finished store.
-        slots, slot_dim, grid: K, D and G.
+        slots, slot_dim: K and D.
         window: length of independent windows, or None to go through whole episodes.
         forward: gives the context manager of a forward pass (precision).
         attrs: of the store.
         finish: called with the store when all slots are there, such as `oclam.slots.components.write_components`.
     """
-    episodes, steps = pixels.shape[:2]
+    (episodes, steps), grid, device = pixels.shape[:2], model.grid, next(model.parameters()).device
     length = STEPS if window is None else window * -(-STEPS // window)
     shapes = {"slots": ((slots, slot_dim), "float16"), "masks": ((slots, grid, grid), "uint8")}
     progress = Units(folder / "units.pt", folder / "slots.zarr")
@@ -58,8 +58,8 @@ def extract_slots(model: torch.nn.Module, observe: Callable, pixels: zarr.Array,
                 previous = None if t == 0 or window else progress.state.to(device)
                 images = torch.from_numpy(pixels[place])
                 with forward():
-                    projected, = _project([model], observe, images.to(device))
-                    found, masks = _slots_of(model, projected, previous, window)
+                    projected, = project([model], observe, images.to(device))
+                    found, masks = slots_of(model, projected, previous, window)
                 store["slots"][place] = found.half().cpu().numpy()
                 store["masks"][place] = masks.unflatten(-1, (grid, grid)).cpu().numpy()
                 progress.finish(found[:, -1].cpu())
@@ -83,22 +83,26 @@ def find_masks(models: Sequence[torch.nn.Module], observe: Callable, episodes: S
         model.eval()
     with Progress(len(episodes), "finding masks", " episodes") as bar, forward():
         for episode in episodes:
-            projected = _project(models, observe, torch.from_numpy(episode)[None].to(device))
+            projected = project(models, observe, torch.from_numpy(episode)[None].to(device))
             for model, part, masks in zip(models, projected, found, strict=True):
-                masks.append(_slots_of(model, part, None, window)[1][0])
+                masks.append(slots_of(model, part, None, window)[1][0])
             bar.update()
     return torch.stack([torch.stack(masks) for masks in found]).unflatten(-1, (models[0].grid,) * 2).cpu().numpy()
 
 
-def _project(models, observe, images):
-    """Projected features (B, T, P, D) of frames (B, T, H, W, 3), one tensor for each model."""
+def project(models: Sequence[torch.nn.Module], observe: Callable, images: torch.Tensor) -> list[torch.Tensor]:
+    """Projected features (B, T, P, D) of frames uint8 (B, T, H, W, 3), one tensor for each model."""
     observed = (observe(part)[0] for part in images.flatten(0, 1).split(ENCODER_BATCH))
     parts = [[model.project(features) for model in models] for features in observed]
     return [torch.cat(column).unflatten(0, images.shape[:2]) for column in zip(*parts, strict=True)]
 
 
-def _slots_of(model, projected, previous, window):
-    """Projected features (B, T, P, D) -> slots (B, T, K, D) and masks uint8 (B, T, K, P)."""
+def slots_of(model: torch.nn.Module, projected: torch.Tensor, previous: torch.Tensor | None,
+             window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots (B, T, K, D) and masks uint8 (B, T, K, P), 0..255, of projected features (B, T, P, D).
+
+    previous: slots (B, K, D) of the frame before; None at an episode's start.
+    """
     pieces = projected.split(window or projected.shape[1], 1)
     slots = torch.cat([model.slots(piece, previous) for piece in pieces], 1)
     masks = [model.masks(*part) for part in zip(slots.flatten(0, 1).split(ENCODER_BATCH),

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from oclam.artifacts import load_tensors
 from oclam.encoders.files import load_encoder
 from oclam.errors import UserError
-from oclam.params import Ocp
+from oclam.params import Ocp, Steve
 from oclam.slots.slotcontrast import SlotContrast
 from oclam.slots.steve import make_steve, to_unit
 from oclam.slots.videosaur import VideoSaur
@@ -34,17 +33,17 @@ def make_observer(ocp: Ocp, encoder: Path, device: torch.device) -> Callable:
     return frozen.to(device)
 
 
-def make_model(params: SimpleNamespace, observer: Callable, image_size: int) -> torch.nn.Module:
+def make_model(ocp: Ocp, steve: Steve | None, observer: Callable, image_size: int) -> torch.nn.Module:
     """An untrained model.
 
     Args:
-        params: the section ocp, and of the section steve what shapes the model.
+        ocp: the section ocp.
+        steve: of the section steve what shapes the model; any where `ocp.model` is another.
         observer: as `make_observer` gives it.
         image_size: edge of the frames in pixels.
     """
-    ocp = params.ocp
     if ocp.model == "steve":
-        return make_steve(params.steve, image_size, ocp.slots, ocp.slot_dim)
+        return make_steve(steve, image_size, ocp.slots, ocp.slot_dim)
     kind, losses = LOSSES[ocp.model]
     return kind(observer.dim, observer.grid**2, **ocp.model_dump(include={
         "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "masks", "published", *losses}))

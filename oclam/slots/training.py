@@ -75,10 +75,8 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
         return losses
 
     parts = {"model": model, "optimizer": optimizer}
-    rows = train(step, settings.steps, parts, checkpoint, samples=settings.batch_size * settings.clip_length,
+    return train(step, settings.steps, parts, checkpoint, samples=settings.batch_size * settings.clip_length,
                  unit="frames")
-    checkpoint.save(parts, step=settings.steps, rows=rows)
-    return rows
 
 
 def _groups(model):

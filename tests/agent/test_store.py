@@ -62,7 +62,7 @@ def test_components_are_of_the_sampled_frames(made, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("function, vectors", [
-    ("refine", "attention"), ("register", "components"), ("_write_components", "components")])
+    ("agent_mask", "attention"), ("register", "components"), ("_write_components", "components")])
 def test_an_interrupted_selection_resumes_to_the_same_bytes(tmp_path, monkeypatch, function, vectors):
     rng = np.random.default_rng(0)
     slots = zarr.open_group(tmp_path / "slots.zarr", mode="w", attributes={"vectors": vectors})
@@ -91,7 +91,7 @@ def test_an_interrupted_selection_resumes_to_the_same_bytes(tmp_path, monkeypatc
     with pytest.raises(Killed):
         write("killed", kill_at=(calls.count("whole") + 1) // 2)
     assert not (tmp_path / "killed.zarr").exists()
-    if function == "refine":  # killed at the fifth of 9 episodes, of which the first part of 4 was done
+    if function == "agent_mask":  # killed at the fifth of 9 episodes, of which the first part of 4 was done
         assert write("killed") == whole and calls.count("killed") == 5 + 5
     else:
         monkeypatch.setattr(store, "combine", None)  # all slots are there

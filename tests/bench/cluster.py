@@ -13,9 +13,10 @@ from pathlib import Path
 
 import yaml
 
+from oclam.graph import expand, start_order, upstream
 from oclam.params import read
 from oclam.plan import TFLOPS, Plan
-from oclam.slices import expand, run_slice, start_order, upstream
+from oclam.slices import run_slice
 from tests import ROOT
 
 COUNT = 20  # stages that only start Python

@@ -53,8 +53,7 @@ def main():
         ocp, found = params.ocp.model_copy(update={"model": model}), []
         for restart in range(arguments.restarts):
             torch.manual_seed(seed_of("ocp", seed, restart))
-            made, start = make_model(argparse.Namespace(ocp=ocp, steve=params.steve), observer,
-                                     params.env.image_size).to(device), time.process_time()
+            made, start = make_model(ocp, params.steve, observer, params.env.image_size).to(device), time.process_time()
             checkpoint = Checkpoint(f"bench-{model}-{restart}", params)
             rows = train_slots(made, clips, ocp, checkpoint, seed=seed, forward=forward, compiled=False)
             checkpoint.remove()

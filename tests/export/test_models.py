@@ -82,14 +82,14 @@ def write_slots(params, vectors):
     save_encoder(paths.encoder, FrozenEncoder(vit, name="vit_tiny_patch16_224", kwargs=kwargs, image_size=SIZE,
                                               mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3], source="random"))
     dataset, observe = open_dataset(paths.dataset(TASK, "distracted")), make_observer(params.ocp, paths.encoder, CPU)
-    model = make_model(SimpleNamespace(ocp=params.ocp, steve=params.steve), observe, SIZE)
+    model = make_model(params.ocp, params.steve, observe, SIZE)
     for weight in model.parameters():
         weight.data *= 2  # so that masks differ from slot to slot and patch to patch
     model.slots.attention.gru.bias_hh.data.zero_()  # else slots stay where they start, which is anywhere
     save_tensors(paths.ocp(TASK, 0, 1), model.state_dict(), **params.ocp.model_dump(), restart=1)
     extract_slots(model, observe, dataset.pixels, paths.slots(TASK, 0), paths.DATA / "unfinished",
-                  slots=params.ocp.slots, slot_dim=params.ocp.slot_dim, grid=model.grid, window=params.ocp.window,
-                  device=CPU, forward=partial(autocast, CPU, "float32"), attrs={"restart": 1, "vectors": vectors})
+                  slots=params.ocp.slots, slot_dim=params.ocp.slot_dim, window=params.ocp.window,
+                  forward=partial(autocast, CPU, "float32"), attrs={"restart": 1, "vectors": vectors})
     write_selection(paths.selection(TASK, 0), paths.DATA / "unfinished", open_zarr(paths.slots(TASK, 0)), [0, 2],
                     params.slot_select, dataset)
     write_json(paths.slot_table(TASK, 0), {"mask": {"vector_mse": 0.25}})

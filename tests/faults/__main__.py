@@ -27,8 +27,9 @@ from pathlib import Path
 
 from oclam.artifacts import digest, read_json, write_json
 from oclam.checkpoint import Checkpoint
+from oclam.graph import upstream
 from oclam.params import read
-from oclam.slices import RECORDS, upstream
+from oclam.slices import RECORDS
 from tests.stages.tiny import build, expanded, run
 
 TIMEOUT = 120  # seconds after which a stage hangs; the longest takes five of one core
@@ -98,7 +99,7 @@ def import_stages(stages):
     """Import every stage once, in the process from which all others are forked."""
     os.environ.pop("MUJOCO_GL", None)  # set, it loads EGL now, beside all libraries of all stages: not in this process
     for stage in stages.values():
-        importlib.import_module(stage.cmd.split()[2])
+        importlib.import_module(f"stages.{stage.script}")
 
 
 class Trial:

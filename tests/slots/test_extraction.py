@@ -58,8 +58,8 @@ class Encoder:
 
 def extract(model, pixels, folder, name, observe=None, window=None, finish=None):
     folder.mkdir(exist_ok=True)
-    extract_slots(model, observe or Encoder(), pixels, folder / name, folder / "work", slots=K, slot_dim=D, grid=GRID,
-                  window=window, device="cpu", forward=nullcontext, attrs={"model": "videosaur"}, finish=finish)
+    extract_slots(model, observe or Encoder(), pixels, folder / name, folder / "work", slots=K, slot_dim=D,
+                  window=window, forward=nullcontext, attrs={"model": "videosaur"}, finish=finish)
     group = zarr.open_group(folder / name, mode="r")
     return {key: group[key][:] for key in ("slots", "masks")}
 

@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import yaml
 
+from oclam.graph import Stage, expand, upstream
 from oclam.params import read
-from oclam.slices import Stage, expand, upstream
 from tests import ROOT
 
 TINY = yaml.safe_load((ROOT / "params" / "tiny.yaml").read_text())
@@ -23,9 +23,8 @@ LATENT_DIM, BUDGETS = TINY["lapo"]["latent_dim"], TINY["finetune"]["budgets"]
 
 def run(stage: Stage) -> None:
     """The stage's main, in this process: importing torch once for all of them saves minutes."""
-    _, _, module, *words = stage.cmd.split()
-    with patch.object(sys, "argv", [str(ROOT / f"{module.replace('.', '/')}.py"), *words]):
-        importlib.import_module("oclam.cli").run(importlib.import_module(module).main)
+    with patch.object(sys, "argv", [str(ROOT / f"stages/{stage.script}.py"), *stage.words]):
+        importlib.import_module("oclam.cli").run(importlib.import_module(f"stages.{stage.script}").main)
 
 
 def expanded() -> dict[str, Stage]:
