@@ -59,3 +59,10 @@ def test_experiments_stand_beside_each_other_in_the_logs_of_their_checkout(here,
     monkeypatch.setenv("DVC_EXP_NAME", "wide-latent")
     write("bc", 0, 1)
     assert read(here / "logs/wide-latent/bc")["loss"] == [(1, 1.0)] and not Path("logs").exists()
+
+
+def test_a_curve_is_there_while_its_training_runs():
+    with curves("bc", 0) as show:
+        for step in (1, 2):
+            show({"step": step, "loss": 1 / step})
+            assert read("logs/workspace/bc")["loss"][-1] == (step, 1 / step)

@@ -107,6 +107,7 @@ def test_more_labels_contain_the_fewer_and_another_seed_has_others(store):
     for count in (2, 8, 64):
         assert many.labelled(count, 0, "a.b") == largest[:count]
     assert many.labelled(64, 1, "a.b") != largest != list(range(64))
+    assert replace(many, attrs={**many.attrs, "task": "walker-run"}).labelled(64, 0, "a.b") != largest
 
 
 def test_imported_actions_have_mean_0_and_deviation_1_over_training_episodes_and_the_simulators_are_as_they_are(store):
@@ -291,3 +292,14 @@ def test_images_are_in_minus_one_to_one_with_the_oldest_frame_first():
             expected = frames[:, stack, :, :, color].float() / 127.5 - 1
             assert torch.allclose(images[:, 3 * stack + color], expected, atol=1e-6)
     assert to_image(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1, 1)).flatten().tolist() == [-1, 1]
+
+
+def test_an_episode_with_one_unknown_action_gives_no_labels(store):
+    store.actions[1, 3, 0] = np.nan
+    assert store.with_actions == [0, 2, 3, 4] and set(store.labelled(4, 0, "a.b")) == {0, 2, 3, 4}
+
+
+def test_every_step_draws_its_own_futures():
+    sampler = TripleSampler(100, 100, 64, 10, 0)
+    (now, _, future), (later, _, other) = sampler.batch(0), sampler.batch(1)
+    assert not torch.equal(future - now, other - later)

@@ -70,7 +70,7 @@ def test_a_holder_that_lives_keeps_it_however_long_others_wait(tmp_path):
 def test_a_lease_taken_over_meanwhile_is_left_to_its_new_holder(tmp_path, monkeypatch):
     path, rename = tmp_path / "stage", Path.rename
     path.write_text("elsewhere 1 dead\n")
-    waiting = threading.Event()
+    waiting, left = threading.Event(), threading.Event()
 
     def late(self, target):  # between looking at the silent holder's file and taking it away, another takes over
         if self == path and not waiting.is_set():
@@ -79,9 +79,10 @@ def test_a_lease_taken_over_meanwhile_is_left_to_its_new_holder(tmp_path, monkey
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", late)
-    threading.Thread(target=lambda: (waiting.wait(), time.sleep(2 * PATIENCE), path.unlink()), daemon=True).start()
+    threading.Thread(target=lambda: (waiting.wait(), time.sleep(PATIENCE), left.set(), path.unlink()),
+                     daemon=True).start()
     with hold(path, True, 2 * PATIENCE):
-        assert waiting.is_set() and not path.read_text().startswith("elsewhere")
+        assert left.is_set() and not path.read_text().startswith("elsewhere")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -32,6 +32,7 @@ def groups(tmp_path, monkeypatch):
     ("0::/\n", {"cpu.max": "250000 100000"}, 2),
     ("0::/job/step\n", {"job/cpu.max": "100000 100000", "job/step/cpu.max": "max 100000"}, 1),
     ("0::/\n", {"cpu.max": "50000 100000"}, 1),
+    ("0::/\n", {"cpu.max": "190000 100000"}, 1),
     ("4:cpu,cpuacct:/job\n", {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
     ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
     ("4:cpuset:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 4),
@@ -85,3 +86,10 @@ def test_all_memory_is_the_machine_s_or_the_group_s_with_swap(groups, monkeypatc
     groups("9:memory:/a\n", {"memory/a/memory.limit_in_bytes": str(80 * KB),
                              "memory/a/memory.memsw.limit_in_bytes": str(95 * KB)})
     assert machine.total_memory() == 95 * KB
+
+
+@pytest.mark.parametrize(("given", "count"), [("2", 2), ("9", 3), ("0", 1)])
+def test_cores_are_no_more_than_the_environment_says(groups, monkeypatch, given, count):
+    groups("0::/\n", {"cpu.max": "300000 100000"})
+    monkeypatch.setenv("OCLAM_CORES", given)
+    assert machine.cores() == list(range(count))

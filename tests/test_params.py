@@ -266,6 +266,23 @@ def test_an_impossible_combination_gives_one_line(tmp_path, key):
     assert found.startswith(f"{key.removesuffix('.outside').removesuffix('.contrast')}: {line}") and "\n" not in found
 
 
+@pytest.mark.parametrize(("key", "changes", "line"), [
+    ("slot_select.manual.cheetah-run", {"slot_select.method": "manual"}, "None given, manual selection needs a list"),
+    ("slot_select.manual.cheetah-run", {"slot_select.manual": {"cheetah-run": [1, 1]}}, "[1, 1] given, allowed are "),
+    ("expert.training.cheetah-run", {"expert.train": True, "expert.training": {}}, "None given, training an expert"),
+    ("ocp.slot_dim", {"slots.vectors": "components", "ocp.slot_dim": 4}, "4 given, slots.vectors components needs 8"),
+    ("collect.segmented_episodes", {"collect.segmented_episodes": 0}, "0 given, collect.source: simulator needs"),
+    ("ocp.clip_length", {"ocp.clip_length": 1001}, "1001 given, an episode has collect.steps = 1000"),
+    ("finetune.budgets", {"finetune.budgets": [8, 2]}, "[8, 2] given, they must increase"),
+    ("finetune.budgets", {"finetune.budgets": [2, 2]}, "[2, 2] given, they must increase"),
+    *((f"{name}.warmup_epochs", {f"{name}.warmup_epochs": 999}, f"999.0 given, {name}.epochs is")
+      for name in ("lapo", "lapo_slots", "laom")),
+    *((f"{name}.batch_size", {"compute.devices": 2, "ocp.batch_size": 2, f"{name}.batch_size": 31},
+       "31 given, compute.devices = 2 must divide it") for name in ("lapo", "lapo_slots"))])
+def test_more_that_does_not_go_together_gives_one_line(tmp_path, key, changes, line):
+    assert refused(tmp_path, changes).startswith(f"{key}: {line}")
+
+
 @pytest.mark.parametrize("text", ["seeds: [2026-13-45]", "seeds: !!float abc", "[" * 3000, "a: 1\na: 2", "a: &b\n  *b",
                                   "seeds: !!python/object:os.system ls"])
 def test_odd_yaml_gives_one_line(tmp_path, text):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from oclam import suite
 from oclam.datasets import TripleSampler, open_dataset
 from oclam.errors import UserError
 from oclam.importers.store import write_dataset
@@ -103,8 +104,8 @@ def test_laom_has_its_parameters_and_labels_cost_their_share_of_the_inverse_mode
 def test_kept_clips_pass_the_encoder_once():
     with torch.device("meta"):
         few, many = (plan("params.yaml", f"ocp.kept_clips={kept}").ocp() for kept in (10, 20))
-    more = many.flops - few.flops
-    assert more > 0 and more % (10 * read(ROOT / "params.yaml").ocp.clip_length) == 0
+        frame = plan("params.yaml").object_centric_model[0].forward
+    assert many.flops - few.flops == 10 * read(ROOT / "params.yaml").ocp.clip_length * frame
     assert few.samples == many.samples and many.data > few.data
 
 
@@ -206,3 +207,29 @@ def test_the_command_says_one_line_about_a_wrong_parameter():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "lapo.latent: unknown" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_evaluation_acts_with_the_policies_of_all_budgets_and_twice_with_the_last(paper):
+    assert paper["eval"].samples == paper["eval"].rendered == (7 + 1) * 25 * 1000
+
+
+def test_a_dataset_has_frames_and_numbers_of_four_bytes(small):
+    collect, frames = small.params.collect, small.frames
+    cost, = [cost for cost in small.assets() if cost.stage == "collect"]
+    numbers = sum(suite.sizes(suite.load_task(small.params.tasks[0]))) + 1
+    size = small.params.env.image_size
+    assert cost.disk == frames * (3 * size**2 + 4 * numbers) + collect.segmented_episodes * collect.steps * size**2
+
+
+def test_a_frozen_actor_sees_every_labelled_frame_once():
+    with torch.device("meta"):
+        once, twice = (plan("params.yaml", "finetune.unfreeze=false", "finetune.epochs=0",
+                            f"finetune.updates={updates}") for updates in (100, 200))
+        flops = [next(found.few_labels()).flops for found in (once, twice)]
+        labelled = max(once.params.finetune.budgets) * once.params.collect.steps
+        assert 2 * flops[0] - flops[1] == labelled * once.latent_actor.forward
+
+
+def test_lapo_keeps_its_frames_and_lapo_focus_their_masks_too(paper):
+    assert paper["lapo"].data == 5050 * 1000 * 64 * 64 * 3 and paper["lapo-focus"].data == 5050 * 1000 * 64 * 64 * 4
+    assert paper["slots"].disk == 5050 * 1000 * 8 * (2 * 128 + 28**2)  # of 28 x 28 patches

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from oclam.ridge import Moments, best_ridge
+from oclam.ridge import PENALTIES, Moments, best_ridge
 from oclam.seeding import numpy_rng
 
 
@@ -61,3 +61,14 @@ def test_cross_validation_equals_refitting_without_each_trajectory(data):
         rest = np.setdiff1d(np.arange(60), fold)
         ridge = Moments.of(x[rest], y[rest]).fit(penalty)
         np.testing.assert_allclose(error, ((ridge(x[fold]) - y[fold]) ** 2).mean(0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_penalty_is_that_of_the_lowest_mean_error_over_trajectories(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(4, 12, 8))
+    groups = [Moments.of(*pair) for pair in zip(x, x[..., :1] + 2 * rng.normal(size=(4, 12, 1)), strict=True)]
+    penalty, errors = best_ridge(groups)
+    naive = {p: np.mean([group.mse(sum(other for other in groups if other is not group).fit(p)) for group in groups])
+             for p in PENALTIES}
+    assert penalty == min(naive, key=naive.get) and errors.mean() == pytest.approx(naive[penalty])

@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,16 @@ from oclam import checkpoint as checkpoint_module
 from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
 from oclam.seeding import torch_rng
-from oclam.training import _warn_of_emulation, autocast, best_device, exponential_decay, linear_decay, train, update
+from oclam.training import (
+    _warn_of_emulation,
+    autocast,
+    best_device,
+    count_parameters,
+    exponential_decay,
+    linear_decay,
+    train,
+    update,
+)
 from tests import ROOT
 
 
@@ -201,3 +212,35 @@ def test_a_cpu_that_emulates_bfloat16_is_told_of_once(monkeypatch, capsys, instr
     told = capsys.readouterr().err
     assert told.count("warning") == warns and ("set compute.precision: float32" in told) == warns
     _warn_of_emulation.cache_clear()
+
+
+def test_a_checkpoint_belongs_to_the_code_that_is_loaded(tmp_path, monkeypatch):
+    assert Path(checkpoint_module.__file__) in checkpoint_module._loaded_code()
+    module, folders = tmp_path / "module.py", set()
+    monkeypatch.setattr(checkpoint_module, "_loaded_code", lambda: [module])
+    for text in ("a = 1", "a = 2", "a = 1"):
+        module.write_text(text)
+        folders.add(Checkpoint("stage", {}).folder)
+    assert len(folders) == 2
+
+
+def test_a_finished_stage_removes_its_earlier_versions_and_no_other_stage_s():
+    for name, version in (("lapo", 1), ("lapo", 2), ("lapo-masks", 1)):
+        Checkpoint(name, version).save({})
+    Checkpoint("lapo", 3).remove()
+    assert list(checkpoint_module.FOLDER.iterdir()) == [Checkpoint("lapo-masks", 1).folder]
+
+
+def test_saves_are_an_interval_apart(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    checkpoint, due = Checkpoint("stage", {}, interval=60), []
+    for now[0] in range(0, 200, 20):
+        if checkpoint.due():
+            checkpoint.save({})
+            due.append(now[0])
+    assert due == [60, 120, 180]
+
+
+def test_frozen_parameters_are_counted_but_not_trainable():
+    assert count_parameters(nn.Linear(3, 2), nn.Linear(5, 4).requires_grad_(False)) == {"total": 32, "trainable": 8}

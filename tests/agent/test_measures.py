@@ -88,3 +88,38 @@ def test_episodes_without_the_agent_are_left_out_and_nothing_is_measured_where_n
     assert slot_measures(masks, segmentation, [1]) == {}
     segmentation[1, 1, 4:8] = 1
     assert slot_measures(masks, segmentation, [1]) == slot_measures(masks[1:], segmentation[1:], [1])
+
+
+def test_measures_are_means_over_the_frames_that_show_the_agent_as_a_loop_finds_them():
+    rng = np.random.default_rng(0)
+    labels, agent = rng.integers(3, size=(2, 6, 4, 4)), rng.random((2, 6, 4, 4)) < 0.3
+    agent[0, 2] = False  # a frame without the agent
+    labels[0, :4][agent[0, :4]], labels[1, 3:][agent[1, 3:]] = 1, 2  # an episode spends most frames with slot 1, or 2
+    labels[0, 5] = 0  # covers the agent, and all else
+    masks, chosen = np.eye(3)[labels].transpose(0, 1, 4, 2, 3), [0, 1]
+    found = slot_measures(masks, agent.astype(np.uint8), chosen)
+    frames = [[(label, real) for label, real in zip(*episode, strict=True) if real.any()]
+              for episode in zip(labels, agent, strict=True)]
+    every = frames[0] + frames[1]
+
+    def naive(inside):
+        overlaps = [(np.isin(label, inside), real) for label, real in every]
+        return {"agent_iou": np.mean([(mask & real).sum() / (mask | real).sum() for mask, real in overlaps]),
+                "agent_recall": np.mean([(mask & real).sum() / real.sum() for mask, real in overlaps]),
+                "area": np.mean([mask.mean() for mask, _ in overlaps])}
+
+    most = [[np.bincount(label[real], minlength=3).argmax() for label, real in episode] for episode in frames]
+    stability = np.array([np.bincount(slots, minlength=3) / len(slots) for slots in most])
+    for k, row in enumerate(found["slots"]):
+        assert row == pytest.approx(naive([k]) | {"stability": stability[:, k].mean()})
+    assert {key: found[key] for key in found["slots"][0]} == pytest.approx(
+        naive(chosen) | {"stability": stability.max(1).mean()})
+    assert found["fg_ari"] == pytest.approx(np.mean([len(set(label[real])) == 1 for label, real in every]))
+
+
+def test_the_slot_that_matches_is_the_best_and_not_the_one_that_covers_everything():
+    labels, agent = np.zeros((1, 2, 4, 4), int), AGENT[None].astype(np.uint8)
+    labels[0, 1, 1, :3] = 1  # slot 0 covers all of one frame
+    found = slot_measures(np.eye(2)[labels].transpose(0, 1, 4, 2, 3), agent, [0])
+    assert [row["agent_iou"] for row in found["slots"]] == pytest.approx([(1 / 4 + 1 / 16) / 2, 3 / 8])
+    assert found["slots"][0]["agent_recall"] > found["slots"][1]["agent_recall"] and found["segmentation_choice"] == 1

@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from oclam.agent.selection import Probe, choose_model, choose_slots, combine, masked_thumbnails, probe, probe_masked
+from oclam.agent.selection import (
+    Probe,
+    choose_model,
+    choose_slots,
+    combine,
+    masked_thumbnails,
+    probe,
+    probe_masked,
+    select_slots,
+)
+from oclam.params import SlotSelect
 from oclam.seeding import numpy_rng
 
 STEPS, SLOTS, SIZE = 60, 4, 16
@@ -102,3 +112,27 @@ def test_the_model_is_kept_whose_slot_predicts_the_actions():
     best, errors = choose_model(np.stack([whole, masks, whole]), frames, actions)
     assert best == 1 and errors[1] == probe_masked(*views_of(frames, masks, actions), [2]).mse
     assert errors[0] == errors[2] == probe_masked(*views_of(frames, masks, actions), range(SLOTS)).mse > errors[1]
+
+
+def test_a_margin_that_no_gain_exceeds_leaves_one_slot():
+    assert len(choose_slots(*views_of(*scene([0, 3])), max_slots=2, margin=1e6)[0]) == 1
+
+
+def test_the_table_has_the_probes_of_the_chosen_slots_and_of_whole_frames_also_where_they_are_chosen_by_hand():
+    select = SlotSelect(method="auto", manual={}, labelled_episodes=4, max_slots=2, combine="mean", masks="soft",
+                        registered=False)
+    frames, masks, actions = scene([2])
+    vectors = [frame[:, ::SIZE // 2, ::SIZE // 2].reshape(STEPS, SLOTS, 3).astype(float) for frame in frames]
+    thumbnails, _ = views_of(frames, masks, actions)
+    whole = probe_masked(thumbnails, actions, range(SLOTS))
+    for manual, chosen in ((None, [2]), ([0, 1], [0, 1])):
+        found = select_slots(select, manual, frames, masks, vectors, actions)
+        masked = probe_masked(thumbnails, actions, chosen)
+        vector = probe([colours[:, chosen].mean(1) for colours in vectors], actions)
+        assert found["chosen"] == chosen
+        assert found["chosen_probe"] == pytest.approx(
+            {"probe_mse": masked.mse, "probe_r2": masked.r2, "vector_mse": vector.mse})
+        assert found["whole_frame"] == pytest.approx({"probe_mse": whole.mse, "probe_r2": whole.r2})
+        better = chosen == [2]
+        assert found["better_than_whole_frame"] == better == (masked.mse < whole.mse)
+        assert ("No slot predicts" not in found["why"]) == better

@@ -72,11 +72,12 @@ def test_a_restart_evaluates_only_the_remaining_policies(tmp_path, monkeypatch):
 
 
 def test_recorded_frames_are_of_the_last_policys_first_episode():
-    returns, frames, rewards = evaluate(policies(2), 2, Noise, episode_seeds(0, 2), steps=5, workers=1, recorded=100)
+    seeds = episode_seeds(0, 4)  # two in each half
+    returns, frames, rewards = evaluate(policies(2), 2, Noise, seeds, steps=5, workers=1, recorded=100)
     assert frames.shape == (6, 16, 16, 3) and len(rewards) == 5  # the frame after the last action too
     assert rewards.sum() == pytest.approx(returns[1, 0])
     environment = Noise()
-    assert np.array_equal(frames[0], environment.reset(seed=episode_seeds(0, 2)[0])[0])
+    assert np.array_equal(frames[0], environment.reset(seed=seeds[0])[0])
 
 
 def test_a_finished_episode_gains_nothing_more():

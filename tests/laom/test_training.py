@@ -223,3 +223,32 @@ def test_the_report_warns_of_a_collapsed_model_and_of_no_other(world, monkeypatc
     row |= {"shuffled_mse": 9.0, "online_variance": 9.0}  # random actions: only the embeddings are judged here
     found = warnings(SimpleNamespace(encoder={}, selections=[], probes=[row], tasks=[]))
     assert sum("seed 0, laom: the variance of the embeddings fell" in text for text in found) == len(found) == warned
+
+
+@pytest.mark.parametrize("labels", [None, LABELS])
+def test_an_episode_s_last_action_is_that_of_no_transition(labels):
+    changed = ACTIONS.clone()
+    changed[T - 1::T] = 9.0
+    (plain, _, rows), (again, _, others) = fit(labels), fit(labels, changed)
+    assert rows == others and torch.equal(state(plain), state(again))
+
+
+def test_labels_in_other_units_train_the_same_model():
+    offset, scale = torch.tensor([4.0, -2.0]), torch.tensor([8.0, 0.5])
+    moved = fit(replace(LABELS, units=(offset, scale)), ACTIONS * scale + offset)[0]
+    torch.testing.assert_close(state(moved), state(fit(LABELS)[0]), rtol=0, atol=1e-4)
+
+
+def test_every_step_has_its_own_augmentations_of_the_strength_that_was_asked_for(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(training, "augment", lambda images, strength, generator: (
+        drawn.append((generator.initial_seed(), strength)), images)[1])
+    fit(augmentation=0.25, centred=False)  # which would look at the first batch once more
+    assert len(set(drawn)) == len(drawn) >= 15 and {strength for _, strength in drawn} == {0.25}
+
+
+def test_the_first_of_adam_s_updates_moves_weights_by_the_warm_up_s_share_of_the_rate():
+    torch.manual_seed(0)
+    before = state(LaomModel(**SIZES))
+    after = state(fit(epochs=0.2, warmup_epochs=2.0)[0])  # one update, a warm-up of ten
+    assert (after - before).abs().max().item() == pytest.approx(LAOM.learning_rate / 11, rel=0.01)

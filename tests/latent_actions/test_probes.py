@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from oclam.errors import UserError
-from oclam.latent_actions.probes import frame_differences, probe, probe_frames, probe_latents, splits
+from oclam.latent_actions.probes import OnlineProbe, frame_differences, probe, probe_frames, probe_latents, splits
 from oclam.ridge import Moments
 
 
@@ -102,3 +102,22 @@ def test_frames_whose_brightness_moves_with_the_action_give_it_away():
     level = 128 + np.cumsum(actions, 1) - actions  # frame t+1 - frame t = action t
     pixels = np.broadcast_to(level[..., None, None], (6, 40, 16, 16, 3)).astype(np.uint8)
     assert probe_frames(pixels, actions, 2, "cpu")["frame_difference_mse"] < 1e-3
+
+
+def test_the_online_probe_predicts_in_units_of_the_actions():
+    actions = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3, 0.1]) + 7
+    offset, scale = actions.mean(0), actions.std(0, correction=0)
+    network = OnlineProbe(3, actions, (offset, scale))
+    torch.nn.init.zeros_(network.weight)
+    torch.nn.init.ones_(network.bias)  # predicts the mean and a deviation: errors of the variance twice
+    assert network.error(torch.ones(50, 3), actions).item() == pytest.approx((2 * scale**2).mean().item(), rel=1e-4)
+
+
+def test_trajectories_without_known_actions_take_no_part_in_the_probes():
+    (latents, actions), kept = linear_world(noise=1.0), [0, 2, 3, 4, 5, 6, 7]
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 101, 16, 16, 3), dtype=np.uint8)
+    actions[1] = np.nan
+    assert probe_frames(pixels, actions, 4, "cpu") == probe_frames(pixels[kept], actions[kept], 3, "cpu")
+    found, expected = (probe_latents(latents[those], actions[those], len(those) - 4, seed=0, device="cpu")
+                       for those in (list(range(8)), kept))
+    assert found["ridge_mse_per_dim"] == expected["ridge_mse_per_dim"]

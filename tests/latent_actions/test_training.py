@@ -253,3 +253,22 @@ def test_projection_finds_the_two_directions_of_largest_variance():
 def test_a_single_latent_is_drawn_on_a_line():
     latents = torch.arange(5.0)[:, None]
     torch.testing.assert_close(projection(latents), torch.stack([latents[:, 0] - 2, torch.zeros(5)], 1))
+
+
+def test_slots_that_hardly_vary_are_not_amplified_beyond_a_limit(tmp_path):
+    slots = np.random.default_rng(0).choice([-1.0, 1.0], size=(2, 500, 3)) * [1, 0.5, 0.03] + 7
+    array = zarr.create_group(tmp_path / "slots.zarr").create_array("slots", data=slots.astype(np.float32))
+    found = SlotObservations.load(array, 2, torch.device("cpu"))(torch.arange(1000))
+    torch.testing.assert_close(found.std(0, correction=0), torch.tensor([1, 1, 0.03 / 0.3]), rtol=0.01, atol=0)
+
+
+def test_the_online_probe_is_of_the_action_between_its_frames(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    actions, rows = torch.randn(10 * T, 2), []
+    settings = SimpleNamespace(epochs=1, warmup_epochs=0, learning_rate=1e-3)
+    for last in (0.0, 9.0):  # the last frame of an episode begins no transition
+        actions[T - 1::T] = last
+        torch.manual_seed(0)
+        rows.append(train_model(SlotLatentActionModel(6, 4, 8, 2), Repeated(), TripleSampler(10, T, 5, 3, 0), actions,
+                                settings, PARAMS.compute, Checkpoint(f"last{last}", PARAMS)))
+    assert rows[0] == rows[1]

@@ -195,3 +195,21 @@ def test_the_decoder_starts_orthogonal_or_by_default(dataset):
         weight = policy.decoder[2].weight
         assert torch.allclose(weight @ weight.T, torch.eye(5), atol=1e-5) == orthogonal
         assert (policy.decoder[0].bias.abs() < 1e-20).all() == orthogonal
+
+
+def test_the_first_of_adam_s_updates_moves_weights_by_the_warm_up_s_share_of_the_rate():
+    network = nn.Linear(3, 1)
+    before = network.weight.detach().clone()
+    regress(network, lambda t: torch.ones(len(t), 3), lambda t: torch.full((len(t), 1), 9.0),
+            FrameSampler(1, 5, 4, "a"), 1, 0.01, Checkpoint("fit", ()), COMPUTE, warmup=9)
+    torch.testing.assert_close(network.weight - before, torch.full((1, 3), 0.01 / 10), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_fine_tuning_reports_the_loss_that_was_asked_for(dataset, loss):
+    policy, _, rows = tune(dataset, True, budgets=[1], updates=1, learning_rate=1e-30, loss=loss)[0]
+    episode, = dataset.labelled(1, CARD.seed, "a.b")
+    images = FrameStacks(Frames.load(dataset.pixels, [episode], "cpu"), stack=2, steps=9)
+    actions = torch.from_numpy(dataset.actions[episode, :8])  # the batch is the episode but its last frame
+    expected = {"squares": lambda wrong: wrong.square(), "absolute": lambda wrong: wrong.abs()}[loss]
+    assert rows[0]["loss"] == pytest.approx(expected(policy(images(torch.arange(8))) - actions).mean().item(), rel=1e-4)

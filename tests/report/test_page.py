@@ -251,3 +251,43 @@ def test_page_is_self_contained_stamped_and_deterministic(results, folder, tmp_p
 def test_what_the_artifacts_say_is_escaped(results):
     results.selections[0]["why"] = "<b>a & b</b>"
     assert "&lt;b&gt;a &amp; b&lt;/b&gt;" in page(results, [])
+
+
+def test_spreads_are_standard_errors_of_what_they_stand_beside(results):
+    assert row(table(results, "Table 1"), "ridge probe, error")["lapo"].value == "0.800 ± 0.010"  # of 0.79 and 0.81
+    shares = row(table(results, "Table 2"), "8 labelled")
+    assert shares["lapo-no-distractors"].value == "28.8 ± 0.1"  # 114.5 and 115.5 of 400
+
+
+def test_each_probe_s_share_is_of_the_variance_of_its_own_actions(results):
+    for entry in results.probes:
+        entry |= {"online_variance": 4.0, "action_variance": 2.0}
+    for heading, r2 in (("online probe, R²", "0.900"), ("ridge probe, R²", "0.900")):  # errors 0.4 and 0.2
+        assert row(table(results, "Table 1"), heading)["lapo-slots"].value == r2
+
+
+def test_every_dimension_of_the_actions_has_its_own_share(results):
+    cells = row(table(results, "R² by action"), "lapo-slots")
+    assert [cells[f"action {dimension}"].value for dimension in (1, 2)] == ["0.800", "0.500"]
+
+
+def test_the_slot_of_the_lowest_error_is_bold_alone(results):
+    entry = table(results, "Choice of slots")
+    best = [name for name, cells in entry.rows for cell in cells if cell.best]
+    assert best == [f"slot {tree.CHOSEN}, chosen"]
+
+
+def test_the_interquartile_mean_stands_beside_the_mean(results):
+    select(results.returns, variant="lapo", budget=2)[0]["iqm"] = 7.0
+    cells = row(table(results, "Returns of every policy"), "lapo, 2 labelled")
+    assert (cells["mean"].value, cells["IQM"].value) == ("20.0 ± 0.5", "7.00")
+    assert cells["each seed"].value == "19.5, 20.5"
+
+
+def test_durations_of_one_run_are_means_over_variants_and_the_total_counts_every_run(results):
+    runs = [{"stage": stage, "variant": variant, "runs": 2, "of": 2, "seconds": 2.0 * mean, "mean": mean,
+             "hardware": "here"} for stage, variant, mean in (("bc", "lapo", 100.0), ("bc", "laom", 200.0),
+                                                             ("finetune", "lapo", 30.0))]
+    measured = replace(results, durations=runs)
+    assert row(table(measured, "Table 5"), "bc + finetune")["this run"].value == "3 m 0 s"
+    assert row(table(measured, "Wall-clock"), "all stages")["total"].value == "11 m 0 s"

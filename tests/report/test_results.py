@@ -182,3 +182,10 @@ def test_the_papers_tables_agree_with_the_ratios_it_prints():
     averages = {v: np.mean([row[v] for row in probes.values()]) for v in ("lapo", "lapo-masks", "lapo-slots")}
     assert {v: round(mean, 1) for v, mean in averages.items()} == {"lapo": 7.4, "lapo-masks": 2.7, "lapo-slots": 3.2}
     assert PAPER_DURATIONS["ocp"] + PAPER_DURATIONS["lapo-masks"] == 14 * 3600 + 13 * 60
+
+
+def test_every_policy_is_compared_with_lapo_at_its_own_budget_and_shows_the_mean_of_each_seed(results):
+    for variant in ("lapo-slots", "laom"):
+        for budget in tree.BUDGETS:  # at 8 labels lapo returns more than either does at 2
+            assert select(results.returns, variant=variant, budget=budget)[0]["improvement"] == 1
+    assert select(results.returns, variant="lapo", budget=2)[0]["by_seed"] == "19.5 20.5"

@@ -42,3 +42,11 @@ def test_kept_clips_pass_the_encoder_once_and_are_all_there_is(make):
     assert len(passed) == 14
     fresh = torch.cat([clips(None)(i)[0] for i in range(20)]).flatten(1).unique(dim=0)
     assert torch.equal(torch.cat(steps).flatten(1).unique(dim=0), fresh)
+
+
+@pytest.mark.parametrize("kept", [None, 4])
+def test_another_seed_has_other_clips(kept):
+    frames = Frames(torch.arange(100 * 7).view(-1, 1), "cpu")
+    one, other = (Clips(frames, lambda rows: (rows,), episodes=100, steps=7, length=3, batch_size=5, kept=kept,
+                        seed=seed)(0)[0] for seed in (0, 1))
+    assert not torch.equal(one, other)

@@ -154,3 +154,17 @@ def test_a_sample_smaller_than_the_number_of_episodes_skips_some(monkeypatch):
     pixels, masks, _ = scene()
     monkeypatch.setattr("oclam.slots.components.SAMPLE", 1)  # one frame of 4 episodes of 60
     assert np.isfinite(stored(pixels, masks)["slots"][:]).all()
+
+
+def test_the_largest_entry_of_every_direction_is_positive():
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 8)))
+    for sign in (1, -1):
+        basis = Components(sign * rows, 8).basis
+        assert (basis.gather(0, basis.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+def test_held_out_episodes_take_no_part_in_components_and_reference():
+    pixels, masks, _ = scene()
+    before = stored(pixels, masks)["slots"][:-2]
+    pixels[-2:], masks[-2:] = 255 - pixels[-2:], masks[-2:].transpose(0, 1, 2, 4, 3)
+    np.testing.assert_array_equal(stored(pixels, masks)["slots"][:-2], before)

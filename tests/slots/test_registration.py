@@ -59,3 +59,8 @@ def test_a_quarter_turn_is_a_rotation_of_the_pixels():
     image = torch.rand(1, 3, 16, 16)
     turned = register(image, torch.tensor([[math.pi / 2, 1.0]]))
     torch.testing.assert_close(turned, image.rot90(1, (2, 3)), rtol=0, atol=1e-5)
+
+
+def test_an_agent_that_is_out_of_sight_turns_nothing_whatever_the_reference_s_angle():
+    still = poses(torch.zeros(1, 3).double(), mask_moments(ellipse(0.5)[None])[0])
+    assert still.tolist() == [[0, 1]]
