@@ -60,7 +60,7 @@ def _created(path, content):
 
 def _await_silence(path, wait, patience):
     """Return when the file is gone, and remove it when nothing has changed for `patience` seconds of this clock."""
-    first = seen = _state(path)
+    seen = _state(path)
     since = time.monotonic()
     while seen is not None:
         if time.monotonic() - since > patience:
@@ -75,9 +75,9 @@ def _await_silence(path, wait, patience):
             return
         time.sleep(patience / 24)
         if (now := _state(path)) != seen:
-            if not wait and now is not None and now[0] == first[0]:
-                raise UserError(f"{path.name} is already running, on host {first[0].split()[0]} as process "
-                                f"{first[0].split()[1]}; wait for it, or stop it")
+            if not wait and now is not None and now[0] == seen[0]:
+                raise UserError(f"{path.name} is already running, on host {now[0].split()[0]} as process "
+                                f"{now[0].split()[1]}; wait for it, or stop it")
             seen, since = now, time.monotonic()
 
 

@@ -100,3 +100,23 @@ def test_all_who_wait_for_a_dead_holder_get_it_in_the_end(tmp_path):
     for thread in threads:
         thread.join()
     assert len(got) == 6 and list(tmp_path.iterdir()) == []
+
+
+def test_who_does_not_wait_is_told_of_one_that_took_over_from_the_dead(tmp_path):
+    path, leave = tmp_path / "driver", threading.Event()
+    path.write_text("elsewhere 1 dead\n")
+
+    def first():
+        with hold(path, False, PATIENCE):
+            leave.wait(20 * PATIENCE)
+
+    other = threading.Thread(target=first)
+    other.start()
+    time.sleep(PATIENCE / 3)
+    try:
+        with pytest.raises(UserError, match=rf"driver is already running, on host .* process {os.getpid()}; wait"):
+            with hold(path, False, PATIENCE):
+                raise AssertionError("held twice")
+    finally:
+        leave.set()
+        other.join()

@@ -233,3 +233,10 @@ def test_a_frozen_actor_sees_every_labelled_frame_once():
 def test_lapo_keeps_its_frames_and_lapo_focus_their_masks_too(paper):
     assert paper["lapo"].data == 5050 * 1000 * 64 * 64 * 3 and paper["lapo-focus"].data == 5050 * 1000 * 64 * 64 * 4
     assert paper["slots"].disk == 5050 * 1000 * 8 * (2 * 128 + 28**2)  # of 28 x 28 patches
+
+
+def test_training_keeps_four_numbers_a_weight_and_activations_of_its_batch(paper):
+    with torch.device("meta"):
+        few, many = (plan("params.yaml", f"lapo.batch_size={size}").lapo("lapo") for size in (16, 32))
+    assert 2 * few.memory - many.memory == 4 * 4 * few.total
+    assert paper["bc"].data == 5000 * 1000 * (64 * 64 * 3 + 2 * 8192)  # of the training episodes alone

@@ -123,7 +123,7 @@ def number(value: float | None, spread: float | None = None) -> str:
         return "–"
     if isinstance(value, int):
         return f"{value:,}"
-    decimals = max(2 - math.floor(math.log10(abs(value))), 0) if value else 0
+    decimals = max(2 - int(f"{value:.2e}".split("e")[1]), 0) if value else 0  # of the rounded value
     return f"{value:,.{decimals}f}" + ("" if spread is None or math.isnan(spread) else f" ± {spread:.{decimals}f}")
 
 

@@ -37,7 +37,8 @@ def row(entry, heading):
 
 
 @pytest.mark.parametrize("value, text", [(None, "–"), (1234567, "1,234,567"), (0.0, "0"), (0.01234, "0.0123"),
-                                         (12.345, "12.3"), (823.4, "823"), (-0.5, "-0.500")])
+                                         (12.345, "12.3"), (823.4, "823"), (-0.5, "-0.500"), (0.9996, "1.00"),
+                                         (9.996, "10.0"), (99.96, "100")])
 def test_numbers_have_three_significant_digits(value, text):
     assert number(value) == text
 

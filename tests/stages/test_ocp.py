@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from oclam.artifacts import load_tensors, open_zarr, read_csv, read_json
 from oclam.datasets import open_dataset
 from oclam.encoders.files import save_encoder
 from oclam.encoders.frozen import FrozenEncoder
+from oclam.graph import Stage
 from oclam.slots.registration import mask_moments, poses, register
 from tests import ROOT
 from tests.stages import tiny
@@ -115,7 +115,7 @@ def test_slotcontrast_goes_the_whole_road(project, tmp_path, monkeypatch):
     Path("params.yaml").write_text(yaml.safe_dump(params))
     for stage in ("ocp", "slots", "slot_select", "slotcontrast"):
         words = "cheetah-run 0" + " 0" * (stage == "ocp")
-        tiny.run(SimpleNamespace(cmd=f"python -m stages.{stage} {words}"))
+        tiny.run(Stage(stage, f"python -m stages.{stage} {words}", [], [], []))
 
     weights = paths.ocp("cheetah-run", 0, 0)
     tensors, about = load_tensors(weights)
