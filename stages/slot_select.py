@@ -2,6 +2,7 @@
 mask and masked frames, a table of what every slot predicts, and frames for the report's pictures."""
 
 import sys
+from functools import partial
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from oclam import paths
 from oclam.agent.measures import agent_scores, slot_measures
 from oclam.agent.previews import shown_episodes
 from oclam.agent.selection import manual_selection, probe, select_slots
-from oclam.agent.store import write_preview, write_selection
+from oclam.agent.store import masked_components, write_preview, write_selection
 from oclam.artifacts import open_zarr, write_json
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
@@ -32,10 +33,11 @@ def main():
             raise
         labelled, found = [], manual_selection(select, manual, slots["masks"].shape[2])
     else:
+        frames, masks = [dataset.pixels[e] for e in labelled], [slots["masks"][e] for e in labelled]
         found = select_slots(
-            select, manual, frames=[dataset.pixels[e] for e in labelled], masks=[slots["masks"][e] for e in labelled],
-            vectors=[slots["slots"][e].astype(np.float32) for e in labelled],
-            actions=dataset.normalised_actions(labelled))
+            select, manual, frames, masks, vectors=[slots["slots"][e].astype(np.float32) for e in labelled],
+            actions=dataset.normalised_actions(labelled),
+            learned_from=partial(masked_components, frames, masks, select, slots["slots"].shape[-1]))
     if found["better_than_whole_frame"] is False:
         print(f"WARNING: {found['why']} Look at the masks in the report before you trust what is learned from "
               "these slots, or set slot_select.method: manual.", file=sys.stderr)

@@ -4,8 +4,9 @@ The paper chooses by eye and leaves an automatic choice as future work. What a s
 criterion: attention gives a vector even to a slot that has no patch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = ["Probe", "choose_model", "choose_slots", "combine", "manual_selection
            "probe", "probe_masked", "select_slots"]
 
 THUMBNAIL = 8  # edge of a masked view in pixels: enough to see limbs move, few enough to fit on thousands of frames
+MARGIN = 1.0  # standard errors over trajectories by which a further slot must lower the error
 
 
 @dataclass(frozen=True)
@@ -86,21 +88,26 @@ def probe_masked(thumbnails: Sequence[np.ndarray], actions: Sequence[np.ndarray]
 
 
 def choose_slots(thumbnails: Sequence[np.ndarray], actions: Sequence[np.ndarray], max_slots: int,
-                 margin: float = 1.0) -> tuple[list[int], dict[tuple[int, ...], Probe]]:
+                 learned_from: Callable[[tuple[int, ...]], Sequence[np.ndarray]] | None = None,
+                 ) -> tuple[list[int], dict[tuple[int, ...], Probe]]:
     """The slots whose masked frames predict the actions best, and the probes of all sets of slots that were tried.
 
     Starting from the best single slot, the best set of one slot more is taken when its error is lower by more than
-    `margin` standard errors over trajectories.
+    MARGIN. So must be that of what is learned from: in thumbnails a slot of background can help, since it shows how
+    the camera moves, but registered frames do without.
+
+    learned_from: the vectors (T, D) of every trajectory that are learned from with these slots.
     """
     probes, leader = {}, None
+    judged = cache(lambda chosen: probe(learned_from(chosen), actions))
+    judges = [lambda chosen: probes[chosen]] + ([judged] if learned_from else [])
     for size in range(1, max_slots + 1):
         sets = list(combinations(range(thumbnails[0].shape[1]), size))
         probes |= {chosen: probe_masked(thumbnails, actions, chosen) for chosen in sets}
         best = min(sets, key=lambda chosen: probes[chosen].mse)
-        if leader is None or probes[best].gain_over(probes[leader]) > margin:
-            leader = best
-        else:
+        if leader and not all(of(best).gain_over(of(leader)) > MARGIN for of in judges):
             break
+        leader = best
     return list(leader), probes
 
 
@@ -131,8 +138,8 @@ def manual_selection(select: SlotSelect, manual: Sequence[int], slots: int) -> d
 
 
 def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Sequence[np.ndarray],
-                 masks: Sequence[np.ndarray], vectors: Sequence[np.ndarray],
-                 actions: Sequence[np.ndarray]) -> dict:
+                 masks: Sequence[np.ndarray], vectors: Sequence[np.ndarray], actions: Sequence[np.ndarray],
+                 learned_from: Callable[[tuple[int, ...]], Sequence[np.ndarray]]) -> dict:
     """The slots that the section slot_select asks for, `chosen`, with probes on the labelled trajectories: slots.json.
 
     Args:
@@ -140,9 +147,10 @@ def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Seque
         manual: the slots chosen by hand, or None for the automatic choice.
         frames, masks, vectors, actions: of every labelled trajectory: uint8 (T, H, W, 3), (T, K, G, G), (T, K, D) and
             (T, A).
+        learned_from: as in `choose_slots`.
     """
     thumbnails = [masked_thumbnails(*trajectory) for trajectory in zip(frames, masks, strict=True)]
-    chosen, probes = choose_slots(thumbnails, actions, select.max_slots)
+    chosen, probes = choose_slots(thumbnails, actions, 1 if manual else select.max_slots, learned_from)
     chosen, slots = list(manual or chosen), thumbnails[0].shape[1]
 
     def row(which):

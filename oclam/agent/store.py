@@ -19,7 +19,7 @@ from oclam.progress import Progress
 from oclam.slots.components import Components, sample
 from oclam.slots.registration import mask_moments, poses, register
 
-__all__ = ["crops", "masked_frames", "write_preview", "write_selection"]
+__all__ = ["crops", "masked_components", "masked_frames", "write_preview", "write_selection"]
 
 EPISODES = 4  # written at a time
 ANIMATION = 60  # frames of the report's moving picture
@@ -116,6 +116,29 @@ def _parts(episodes):
 def crops(frames: torch.Tensor) -> torch.Tensor:
     """Frames uint8 (N, H, W, 3) at CROP x CROP pixels, 0 to 1: (N, 3 x CROP x CROP)."""
     return F.adaptive_avg_pool2d(frames.movedim(-1, 1).float() / 255, CROP).flatten(1)
+
+
+def masked_components(frames: Sequence[np.ndarray], masks: Sequence[np.ndarray], select: SlotSelect, width: int,
+                      chosen: Sequence[int]) -> list[np.ndarray]:
+    """Principal components of masked frames, as `write_selection` makes them, of these trajectories: (T, width) each.
+
+    Args:
+        frames, masks: of every trajectory: uint8 (T, H, W, 3) and of every slot, uint8 (T, K, G, G).
+        select: the parameters' section slot_select.
+        chosen: slot indices.
+    """
+    clips = [torch.from_numpy(clip) for clip in frames]
+    with Progress(len(clips), f"masked by slot {' and '.join(map(str, chosen))}", " trajectories") as bar:
+        inside = []
+        for of_slots, clip in zip(masks, frames, strict=True):
+            inside.append(torch.from_numpy(agent_mask(of_slots, chosen, select.masks, clip)))
+            bar.update(1)
+    measured = [mask_moments(mask / 255) for mask in inside]
+    reference = torch.cat(measured).mean(0)
+    found = [poses(one, reference) if select.registered else None for one in measured]
+    views = [crops(masked_frames(*clip)) for clip in zip(clips, inside, found, strict=True)]
+    components = Components(torch.cat(views)[sample(len(views), len(views[0]))], width)
+    return [components(view).numpy() for view in views]
 
 
 def _write_components(group, training):

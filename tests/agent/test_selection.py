@@ -114,8 +114,21 @@ def test_the_model_is_kept_whose_slot_predicts_the_actions():
     assert errors[0] == errors[2] == probe_masked(*views_of(frames, masks, actions), range(SLOTS)).mse > errors[1]
 
 
-def test_a_margin_that_no_gain_exceeds_leaves_one_slot():
-    assert len(choose_slots(*views_of(*scene([0, 3])), max_slots=2, margin=1e6)[0]) == 1
+def test_a_second_slot_must_help_what_is_learned_from_too():
+    frames, masks, actions = scene([0, 3])
+    colours = [frame[:, ::SIZE // 2, ::SIZE // 2].reshape(STEPS, SLOTS, 3).astype(float) for frame in frames]
+
+    def chosen(learned_from):
+        return choose_slots(*views_of(frames, masks, actions), 2, learned_from)[0]
+
+    alone = chosen(lambda which: [one[:, :1].mean(1) for one in colours])
+    assert len(alone) == 1 and alone[0] in (0, 3)
+    assert chosen(lambda which: [one[:, which].reshape(STEPS, -1) for one in colours]) == [0, 3]
+
+
+def test_gains_below_the_margin_leave_one_slot(monkeypatch):
+    monkeypatch.setattr("oclam.agent.selection.MARGIN", 1e6)
+    assert len(choose_slots(*views_of(*scene([0, 3])), max_slots=2)[0]) == 1
 
 
 def test_the_table_has_the_probes_of_the_chosen_slots_and_of_whole_frames_also_where_they_are_chosen_by_hand():
@@ -126,7 +139,8 @@ def test_the_table_has_the_probes_of_the_chosen_slots_and_of_whole_frames_also_w
     thumbnails, _ = views_of(frames, masks, actions)
     whole = probe_masked(thumbnails, actions, range(SLOTS))
     for manual, chosen in ((None, [2]), ([0, 1], [0, 1])):
-        found = select_slots(select, manual, frames, masks, vectors, actions)
+        found = select_slots(select, manual, frames, masks, vectors, actions,
+                             lambda which: [colours[:, which].reshape(STEPS, -1) for colours in vectors])
         masked = probe_masked(thumbnails, actions, chosen)
         vector = probe([colours[:, chosen].mean(1) for colours in vectors], actions)
         assert found["chosen"] == chosen

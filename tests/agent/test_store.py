@@ -61,6 +61,19 @@ def test_components_are_of_the_sampled_frames(made, tmp_path, monkeypatch):
     torch.testing.assert_close(seen[0], expected)
 
 
+def test_components_of_labelled_trajectories_are_those_of_a_dataset_that_has_no_others(made, tmp_path):
+    slots, dataset = made
+    slots.attrs["vectors"] = "components"
+    dataset.episodes = EPISODES
+    select = SimpleNamespace(combine="mean", masks="refined", registered=True)
+    store.write_selection(tmp_path / "out", tmp_path / "work", slots, [0, 2], select, dataset)
+    found = store.masked_components(list(dataset.pixels[:]), list(slots["masks"][:]), select, 4, [0, 2])
+    written = zarr.open_group(tmp_path / "out", mode="r")
+    # The store has float16; frames are rounded to whole levels by both.
+    np.testing.assert_allclose(np.stack(found), written["slots"][:], rtol=1e-3, atol=1e-3)
+    assert written["slots"][:].std() > 0.1
+
+
 @pytest.mark.parametrize("function, vectors", [
     ("agent_mask", "attention"), ("register", "components"), ("_write_components", "components")])
 def test_an_interrupted_selection_resumes_to_the_same_bytes(tmp_path, monkeypatch, function, vectors):
