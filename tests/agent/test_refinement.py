@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from oclam.agent import refinement
-from oclam.agent.refinement import inside_share, refine, threshold
+from oclam.agent.refinement import agent_mask, inside_share, refine, threshold
 
 
 def clip(shape, frames=3, size=16, patch=4):
@@ -77,7 +77,37 @@ def test_threshold_lies_between_the_means_of_the_groups_that_it_makes():
 
 def test_only_colours_nearby_compete():
     pixels, agent, patches = clip(np.ones((2, 2), bool), size=48, frames=2)
-    pixels[:, 30:, 30:] = [250, 10, 10]  # the object's colour, but far more of it, more than two patches away
+    pixels[:, 16:] = [250, 10, 10]  # the object's colour, but far more of it, two patches below those of the object
     np.testing.assert_array_equal(refine(patches, pixels), agent)
     pixels[:, 12:, :] = [250, 10, 10]  # as much of it next to the object hides it
     assert not refine(patches, pixels).any()
+
+
+def test_a_soft_mask_is_the_rounded_sum_of_the_chosen_between_the_patches_centres():
+    masks = np.zeros((2, 3, 2, 2), np.uint8)
+    masks[0, 0, :, 1], masks[0, 2, :, 1], masks[0, 1] = 100, 103, 255
+    masks[1, 0], masks[1, 2] = 200, 57  # shares are rounded, and may sum to more than all
+    across = np.array([0, 0, 1, 3, 5, 7, 8, 8]) / 8  # of 8 pixels, from the centre of one patch to that of the next
+    expected = np.stack([np.broadcast_to(np.round(203 * across), (8, 8)), np.full((8, 8), 255)])
+    found = agent_mask(masks, [0, 2], "soft", np.zeros((2, 8, 8, 3), np.uint8))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_colour_is_counted_as_often_as_it_is_there():
+    pixels = 9 * 64 * 64  # more than 16 bits hold
+    everywhere = torch.ones(9, 64, 64, dtype=torch.bool)
+    share = inside_share(everywhere, everywhere, torch.zeros(9, 3, 64, 64, dtype=torch.uint8))
+    torch.testing.assert_close(share, torch.full((9, 64, 64), pixels / (pixels + 2)))
+
+
+def test_the_threshold_of_shares_between_0_and_1_that_are_all_as_frequent_is_0_6():
+    share = torch.linspace(0, 1, 10_000).view(1, 100, 100)  # t = 0.4 (t / 2) + 0.6 (1 + t) / 2
+    limit = threshold(share, torch.ones_like(share, dtype=torch.bool))
+    assert limit.shape == (1, 1, 1) and limit.item() == pytest.approx(0.6, abs=5e-4)
+
+
+def test_a_pixel_of_almost_the_object_s_colour_goes_with_it():
+    pixels, agent, patches = clip(np.ones((4, 4), bool))
+    pixels[agent], pixels[1, 6, 5] = [248, 10, 10], [247, 10, 10]  # which no other pixel of the histogram has
+    np.testing.assert_array_equal(refine(patches, pixels), agent)
