@@ -16,21 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
-from oclam import envs, paths
+from oclam import envs, paths, suite
 from oclam.cli import one_line_errors
 from oclam.errors import UserError
 from oclam.evaluation.episodes import evaluate
 from oclam.export.hub import CONFIG
 from oclam.export.policies import HubPolicy
 from oclam.params import Env, load
-from oclam.policies.files import Agent, Card, load_policies
+from oclam.policies.files import Card, load_policies
 from oclam.video import caption, check_name, write_video
 
-__all__ = ["Agent", "load_policies", "play"]
+__all__ = ["play"]
 
 
-def play(folder: Path, budget: int | None = None, task: str | None = None, seed: int = 0, steps: int = 1000,
-         split: str = "test") -> tuple[float, np.ndarray, np.ndarray, Card]:
+def play(folder: Path, budget: int | None = None, task: str | None = None, seed: int = 0, steps: int = 1000
+         ) -> tuple[float, np.ndarray, np.ndarray, Card]:
     """Act in one episode: return, frames, rewards and the policy's card.
 
     Frames are uint8 (N, H, W, 3), rewards (N,). The environment is that of `params.yaml`, or an exported policy's own,
@@ -42,7 +42,6 @@ def play(folder: Path, budget: int | None = None, task: str | None = None, seed:
         task: where given, must be the policy's.
         seed: of the episode.
         steps: at most.
-        split: of the background videos.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one of policies, or an exported one")
@@ -55,7 +54,9 @@ def play(folder: Path, budget: int | None = None, task: str | None = None, seed:
         expected["image_size"] = env.image_size
         policies, cards = load_policies(folder, None if budget is None else [budget], **expected)
         policy, card = policies[-1], cards[-1]
-    make = partial(envs.make, card.task, card.view, env, backgrounds, split)
+    if card.task not in suite.TASKS:
+        raise UserError(f"{folder}: learned from data of {card.task}, for which there is no environment to act in")
+    make = partial(envs.make, card.task, card.view, env, backgrounds, "test")
     returns, frames, rewards = evaluate([policy], card.frame_stack, make, [seed], steps, "acting", recorded=steps)
     return returns.item(), frames, rewards, card
 

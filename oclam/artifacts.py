@@ -211,7 +211,10 @@ def existing(path: Path | str) -> Path:
 
 def is_absent(path: Path | str) -> bool:
     """Whether `write_absent` wrote this file."""
-    return Path(path).is_file() and _begins(path, ABSENT)
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(ABSENT)) == ABSENT
 
 
 def contents(path: Path) -> list[Path]:
@@ -273,11 +276,6 @@ def _remove(path):
             break
         time.sleep(0.01)
     path.unlink(missing_ok=True)
-
-
-def _begins(path, start):
-    with open(path, "rb") as file:
-        return file.read(len(start)) == start
 
 
 def _there(path):

@@ -98,13 +98,11 @@ class Units:
     def finish(self, state: torch.Tensor | None = None) -> None:
         """Record one more unit as done, atomically."""
         self.done, self.state = self.done + 1, state
-        self._write(checksums(self.result))
+        self.release(())
 
     def release(self, parts: tuple[str, ...]) -> None:
         """Record all units as done, without checksums of files whose names begin with one of `parts`."""
-        self._write({name: crc for name, crc in checksums(self.result).items() if not name.startswith(parts)})
-
-    def _write(self, found):
+        found = {name: crc for name, crc in checksums(self.result).items() if not name.startswith(parts)}
         _write(self.path, (self.done, self.state, found))
 
 

@@ -29,7 +29,7 @@ from oclam.lease import PATIENCE, hold
 from oclam.params import read
 from oclam.paths import duration
 from oclam.remote import Remote, Version
-from oclam.slices import LOGS, STATUS_INTERVAL, Job, command, record, said, trust_dvc_lock
+from oclam.slices import LOGS, STATUS_INTERVAL, Job, command, last_line, record, trust_dvc_lock
 
 OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
 try:
@@ -212,18 +212,18 @@ def _impossible(asked: Resources) -> bool:
     return not any(all(node.get(key, 0) >= amount for key, amount in _amounts(asked).items()) for node in nodes)
 
 
-def _wanted(asked: Resources, handed: list[Resources], total: dict[str, float]) -> bool:
+def _wanted(asked: Resources, submitted: list[Resources], total: dict[str, float]) -> bool:
     """Whether to submit such a task to Ray, which starts tasks in the order of submission.
 
     No more are submitted than the nodes hold in total, but always one of each kind, so that Ray can ask for nodes.
     """
-    amounts = [_amounts(other) for other in handed]
-    return asked not in handed or all(sum(other.get(key, 0) for other in amounts) < total.get(key, 0)
+    amounts = [_amounts(other) for other in submitted]
+    return asked not in submitted or all(sum(other.get(key, 0) for other in amounts) < total.get(key, 0)
                                       for key in _amounts(asked))
 
 
-def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remote | None = None) -> bool:
-    """Run what is not done yet on the cluster that Ray is connected to; whether all is done.
+def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remote | None = None) -> None:
+    """Run what is not done yet on the cluster that Ray is connected to.
 
     Args:
         until: as in `oclam.graph.needed_for`.
@@ -239,7 +239,7 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
     asked_by = {name: resources[name.split("@")[0]] for name in stages}
     graph, rank = TopologicalSorter(needs), start_order(needs)
     graph.prepare()
-    ready, tasks, ran, failed, done, glance = [], {}, set(), [], 0, 0.0
+    ready, tasks, ran, failed, done, next_status = [], {}, set(), [], 0, 0.0
     exchange = remote and _Exchange(remote, stages, params)
 
     def fail(name, why):
@@ -293,11 +293,11 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
                 graph.done(name)
                 ran.add(name)
                 done += 1
-        if time.monotonic() > glance:
-            glance = time.monotonic() + STATUS_INTERVAL
+        if time.monotonic() > next_status:
+            next_status = time.monotonic() + STATUS_INTERVAL
             running = sorted(tasks.values()) if remote else [
                 path.name for path in sorted(LEASES.glob("*")) if path.name in stages]
-            lines = [f"  {name}: {said(name)}" for name in running]
+            lines = [f"  {name}: {last_line(name)}" for name in running]
             print("\n".join([f"{done} of {len(stages)} stages are done, {len(running)} run", *lines]), flush=True)
             left = dict.fromkeys(name.split("@")[0] for name in [*tasks.values(), *ready])
             if absent := [stage for stage in left if _impossible(resources[stage])]:
@@ -306,7 +306,6 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
     if failed:
         raise UserError(f"{', '.join(failed)} failed, and {len(stages) - done - len(failed)} of the stages need what "
                         "they make")
-    return done == len(stages)
 
 
 def main():

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from oclam.artifacts import move_store, write_json
+from oclam.artifacts import digest, move_store, write_json
 from oclam.envs import make, rendering
 from oclam.errors import UserError
 from oclam.machine import cores, end_with_parent
@@ -169,22 +169,15 @@ def damaged(store: Path, records: Path) -> dict[int, str]:
             file = store / name
             if not file.exists():
                 found[int(record.stem)] = f"{name} is gone"
-            elif _checksum(file) != checksum:
+            elif digest(file) != checksum:
                 found[int(record.stem)] = f"{name} is truncated or altered"
     return dict(sorted(found.items()))
-
-
-def _checksum(file):
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _create(plan, store):
     env = _environment(plan, "train")
     n, t, size = plan.episodes, plan.params.steps, plan.env.image_size
     of_shard, block = plan.params.shard_episodes, min(BLOCK, plan.params.steps)
-    if env.spec_steps < t:
-        raise UserError(f"collect.steps: {t} given, an episode of {plan.task} has {env.spec_steps}")
     group = zarr.create_group(store)
     zstd = zarr.codecs.ZstdCodec(level=1)
     blocks = -(-t // block) * block
@@ -241,7 +234,7 @@ class _Worker:
         for name, array in arrays.items():
             group[name][members.start:members.stop] = array
         write_json(self.records / f"{shard}.json", {
-            "files": {name: _checksum(self.store / name) for name in files if (self.store / name).exists()},
+            "files": {name: digest(self.store / name) for name in files if (self.store / name).exists()},
             "returns": arrays["rewards"].sum(1, dtype=np.float64).tolist()})
         return shard
 

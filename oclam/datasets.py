@@ -145,23 +145,22 @@ class Frames:
         return len(self._rows)
 
     @classmethod
-    def load(cls, array: zarr.Array, episodes: range | list[int], device: torch.device | str,
-             allowance_bytes: int | None = None) -> "Frames":
+    def load(cls, array: zarr.Array, episodes: range | list[int], device: torch.device | str) -> "Frames":
         """The rows of episodes of a Zarr array (E, T, ...), in order.
 
         They are kept on the GPU when they fit in 80% of its free memory, else in host memory when they fit in half of
         what is available (or this stage's share of that where `oclam.slices` runs several), else in a file under
         `.resume` that is written once and mapped; which one is printed. At most one decoded episode is in memory
-        besides. allowance_bytes replaces both limits.
+        besides.
         """
         device = torch.device(device)
         shape = (len(episodes) * array.shape[1], *array.shape[2:])
         size, dtype = int(np.prod(shape)) * array.dtype.itemsize, torch.from_numpy(np.empty(0, array.dtype)).dtype
-        on_gpu = device.type == "cuda" and size <= (allowance_bytes or 0.8 * torch.cuda.mem_get_info(device)[0])
+        on_gpu = device.type == "cuda" and size <= 0.8 * torch.cuda.mem_get_info(device)[0]
         message = f"{array.name[1:]}: {size / 1e9:.3g} GB"
         # That load as much: those of one training (oclam.parallel), and stages side by side (oclam.slices).
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get("OCLAM_JOBS", 1))
-        if not on_gpu and size > (allowance_bytes or 0.5 * available_memory() / processes):
+        if not on_gpu and size > 0.5 * available_memory() / processes:
             mapped = range(array.shape[0]) if isinstance(episodes, range) else episodes  # all ranges share one file
             path, start = _mapped_file(array, mapped), mapped.index(episodes[0])
             print(f"{message}, more than memory allows: mapped from {path}", file=sys.stderr)

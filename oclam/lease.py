@@ -31,8 +31,7 @@ def hold(path: Path, wait: bool, patience: float = PATIENCE) -> Iterator[Callabl
         patience: seconds; the file is touched 12 times in them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    name, unique = f"{socket.gethostname()} {os.getpid()}", uuid.uuid4().hex
-    mine = f"{name} {unique}\n"
+    mine = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}\n"
     while not _created(path, mine):
         _await_silence(path, wait, patience)
     ended = threading.Event()

@@ -39,9 +39,7 @@ def available_memory() -> int:
 
     OCLAM_MEMORY in the environment, which `oclam.cluster` sets, is the most there are.
     """
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if MEMINFO.exists():
-        available = int(MEMINFO.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    available = int(MEMINFO.read_text().split("MemAvailable:")[1].split()[0]) * 1024
     for group in _groups("memory"):
         limit = _read(group / "memory.max") or _read(group / "memory.limit_in_bytes") or "max"
         if limit != "max":
@@ -56,7 +54,7 @@ def available_memory() -> int:
 def total_memory() -> int:
     """Bytes of memory and swap that the processes of these control groups can hold together."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    swap = int(MEMINFO.read_text().split("SwapTotal:")[1].split()[0]) * 1024 if MEMINFO.exists() else 0
+    swap = int(MEMINFO.read_text().split("SwapTotal:")[1].split()[0]) * 1024
     memory = min([total, *_limits("memory.max", "memory.limit_in_bytes")])
     return min([memory + min([swap, *_limits("memory.swap.max")]), *_limits("memory.memsw.limit_in_bytes")])
 

@@ -73,7 +73,7 @@ def _table(corner, paper, cell, means, lower):
     """One table of the paper's {variant: {task: value}} and our {task: {variant: value}}; `lower`: less is better."""
     heads = [corner, *means, "times better than lapo (paper)", "recovery"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for variant in paper:
+    for variant in (name for name in paper if any(name in values for values in means.values())):
         there = [values for values in means.values() if variant in values and values["lapo"]]
         ratios, clean = ([values.get(name, np.nan) / values["lapo"] for values in there] for name in (variant, CLEAN))
         papers = [paper[variant][task] / paper["lapo"][task] for task in means if task in paper[variant]]

@@ -418,8 +418,8 @@ def read(path: str | Path = "params.yaml", changes: Sequence[str] = ()) -> Param
     return _checked(content, path)
 
 
-def _content(path):
-    """The parameters of a file and, where it names one, of its base."""
+def _content(path, scale=None):
+    """The parameters of a file and, where it names one, of its base; scale: of the file that has this as its base."""
     if not path.is_file():
         raise UserError(f"{path}: no such parameter file; run in a clone of oclam's repository, or name one")
     try:
@@ -432,11 +432,13 @@ def _content(path):
         return content
     if not isinstance(name := content.pop("base"), str):
         raise UserError(f"{path}: base: {name!r} given, should be the path of another parameter file")
-    base = _content(path.parent / name)
-    if base.get("scale") == content.get("scale"):  # resolved from this file before, perhaps from what it said then
+    scale = scale or content.get("scale")
+    base = _content(path.parent / name, scale)
+    if base.get("scale") == scale:  # resolved from this file before, perhaps from what it said then
         base = _committed(path.parent / name) or base
-    if base.get("scale") != content.get("scale") and (path.parent / f"{base.get('scale')}.yaml").exists():
-        raise UserError(f"{path}: its base holds the scale {base['scale']} now; restore it with "
+    held = base.get("scale")
+    if held not in (scale, Path(name).stem) and (path.parent / f"{held}.yaml").exists():
+        raise UserError(f"{path}: its base holds the scale {held} now; restore it with "
                         "`git checkout params.yaml`")
     return _merged(base, content)
 

@@ -7,7 +7,7 @@ are counted within seconds.
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from oclam import paths, suite
 from oclam.artifacts import load_tensors
@@ -332,14 +333,6 @@ class Plan:
         return Measured(count_parameters(model)["total"], forward, counter.get_total_flops(), activations)
 
 
-def _bytes(count):
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.plan", description=__doc__.splitlines()[0])
     parser.add_argument("params", nargs="?", default="params.yaml")
@@ -352,6 +345,7 @@ def main():
         if given is not None and not given > 0:
             raise UserError(f"{option}: {given:g} given, more than 0 is needed")
     costs = Plan(read(arguments.params, arguments.changes)).costs()
+    sized = partial(tqdm.format_sizeof, suffix="B")
     rates = {cost: arguments.tflops or TFLOPS.get(cost.stage, 200) for cost in costs}
     print(f"One run of each stage at {arguments.fps:g} rendered frames/s; bytes on disk before compression; memory: of "
           "weights, gradients, Adam and activations, + data: and frames; paper: its hours on one H100")
@@ -362,11 +356,11 @@ def main():
     for cost in costs:
         samples = f"{cost.samples:.3g} {cost.unit}" if cost.samples else "-"
         print(f"{cost.stage:20}{cost.runs:5}{cost.trainable:11}{cost.total:11}{samples:>18}{cost.flops:10.2g}"
-              f"{_bytes(cost.disk):>9}{_bytes(cost.memory):>9}{_bytes(cost.data):>9}{rates[cost]:9g}{hours[cost]:8.2f}"
+              f"{sized(cost.disk):>9}{sized(cost.memory):>9}{sized(cost.data):>9}{rates[cost]:9g}{hours[cost]:8.2f}"
               f"{published[cost.stage] / 3600 if published.get(cost.stage) else '-':>8.3}")
     print(f"All runs: {sum(cost.runs * hours[cost] for cost in costs):.3g} hours, "
           f"{sum(cost.runs * cost.flops for cost in costs):.3g} FLOPs, "
-          f"{_bytes(sum(cost.runs * cost.disk for cost in costs))} on disk before compression")
+          f"{sized(sum(cost.runs * cost.disk for cost in costs))} on disk before compression")
 
 
 if __name__ == "__main__":

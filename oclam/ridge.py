@@ -18,9 +18,6 @@ class Ridge:
     weight: np.ndarray
     bias: np.ndarray
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return x @ self.weight + self.bias
-
 
 @dataclass(frozen=True)
 class Moments:

@@ -12,11 +12,11 @@ def seed_of(*purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(repr(purpose).encode()).digest()[:8], "little") >> 1
 
 
-def torch_rng(*purpose: str | int, device: str = "cpu"):
+def torch_rng(*purpose: str | int):
     """A new torch generator for this purpose."""
     import torch  # here, because workers that only simulate start faster without it
 
-    return torch.Generator(device).manual_seed(seed_of(*purpose))
+    return torch.Generator().manual_seed(seed_of(*purpose))
 
 
 def numpy_rng(*purpose: str | int) -> np.random.Generator:

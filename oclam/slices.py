@@ -27,7 +27,9 @@ from oclam.graph import needed_for, read_stages, start_order, upstream
 from oclam.machine import cores, end_with_parent
 from oclam.params import read
 
-__all__ = ["LOGS", "STATUS_INTERVAL", "Job", "command", "record", "run_slice", "said", "time_left", "trust_dvc_lock"]
+__all__ = [
+    "LOGS", "STATUS_INTERVAL", "Job", "command", "last_line", "record", "run_slice", "time_left", "trust_dvc_lock",
+]
 
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
 WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
@@ -98,7 +100,7 @@ class Job:
         status = self.process.wait()
         why = ""
         if status:
-            why = f"status {status}, see {self.log}: {said(self.stage.name)}"
+            why = f"status {status}, see {self.log}: {last_line(self.stage.name)}"
         elif not self.unchanged():
             why = "parameters, code or inputs changed while it ran; the same command runs it again"
         if recorded:
@@ -118,7 +120,7 @@ def _limited():
     return len(cores()) < len(os.sched_getaffinity(0))
 
 
-def said(stage: str) -> str:
+def last_line(stage: str) -> str:
     """The last line of a stage's log."""
     log = LOGS / f"{stage}.log"
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
@@ -165,7 +167,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
     needs = {name: upstream(stage, stages) for name, stage in stages.items()}
     graph, rank = TopologicalSorter(needs), start_order(needs)
     graph.prepare()
-    done, waiting, running, failed, glance = set(), [], [], [], time.monotonic() + STATUS_INTERVAL
+    done, waiting, running, failed, next_status = set(), [], [], [], time.monotonic() + STATUS_INTERVAL
 
     def fail(name, why):
         failed.append(name)
@@ -218,21 +220,21 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                 else:
                     graph.done(job.stage.name)
                     done.add(job.stage.name)
-            if time.monotonic() >= glance:
-                glance += STATUS_INTERVAL
+            if time.monotonic() >= next_status:
+                next_status += STATUS_INTERVAL
                 rest = list(stages.keys() - done - set(failed) - {job.stage.name for job in running})
                 for job in running:  # for this runner could be killed
                     job.write(done=False, seconds=job.seconds_so_far)
                 spent = [(job.stage.name, job.seconds_so_far) for job in running]
                 print("\n".join([f"{len(done)} of {len(stages)} stages are done{time_left(rest, spent, jobs)}",
-                                 *(f"  {job.stage.name}: {said(job.stage.name)}" for job in running)]), flush=True)
+                                 *(f"  {job.stage.name}: {last_line(job.stage.name)}" for job in running)]), flush=True)
             time.sleep(0.05)
     finally:
         for job in running:
             job.end()
     if failed:
         rest = len(stages) - len(done) - len(failed)
-        raise UserError(f"{', '.join(failed)} failed, and {rest} of the stages need what it makes")
+        raise UserError(f"{', '.join(failed)} failed, and {rest} of the stages need what they make")
     return True
 
 

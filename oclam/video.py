@@ -28,12 +28,12 @@ def check_gif(path: Path) -> None:
         raise UserError(f"{path}: no GIF, or not all of it; delete {path} and run `dvc repro`")
 
 
-def caption(frames: np.ndarray, rewards: np.ndarray, title: str, scale: int = 4) -> np.ndarray:
+def caption(frames: np.ndarray, rewards: np.ndarray, title: str) -> np.ndarray:
     """Enlarged frames with the return so far and the title below: uint8 (N, H', W', 3), both even.
 
     frames: uint8 (N, H, W, 3); rewards: (N,), of the action at each frame.
     """
-    height, width = (scale * edge for edge in frames.shape[1:3])
+    height, width = (4 * edge for edge in frames.shape[1:3])
     pictures = []
     for frame, so_far in zip(frames, np.cumsum([0.0, *rewards]), strict=False):
         picture = Image.new("RGB", (width, height + 20))

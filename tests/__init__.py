@@ -1,3 +1,16 @@
+"""What several test modules share."""
+
+import hashlib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+
+
+class Killed(Exception):
+    """Ends work where a test wants it to end."""
+
+
+def contents(path: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its name there."""
+    return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(path.rglob("*")) if file.is_file()}

@@ -11,6 +11,7 @@ import yaml
 
 from oclam.act import main, play
 from oclam.errors import UserError
+from oclam.export.card import model_card
 from oclam.export.policies import HubPolicy
 from oclam.policies.files import Card, load_policies, save_policy
 from oclam.policies.networks import Policy
@@ -68,6 +69,17 @@ def test_a_policy_of_another_task_or_budget_is_refused(folder):
         play(folder, task="walker-run", steps=1)
     with pytest.raises(UserError, match="no policy of budget 8; there are 2"):
         play(folder, 8, steps=1)
+
+
+def test_a_policy_of_imported_data_has_no_environment_to_act_in(folder, tmp_path):
+    (policy,), (card,) = load_policies(folder)
+    card = Card(**vars(card) | {"task": "kitchen-sweep"})
+    save_policy(tmp_path / "imported", policy, card)
+    with pytest.raises(UserError, match="imported: learned from data of kitchen-sweep, for which there is no env"):
+        play(tmp_path / "imported", steps=1)
+    for task, known in (("kitchen-sweep", False), ("cheetah-run", True)):
+        text = str(model_card(HubPolicy, {"task": task, "trained": [], "figures": [], "licence": "", "version": ""}))
+        assert ("gymnasium.make(" in text) == known and "agent = Agent(" in text
 
 
 def test_an_exported_policy_acts_the_same_without_params_yaml(folder, tmp_path, monkeypatch):

@@ -99,17 +99,19 @@ def ran(word, field=1):
 def until(holds, seconds=300):  # a busy machine takes a minute to start a node
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
 
 
 def test_stages_run_in_the_order_of_the_graph_and_once(cluster, tree, capsys):
-    assert run_graph() and ran("end")[0] == "a" and set(ran("end")[1:3]) == {"b/0", "b/1"} and ran("end")[3:] == ["all"]
+    run_graph()
+    assert ran("end")[0] == "a" and set(ran("end")[1:3]) == {"b/0", "b/1"} and ran("end")[3:] == ["all"]
     assert Path("all").read_text() == "20 steps of all" and "0 of 4 stages are done" in capsys.readouterr().out
     Path("b/1").unlink()
     Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL | {"memory": 0.06}}}))  # nothing is stale
     Path("work-1").unlink()
-    assert run_graph() and ran("end")[4:] == ["b/1"]
+    run_graph()
+    assert ran("end")[4:] == ["b/1"]
     assert [int(size) / 2**30 for size in ran("start", 3)] == pytest.approx([0.05] * 4 + [0.06])
     assert not list(LEASES.iterdir())
 
@@ -124,7 +126,8 @@ def test_what_the_longest_chain_waits_for_starts_first(cluster, tree):
                                           sort_keys=False))
     Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL | {"custom": {"one": 1}}}}))
     single = cluster.add_node(num_cpus=1, resources={"one": 1}, object_store_memory=80 << 20)
-    assert run_graph() and ran("end") == ["a", "b", "x", "y", "c"]
+    run_graph()
+    assert ran("end") == ["a", "b", "x", "y", "c"]
     cluster.remove_node(single)
 
 
@@ -143,7 +146,8 @@ def test_a_failure_is_told_once_and_what_does_not_need_it_goes_on(cluster, tree,
     assert sorted(ran("end")) == ["a", "b/1"]
     assert capsys.readouterr().out.count("error: asked to fail") == 1
     Path("fail").unlink()
-    assert run_graph() and sorted(ran("end")) == ["a", "all", "b/0", "b/1"]
+    run_graph()
+    assert sorted(ran("end")) == ["a", "all", "b/0", "b/1"]
 
 
 @pytest.mark.parametrize("truly", [True, False])
@@ -162,7 +166,7 @@ def test_a_stage_on_a_node_that_dies_goes_on_from_its_checkpoint_on_one_that_joi
     cluster.remove_node(doomed, allow_graceful=False)
     Path("wait").unlink()
     runner.join(timeout=120)
-    assert result == [True]
+    assert result == [None]  # it ended without an error
     assert not truly or len(ran("start")) > 1
     assert Path("a").read_text() == "20 steps of a" and work.read_text() == "x" * 20  # not one step twice
     cluster.remove_node(joined)

@@ -1,6 +1,5 @@
 """Collection: the same bytes for any number of workers and however often killed; damage is found and mended."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -22,6 +21,7 @@ from oclam.backgrounds.store import write_store
 from oclam.collect import Collection, damaged
 from oclam.errors import UserError
 from oclam.params import Collect
+from tests import contents
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ def plan_of(backgrounds, view="distracted", **changes):
               "steps": 16, "action_noise": 0.0, "shard_episodes": 2, "seed": 0}
     env = envs.DEFAULT.model_copy(update={"image_size": 32, "texture_size": 32})
     return Collection("cheetah-run", view, Collect(**params | changes), env, Wave(6), backgrounds)
-
-
-def contents(path):
-    return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +194,8 @@ def test_damage_to_a_shard_is_found_and_named(tmp_path, damage, word):
     records.mkdir()
     for shard in range(3):
         (store / f"{shard}").write_bytes(bytes(range(100)))
-        checksum = hashlib.sha256(bytes(range(100))).hexdigest()
-        (records / f"{shard}.json").write_text(json.dumps({"files": {f"{shard}": checksum}}))
+        files = {f"{shard}": artifacts.digest(store / f"{shard}")}
+        (records / f"{shard}.json").write_text(json.dumps({"files": files}))
     assert damaged(store, records) == {}
     damage(store / "1")
     assert list(damaged(store, records)) == [1] and word in damaged(store, records)[1]
@@ -243,10 +238,3 @@ def test_every_episode_is_in_one_shard(episodes, shard_episodes):
     assert [e for shard in range(plan.shards) for e in plan.members(shard)] == list(range(episodes + 2))
     assert [plan.split(e) for e in range(episodes + 2)] == ["train"] * episodes + ["test"] * 2
     assert [e for e in range(episodes + 2) if plan.segmented(e) is not None] == [episodes]
-
-
-def test_more_steps_than_an_episode_has_is_one_line(tmp_path):
-    plan = plan_of(None, "clean")
-    plan = replace(plan, params=plan.params.model_copy(update={"steps": 1001}))  # past the section's own limit
-    with pytest.raises(UserError, match="collect.steps: 1001 given, an episode of cheetah-run has 1000"):
-        collect.collect(plan, tmp_path / "work", tmp_path / "long.zarr")

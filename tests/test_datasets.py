@@ -43,8 +43,13 @@ def make(path, episodes, steps):
     return open_dataset(path)
 
 
-def load(store, **arguments):
-    return Frames.load(store.pixels, range(EPISODES), "cpu", **arguments)
+def load(store):
+    return Frames.load(store.pixels, range(EPISODES), "cpu")
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    monkeypatch.setattr(datasets, "available_memory", lambda: 2000)
 
 
 def naive_stack(pixels, t, stack):
@@ -194,10 +199,11 @@ def test_mapped_rows_equal_those_in_memory_and_the_file_is_made_once(store, monk
     index = torch.arange(EPISODES * STEPS).flip(0)
     expected = load(store).gather(index)
     assert "host memory" in capsys.readouterr().err
-    assert torch.equal(load(store, allowance_bytes=1000).gather(index), expected)
+    monkeypatch.setattr(datasets, "available_memory", lambda: 2000)
+    assert torch.equal(load(store).gather(index), expected)
     assert "mapped from .resume" in capsys.readouterr().err
     monkeypatch.setattr(datasets, "_read", None)  # a second reading would fail
-    assert torch.equal(load(store, allowance_bytes=1000).gather(index), expected)
+    assert torch.equal(load(store).gather(index), expected)
 
 
 @pytest.mark.parametrize("variable", ["LOCAL_WORLD_SIZE", "OCLAM_JOBS"])
@@ -211,19 +217,19 @@ def test_processes_that_train_together_and_stages_side_by_side_share_the_memory(
 
 
 @pytest.mark.parametrize("episodes", [range(EPISODES + 1), range(2, 4), [3, 0]])
-def test_ranges_of_episodes_share_one_mapped_file(store, monkeypatch, episodes):
-    load(store, allowance_bytes=1000)
+def test_ranges_of_episodes_share_one_mapped_file(store, little_memory, monkeypatch, episodes):
+    load(store)
     if isinstance(episodes, range):
         monkeypatch.setattr(datasets, "_read", None)  # a second reading would fail
-    frames = Frames.load(store.pixels, episodes, "cpu", allowance_bytes=1000)
+    frames = Frames.load(store.pixels, episodes, "cpu")
     expected = store.pixels[:][list(episodes)].reshape(-1, 8, 8, 3)
     assert len(frames) == len(expected) and np.array_equal(frames.gather(torch.arange(len(frames))), expected)
 
 
-def test_a_changed_array_is_mapped_again_and_the_old_file_removed(store):
-    load(store, allowance_bytes=1000)
+def test_a_changed_array_is_mapped_again_and_the_old_file_removed(store, little_memory):
+    load(store)
     zarr.open_group("data.zarr", mode="r+")["pixels"][0] = 7
-    assert (load(store, allowance_bytes=1000).gather(torch.arange(STEPS)) == 7).all()
+    assert (load(store).gather(torch.arange(STEPS)) == 7).all()
     assert len(list(datasets.FOLDER.iterdir())) == 1
 
 
@@ -234,12 +240,14 @@ def test_episodes_are_counted_from_the_first_one_loaded(store):
 
 LIMITED = """
 import resource, sys, torch
+from oclam import datasets
 from oclam.datasets import Frames, open_dataset
 store = open_dataset("large.zarr")
 Frames.load(store.pixels, range(1), "cpu")  # libraries, threads and arenas before the limit
 used = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1])
 resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[2]),) * 2)
-frames = Frames.load(store.pixels, range(store.episodes), "cpu", allowance_bytes=int(sys.argv[1]))
+datasets.available_memory = lambda: 2 * int(sys.argv[1])
+frames = Frames.load(store.pixels, range(store.episodes), "cpu")
 print(int(frames.gather(torch.arange(0, len(frames), 997)).sum()))
 """
 

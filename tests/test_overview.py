@@ -1,14 +1,12 @@
 """Ratios and shares of known numbers, and README's tables, which are those of the published runs."""
 
-from pathlib import Path
 
 import pytest
 
 from oclam.artifacts import read_csv, write_csv
 from oclam.errors import UserError
 from oclam.overview import overview
-
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
 
 
 def publish(folder, task, errors, returns, full):
@@ -45,6 +43,10 @@ def test_ratios_and_recovery_are_of_means_over_tasks(runs):
     assert "| lapo-slots | 60.0: 60% (50%) | 30.0: 30% (8%) | 1.5 (2.1) | 40% |" in returns  # 64 and 128 labels
     assert "| lapo-no-distractors | 60.0: 30% (69%) | 60.0: 30% (22%) | 2.2 (4.2) | – |" in returns
     assert "| scratch | – | 10.0: 10% | 0.5 | – |" in returns
+
+
+def test_a_variant_that_no_run_has_has_no_row(runs):
+    assert "laom-labels" not in overview(runs) and "laom" not in overview(runs[:1])
 
 
 def test_where_lapo_or_bc_return_nothing_a_dash_stands(tmp_path):

@@ -34,7 +34,7 @@ from oclam.policies.training import regress
 from oclam.slots.training import clips_of, train_slots
 from oclam.slots.videosaur import VideoSaur
 from oclam.training import train, update
-from tests import ROOT
+from tests import ROOT, Killed
 
 COMPUTE = Compute(precision="float32", compile=False, devices=2, threads=1)
 E, T, SIZE, BATCH = 3, 12, 16, 8
@@ -43,10 +43,6 @@ E, T, SIZE, BATCH = 3, 12, 16, 8
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-class Killed(Exception):
-    pass
 
 
 class Watched:

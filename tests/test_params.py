@@ -75,6 +75,15 @@ def test_another_scale_becomes_the_pipeline_s_and_no_change_is_lost(tmp_path, mo
     assert target.read_text() == Path("params/paper.yaml").read_text()
 
 
+def test_a_scale_may_change_another(tmp_path, monkeypatch):
+    project(tmp_path, monkeypatch)
+    expected = read("params/tiny.yaml").model_dump() | {"scale": "mine", "seeds": [7]}
+    Path("params/mine.yaml").write_text("base: tiny.yaml\nscale: mine\nseeds: [7]\n")
+    for _ in range(2):  # on its own resolved values, too
+        assert read("params/mine.yaml").model_dump() == expected
+        replace(Path("params/mine.yaml"))
+
+
 def test_what_a_scale_no_longer_says_is_not_kept_from_its_last_use(tmp_path, monkeypatch):
     project(tmp_path, monkeypatch)
     overlay = Path("params/study-cpu.yaml")

@@ -105,7 +105,7 @@ def test_no_time_is_no_work(tree):
 def test_a_failing_stage_is_named_and_runs_again(tree):
     Path("count.py").write_text("raise SystemExit(3)")
     for _ in range(2):
-        with pytest.raises(UserError, match="first failed, and 3 of the stages need what it makes"):
+        with pytest.raises(UserError, match="first failed, and 3 of the stages need what they make"):
             run_slice(10)
 
 
@@ -238,7 +238,7 @@ def test_parameters_that_cannot_be_read_for_a_moment_stop_no_other_stage(tree, c
 def test_what_needs_no_failed_stage_is_done_all_the_same(tree, capfd):
     Path("count.py").write_text(COUNT + 'if path.name == "0": sys.exit("no room")\n')
     for expected in (["a", "b/0", "b/1"], ["b/0"]):
-        with pytest.raises(UserError, match="each@0 failed, and 1 of the stages need what it makes"):
+        with pytest.raises(UserError, match="each@0 failed, and 1 of the stages need what they make"):
             run_slice(10)
         assert ran() == expected
         assert "each@0 failed: status 1, see .resume/logs/each@0.log: no room\n" in capfd.readouterr().out
@@ -248,7 +248,7 @@ def test_what_needs_no_failed_stage_is_done_all_the_same(tree, capfd):
 def test_a_missing_input_stops_only_what_needs_it(tree, capfd):
     content = {**PIPELINE["stages"], "lone": {"cmd": "python count.py missing c", "deps": ["missing"], "outs": ["c"]}}
     Path("dvc.yaml").write_text(yaml.dump({"stages": content}, sort_keys=False))
-    with pytest.raises(UserError, match="^lone failed, and 0 of the stages need what it makes"):
+    with pytest.raises(UserError, match="^lone failed, and 0 of the stages need what they make"):
         run_slice(10)
     assert ran() == ["a", "b/0", "b/1", "all"] and "lone failed: missing: " in capfd.readouterr().out
 

@@ -22,16 +22,12 @@ from oclam.training import (
     train,
     update,
 )
-from tests import ROOT
+from tests import ROOT, Killed
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-class Killed(Exception):
-    pass
 
 
 def run(steps, kill_at=None, name="fit", interval=0.0, break_at=None):

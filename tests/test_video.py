@@ -40,7 +40,7 @@ def test_the_same_frames_give_the_same_bytes(tmp_path, suffix):
 
 
 def test_caption_enlarges_and_writes_the_return_so_far():
-    shown = caption(FRAMES, np.full(12, 10.0), "cheetah-run", scale=4)
+    shown = caption(FRAMES, np.full(12, 10.0), "cheetah-run")
     assert shown.shape == (12, 84, 64, 3)
     assert np.array_equal(shown[:, :64:4, ::4], FRAMES)
     assert not np.array_equal(shown[0, 64:], shown[1, 64:])  # 0, then 10

@@ -5,13 +5,13 @@ import numpy as np
 __all__ = ["adjusted_rand_index", "agent_patches", "agent_scores", "assignment_stability", "slot_measures"]
 
 
-def agent_patches(segmentation: np.ndarray, grid: int, share: float = 0.1) -> np.ndarray:
-    """The patches of which at least `share` of the pixels are the agent's: bool (N, grid, grid).
+def agent_patches(segmentation: np.ndarray, grid: int) -> np.ndarray:
+    """The patches of which at least a tenth of the pixels are the agent's: bool (N, grid, grid).
 
     segmentation: (N, H, W) in {0, 1}.
     """
     down, across = (_shares(size, grid) for size in np.shape(segmentation)[1:])
-    return down @ segmentation @ across.T >= share - 1e-6
+    return down @ segmentation @ across.T >= 0.1 - 1e-6
 
 
 def _shares(size, grid):
@@ -32,18 +32,15 @@ def agent_scores(mask: np.ndarray, agent: np.ndarray) -> dict[str, float]:
             "area": float(mask[seen].mean())}
 
 
-def adjusted_rand_index(truth: np.ndarray, predicted: np.ndarray, foreground: bool = True) -> float:
-    """Adjusted Rand index of two labellings of the same patches (Hubert and Arabie, 1985).
+def adjusted_rand_index(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Adjusted Rand index (Hubert and Arabie, 1985) of two labellings of the patches whose truth is not 0: FG-ARI.
 
     Two labellings with a single cluster each agree fully: 1. With one true object, FG-ARI is thus 1 where one slot
     covers it all and 0 where it is split.
 
-    Args:
-        truth, predicted: int (P,).
-        foreground: leave out the patches whose truth is 0, which makes it FG-ARI.
+    truth, predicted: int (P,).
     """
-    if foreground:
-        truth, predicted = truth[truth != 0], predicted[truth != 0]
+    truth, predicted = truth[truth != 0], predicted[truth != 0]
     table = np.zeros((truth.max(initial=0) + 1, predicted.max(initial=0) + 1))
     np.add.at(table, (truth, predicted), 1)
     together, rows, columns, total = (

@@ -65,7 +65,6 @@ class DistractingEnv(gymnasium.Env):
         self._lowest, self._highest = actions.minimum, actions.maximum
         self.action_space = gymnasium.spaces.Box(actions.minimum.astype(np.float32), actions.maximum.astype(np.float32))
         self.observation_space = gymnasium.spaces.Box(0, 255, (params.image_size, params.image_size, 3), np.uint8)
-        self.spec_steps = self._env._step_limit  # an episode's length
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start the episode of `seed`; options {"segmentation": True} ask for the agent's mask."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from oclam.checkpoint import Checkpoint
-from oclam.errors import UserError
 from oclam.evaluation.environments import Environments
 from oclam.policies.files import Agent
 from oclam.policies.networks import Policy
@@ -23,8 +22,6 @@ __all__ = ["episode_seeds", "evaluate"]
 
 def episode_seeds(seed: int, episodes: int) -> list[int]:
     """The seeds of the evaluation's episodes, the same for every policy and different from those of any dataset."""
-    if episodes < 1:
-        raise UserError(f"eval.episodes: {episodes} given, at least 1 is needed")
     return [seed_of("evaluation", seed, episode) for episode in range(episodes)]
 
 

@@ -16,7 +16,6 @@ def main():
     parser.add_argument("target", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--budget", type=int, help="labelled trajectories of the policy, 0 for all; default: the most "
                         "there is")
-    parser.add_argument("--format", choices=["lerobot"], default="lerobot", help="of a dataset: LeRobotDataset v3")
     parser.add_argument("--fps", type=int, help="of a dataset's videos; default: the task's own")
     given = parser.parse_args()
     if given.fps is not None and given.fps < 1:

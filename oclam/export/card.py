@@ -2,20 +2,17 @@
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from oclam import suite
+
 __all__ = ["model_card"]
 
 KINDS = {  # the title of each class, what it is, and how it is loaded
     "HubPolicy": ("Policy", "A policy, which maps raw frames to actions", """\
-import gymnasium
-import oclam.envs
 from oclam.export.policies import HubPolicy
 from oclam.policies.files import Agent
 
 policy = HubPolicy.from_pretrained(".")
-agent = Agent(policy, policy.card.frame_stack)
-env = gymnasium.make("oclam/{task}-v0", view=policy.card.view, **policy.origin["env"])
-frame, _ = env.reset(seed=0)
-frame, reward, *_ = env.step(agent.act(frame[None])[0])"""),
+agent = Agent(policy, policy.card.frame_stack)  # agent.act: frames of N episodes, uint8 (N, H, W, 3) -> (N, A)"""),
     "HubLatentActionModel": ("Latent action model", "A latent action model: two frames -> latent action", """\
 from oclam.export.models import HubLatentActionModel
 
@@ -33,6 +30,14 @@ from oclam.export.models import HubEncoder
 encoder = HubEncoder.from_pretrained(".")
 features, keys = encoder(frames)  # uint8 (B, H, W, 3) -> two (B, patches, dim)"""),
 }
+ENVIRONMENT = """
+
+import gymnasium
+import oclam.envs
+
+env = gymnasium.make("oclam/{task}-v0", view=policy.card.view, **policy.origin["env"])
+frame, _ = env.reset(seed=0)
+frame, reward, *_ = env.step(agent.act(frame[None])[0])"""
 
 
 def model_card(kind: type, origin: dict) -> ModelCard:
@@ -44,6 +49,8 @@ def model_card(kind: type, origin: dict) -> ModelCard:
     title, what, loading = KINDS[kind.__name__]
     title += "".join(f" {word} {origin[key]}" for word, key in (("of", "variant"), ("on", "task")) if key in origin)
     data = ModelCardData(license="apache-2.0", library_name="oclam", tags=["oclam", "latent-actions", "object-centric"])
+    if kind.__name__ == "HubPolicy" and origin.get("task") in suite.TASKS:  # imported data may have no environment
+        loading += ENVIRONMENT
     for key in ("task", "observes"):
         loading = loading.replace(f"{{{key}}}", origin.get(key, ""))
     parts = [

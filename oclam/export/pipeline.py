@@ -75,6 +75,9 @@ def _policy(folder, budget):
 def _latent_action_model(tensors, about):
     task, seed, variant = about["task"], about["seed"], about["variant"]
     row, components = VARIANTS[variant], 0
+    if row.observes not in ("frames", "masked frames", "weighted frames", "slots"):
+        raise UserError(f"{variant}: an exported model cannot make {row.observes} from frames; add how to "
+                        "HubLatentActionModel in oclam/export/models.py")
     if row.observes == "slots":
         selection = open_zarr(paths.selection(task, seed))
         training = open_dataset(paths.dataset(task, row.view), task).episodes

@@ -1,1 +1,1 @@
-"""Demonstrations of other hands as datasets of this pipeline, one module a format; see `python -m oclam.import`."""
+"""Other people's demonstrations as datasets of this pipeline, one module a format; see `python -m oclam.import`."""

@@ -4,6 +4,7 @@ This is the layout that forks of LAOM publish. Pictures are encoded bytes, the h
 of one trajectory follow each other; it ends where terminated or truncated is true, or where episode changes.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -94,6 +95,10 @@ def from_parquet(folder: Path) -> Source:
     ends = _ends(folder, table)
     if "observation" not in table.names:
         raise UserError(f"{folder}: no column observation among {', '.join(sorted(table.names))}")
+
+    if "action" not in table.names:
+        print(f"{folder}: imported without actions, no column action among {', '.join(sorted(table.names))}",
+              file=sys.stderr)
 
     def read(index):
         first, stop = ends[index], ends[index + 1]

@@ -10,7 +10,6 @@ import zarr
 from torch import nn
 from torch.nn import functional as F
 
-from oclam.errors import UserError
 from oclam.ridge import PENALTIES, Moments
 from oclam.seeding import numpy_rng
 
@@ -46,8 +45,6 @@ class OnlineProbe(nn.Linear):
 
 def splits(episodes: int, test_episodes: int) -> tuple[range, range, range]:
     """The episodes that fit the probe, that choose its penalty, and that it is measured on."""
-    if test_episodes < 2:
-        raise UserError(f"collect.test_episodes: {test_episodes} given; probes need 2 or more held-out trajectories")
     middle = episodes + test_episodes // 2
     return range(episodes), range(episodes, middle), range(middle, episodes + test_episodes)
 
@@ -96,10 +93,10 @@ def _known(split, actions):
     return [episode for episode in split if np.isfinite(actions[episode]).all()]
 
 
-def frame_differences(frames: np.ndarray, edge: int = 16) -> torch.Tensor:
-    """Difference of consecutive frames, averaged to edge x edge: uint8 (T, H, W, 3) -> float32 (T-1, 3 edge^2)."""
+def frame_differences(frames: np.ndarray) -> torch.Tensor:
+    """Difference of consecutive frames, averaged to 16 x 16: uint8 (T, H, W, 3) -> float32 (T-1, 768)."""
     frames = torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
-    return F.adaptive_avg_pool2d(frames, edge).diff(dim=0).flatten(1)
+    return F.adaptive_avg_pool2d(frames, 16).diff(dim=0).flatten(1)
 
 
 def probe_frames(pixels: zarr.Array, actions: np.ndarray, episodes: int, device: torch.device) -> dict:

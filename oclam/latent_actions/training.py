@@ -12,6 +12,7 @@ from oclam import paths
 from oclam.artifacts import move_store, open_zarr, save_tensors, write_absent, write_csv, write_json
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames, FrameStacks, Prefetch, TripleSampler, frame_of, open_dataset
+from oclam.errors import UserError
 from oclam.latent_actions.latents import write_latents
 from oclam.latent_actions.models import ImageLatentActionModel, reconstruction_error
 from oclam.latent_actions.observations import FrameObservations
@@ -180,8 +181,10 @@ def open_frames(task: str, seed: int, variant: str, stack: int, device: torch.de
         selection = open_zarr(inputs[-1])
         if observes == "masked frames":
             pixels = selection["frames"]
-        else:
+        elif observes == "weighted frames":
             masks = Frames.load(selection["mask"], episodes, device)
+        else:
+            raise UserError(f"{variant}: observes {observes}; add how to `open_frames` in {__file__}")
     frames = FrameStacks(Frames.load(pixels, episodes, device), stack=stack, steps=dataset.steps)
     return dataset, FrameObservations(frames, masks, background_weight), inputs
 

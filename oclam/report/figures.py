@@ -24,7 +24,7 @@ STYLE = {
     "axes.grid": False, "grid.color": "#e4e4e4", "legend.frameon": False, "legend.fontsize": 9,
     "svg.hashsalt": "oclam", "figure.dpi": 100, "lines.linewidth": 1.8,
 }
-ACCENT, FAINT = "#D55E00", "#bbbbbb"
+ACCENT = "#D55E00"
 
 
 @matplotlib.rc_context(STYLE)

@@ -9,9 +9,9 @@ from scipy import stats
 __all__ = ["improvement", "improvement_interval", "interquartile_mean", "recovery", "resamples", "summary"]
 
 
-def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean of the middle half along `axis`: a quarter of the values, rounded down, is left out at either end."""
-    return stats.trim_mean(values, 0.25, axis=axis)
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """The mean of the middle half along the last axis: a quarter, rounded down, is left out at either end."""
+    return stats.trim_mean(values, 0.25, axis=-1)
 
 
 def improvement(returns: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from oclam.report.results import CLEAN, RECOVERING, Results, select
 from oclam.report.statistics import recovery
@@ -402,7 +403,7 @@ def _beside(values, spreads, paper, *, lower):
 
 
 def _standard_error(values):
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return float(stats.sem(values)) if len(values) > 1 else None
 
 
 def _ratio(value, lapo, lower):

@@ -7,12 +7,12 @@ from oclam.agent.previews import PICTURES, shown_episodes, shown_frames, take
 
 
 @pytest.mark.parametrize(("group", "count"), [({"segmentation": np.zeros((3, 4, 2, 2))}, 3), ({}, PICTURES)])
-def test_the_segmented_episodes_are_shown_episodes_or_the_first_that_are_held_out(group, count):
+def test_the_segmented_episodes_are_shown_or_the_first_that_are_held_out(group, count):
     dataset = SimpleNamespace(group=group, episodes=10, test_episodes=8)
     assert shown_episodes(dataset) == range(10, 10 + count)
 
 
-def test_no_more_episodes_are_shown_episodes_than_are_held_out():
+def test_no_more_episodes_are_shown_than_are_held_out():
     assert shown_episodes(SimpleNamespace(group={}, episodes=10, test_episodes=2)) == range(10, 12)
 
 

@@ -1,6 +1,5 @@
 """The store of the chosen slots: what killed it does not show in its bytes."""
 
-import hashlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,17 +9,9 @@ import zarr
 from torch.nn import functional as F
 
 from oclam.agent import store
+from tests import Killed, contents
 
 EPISODES, STEPS, SIZE = 9, 12, 16
-
-
-class Killed(Exception):
-    pass
-
-
-def contents(path):
-    return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,12 +30,14 @@ from oclam.export.policies import HubPolicy
 from oclam.laom.models import LaomModel, SlotLaomModel
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.latent_actions.observations import FrameObservations, SlotObservations
+from oclam.latent_actions.training import open_frames
 from oclam.params import read
 from oclam.policies.files import Agent, Card, save_actor, save_policy
 from oclam.policies.networks import Policy
 from oclam.slots.extraction import extract_slots
 from oclam.slots.models import make_model, make_observer
 from oclam.training import autocast
+from oclam.variants import VARIANTS
 from tests import ROOT
 from tests.stages.tiny import TINY
 
@@ -146,6 +149,18 @@ def test_latent_actions_of_frames_are_the_pipelines(project, tmp_path, kind, var
     found = HubLatentActionModel.from_pretrained(tmp_path / "out").latents(torch.from_numpy(dataset.pixels[1]))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert "| probe error, held out | 0.123 |" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+
+
+def test_an_observation_that_only_the_pipeline_makes_is_not_exported(project, tmp_path, monkeypatch):
+    project()
+    network = ImageLatentActionModel(3 * STACK, SIZE, latent_dim=4, scale=1, residual_blocks=1)
+    monkeypatch.setitem(VARIANTS, "lapo", replace(VARIANTS["lapo"], observes="blurred frames"))
+    save_tensors(paths.lapo(TASK, 0, "lapo"), network.state_dict(), task=TASK, seed=0, variant="lapo",
+                 sizes=network.sizes)
+    with pytest.raises(UserError, match="lapo: an exported model cannot make blurred frames from frames"):
+        export_model(paths.lapo(TASK, 0, "lapo"), tmp_path / "out")
+    with pytest.raises(UserError, match="lapo: observes blurred frames"):
+        open_frames(TASK, 0, "lapo", STACK, CPU)
 
 
 def test_an_encoder_keeps_its_pixels_mean_and_deviation(project, tmp_path):

@@ -187,6 +187,12 @@ def test_videos_have_frames_alone(tmp_path):
     assert np.isnan(dataset.actions).all() and dataset.actions.shape == (3, 18, 1)
 
 
+def test_parquet_whose_actions_have_another_name_says_that_it_has_none(tmp_path, capsys):
+    write_parquet(tmp_path / "in", action=None)
+    assert np.isnan(imported(tmp_path, tmp_path / "in").actions).all()
+    assert "in: imported without actions, no column action among mask, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"observation": None}, "no column observation among"),
     ({"terminated": None, "truncated": None}, "no column terminated, truncated or episode among"),

@@ -28,7 +28,7 @@ LABELS = Labels([2, 0], (0.0, 1.0), batch_size=12, coefficient=1.0)  # more than
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Tiny stores of the contract's layout."""
+    """Tiny stores with the pipeline's layout."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     group = zarr.create_group(paths.dataset("a-b", "distracted"))

@@ -6,6 +6,7 @@ import zarr
 from oclam.errors import UserError
 from oclam.latent_actions import latents
 from oclam.latent_actions.latents import write_latents
+from tests import contents
 
 E, T, D, L = 5, 7, 4, 3
 
@@ -32,10 +33,6 @@ def test_every_transition_has_the_latent_of_its_own_two_frames(tmp_path):
             np.testing.assert_allclose(array[e, t], idm(now[None], after[None])[0].numpy(), rtol=2e-3, atol=2e-3)
 
 
-def content(path):
-    return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-
-
 def test_a_killed_writing_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "SHARD_BYTES", 2 * 2 * (T - 1) * L)  # two episodes a shard
     frames, idm = world()
@@ -56,7 +53,7 @@ def test_a_killed_writing_resumes_to_the_same_bytes(tmp_path, monkeypatch):
         write(tmp_path / "resumed.zarr", idm, killed)
     write(tmp_path / "resumed.zarr", idm, resumes)
     assert seen == [0, 1, 2, 2, 3, 4]  # the finished shard is not made again
-    assert content(tmp_path / "whole.zarr") == content(tmp_path / "resumed.zarr")
+    assert contents(tmp_path / "whole.zarr") == contents(tmp_path / "resumed.zarr")
 
 
 def test_a_store_that_was_taken_away_is_made_again(tmp_path):
@@ -64,7 +61,7 @@ def test_a_store_that_was_taken_away_is_made_again(tmp_path):
     write(tmp_path / "latents.zarr", idm, lambda t: frames[t])
     (tmp_path / "latents.zarr").rename(tmp_path / "moved.zarr")
     write(tmp_path / "latents.zarr", idm, lambda t: frames[t])
-    assert content(tmp_path / "latents.zarr") == content(tmp_path / "moved.zarr")
+    assert contents(tmp_path / "latents.zarr") == contents(tmp_path / "moved.zarr")
 
 
 def test_what_float16_cannot_hold_is_refused(tmp_path):

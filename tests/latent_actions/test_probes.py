@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from oclam.errors import UserError
 from oclam.latent_actions.probes import OnlineProbe, frame_differences, probe, probe_frames, probe_latents, splits
 from oclam.ridge import Moments
 
@@ -19,8 +18,6 @@ def linear_world(noise, episodes=8, steps=101, latent=5, action=2, seed=0):
 
 def test_splits_are_disjoint_and_cover_everything():
     assert [list(split) for split in splits(3, 5)] == [[0, 1, 2], [3, 4], [5, 6, 7]]
-    with pytest.raises(UserError, match="collect.test_episodes: 1"):
-        splits(3, 1)
 
 
 def test_moments_of_blocks_are_those_of_the_whole():
@@ -80,13 +77,6 @@ def test_the_penalty_is_the_one_that_does_best_on_the_choosing_trajectories():
     result = probe(*parts)
     errors = {p: parts[1].mse(parts[0].fit(p)).mean() for p in (1e-6, 1e-2, 1.0, result["penalty"])}
     assert result["penalty"] > 1e-3 and min(errors, key=errors.get) == result["penalty"]
-
-
-def test_a_dimension_that_never_varies_has_no_r2():
-    latents, actions = linear_world(noise=1.0)
-    actions[..., 1] = 0.25
-    result = probe_latents(latents, actions, episodes=4, seed=0, device="cpu")
-    assert result["ridge_r2_per_dim"][1] == 0 and result["ridge_mse_per_dim"][1] < 1e-9
 
 
 def test_frame_differences_are_block_means():

@@ -29,7 +29,7 @@ PARAMS = SimpleNamespace(
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Tiny stores of the contract's layout."""
+    """Tiny stores with the pipeline's layout."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for view in ("distracted", "clean"):

@@ -14,14 +14,11 @@ from oclam.policies.files import Card
 from oclam.policies.networks import Policy
 from oclam.policies.training import LOSSES, fine_tune, predict, regress, updates_of
 from oclam.seeding import seed_of
+from tests import Killed
 
 COMPUTE = Compute(precision="float32", compile=False, devices=1, threads=1)
 CARD = Card("cheetah-run", "clean", "lapo", 0, image_size=16, frame_stack=2, encoder_scale=1, residual_blocks=0,
             latent_dim=6, hidden_dim=5, action_dim=2)
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture(autouse=True)

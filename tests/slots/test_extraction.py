@@ -8,14 +8,11 @@ import zarr
 from oclam.slots import extraction as slots_module
 from oclam.slots.extraction import extract_slots, find_masks
 from oclam.slots.videosaur import VideoSaur
+from tests import Killed
 
 EPISODES, STEPS, K, D, GRID = 5, 11, 3, 8, 2
 # Frames after each unit of work: 2, 2 and 1 episodes, of 4, 4 and 3 steps.
 FINISHED = np.cumsum([episodes * steps for episodes in (2, 2, 1) for steps in (4, 4, 3)]).tolist()
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture(autouse=True)

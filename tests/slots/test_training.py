@@ -15,14 +15,10 @@ from oclam.slots.steve import make_steve, to_unit
 from oclam.slots.training import SLOT_RATE, clips_of, train_slots
 from oclam.slots.videosaur import VideoSaur
 from oclam.training import autocast, exponential_decay
-from tests import ROOT
+from tests import ROOT, Killed
 
 SETTINGS = SimpleNamespace(slots=3, slot_dim=8, clip_length=2, batch_size=2, kept_clips=None, decoded_patches=None,
                            steps=6, learning_rate=3e-3, warmup_steps=1, decay_steps=6, clip_norm=0.05)
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture

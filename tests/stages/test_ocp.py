@@ -107,7 +107,7 @@ def test_selected_are_the_agents_slot_and_pixels(project, monkeypatch):
                              "vector_mse": pytest.approx(vector)}
 
 
-def test_slotcontrast_goes_the_whole_road(project, tmp_path, monkeypatch):
+def test_slotcontrast_runs_through_all_its_stages(project, tmp_path, monkeypatch):
     shutil.copytree(project, tmp_path / "copy", ignore=shutil.ignore_patterns("slots*", "selection*", "ocp"))
     monkeypatch.chdir(tmp_path / "copy")
     params = yaml.safe_load(Path("params.yaml").read_text())
