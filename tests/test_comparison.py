@@ -12,15 +12,12 @@ from oclam import comparison, paths
 from oclam.artifacts import load_tensors
 from oclam.comparison import train_for_comparison
 from oclam.slots.steve import make_steve, to_unit
+from tests import Killed
 
 TASK, TRAINING, HELD_OUT, SEGMENTED, STEPS, SIZE, GRID = "cheetah-run", 2, 3, 2, 11, 16, 4
 SETTINGS = SimpleNamespace(slots=3, slot_dim=8, clip_length=2, batch_size=2, kept_clips=None, decoded_patches=None,
                            steps=2, learning_rate=3e-3, warmup_steps=1, decay_steps=6, clip_norm=0.05)
 STEVE = SimpleNamespace(published=False, feature_hidden=8, decoder_hidden=8, decoder_layers=1, vocabulary=64)
-
-
-class Killed(Exception):
-    pass
 
 
 class Bright(torch.nn.Module):
@@ -109,12 +106,16 @@ def test_masks_are_the_trained_model_s_of_held_out_frames_and_measured_where_the
 
 
 def test_name_and_seed_alone_decide_what_is_learned(agent):
-    drawn = {}
-    for name, seed in (("a", 0), ("a", 1), ("b", 0)):
-        logs = [run(name, seed)[1]["log"] for _ in range(2)]
-        assert logs[0] == logs[1]
-        drawn[name, seed] = logs[0][0]["loss"]
-    assert len(set(drawn.values())) == 3
+    weights = []
+
+    def make(size):
+        model = untrained(size)
+        weights.append(torch.nn.utils.parameters_to_vector(model.parameters()).sum().item())
+        return model
+
+    logs = [run(name, seed, make)[1]["log"] for name, seed in 2 * (("a", 0), ("a", 1), ("b", 0))]
+    assert logs[:3] == logs[3:] and len({log[0]["loss"] for log in logs}) == 3
+    assert weights[:3] == weights[3:] and len(set(weights)) == 3
 
 
 @pytest.mark.parametrize("content, seed, steps", [("one", 0, 0), ("another", 0, 3), ("one", 1, 3)])
