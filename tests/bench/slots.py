@@ -15,6 +15,7 @@ from oclam import paths
 from oclam.agent.measures import slot_measures
 from oclam.agent.previews import shown_episodes
 from oclam.agent.selection import choose_slots, masked_thumbnails
+from oclam.agent.store import masked_components
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import open_dataset
 from oclam.params import read
@@ -61,7 +62,8 @@ def main():
             masks, = find_masks([made], remembered, [*frames, *(dataset.pixels[e] for e in shown)], window=ocp.window,
                                 forward=forward)
             views = [masked_thumbnails(*episode) for episode in zip(frames, masks[:len(frames)], strict=True)]
-            chosen, _ = choose_slots(views, actions, select.max_slots)
+            chosen, _ = choose_slots(views, actions, select.max_slots, partial(
+                masked_components, frames, masks[:len(frames)], select, ocp.slot_dim))
             measures = slot_measures(masks[len(frames):], dataset.group["segmentation"][:], chosen)
             found.append(all(measures[key] >= least for key, least in FOUND.items()))
             best = max(row["agent_iou"] for row in measures["slots"])
