@@ -3,6 +3,10 @@
 `python -m oclam.act data/cheetah-run/seed0/lapo-slots/policies --budget 8 --video episode.mp4` acts for one episode,
 prints its return and writes a video; a folder of `oclam.export` needs no repository. In code:
 
+    import gymnasium
+    import oclam.envs
+    from oclam.policies.files import Agent, load_policies
+
     policies, cards = load_policies(folder, [8])
     agent = Agent(policies[0], cards[0].frame_stack)
     environment = gymnasium.make("oclam/cheetah-run-v0")
