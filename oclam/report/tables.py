@@ -202,8 +202,8 @@ def _returns(results):
             rows.append((f"{budget} labelled",
                          [Cell(_used(found, budget)), *_beside(values, spreads, paper, lower=False)]))
     note = ("100 × return / return of bc with all labels in the same view; higher is better, × is the ratio to "
-            f"lapo, ± the standard error {_spread(results)} (of the return alone: bc's is taken as exact), bold the "
-            "best variant that sees distractors. The paper fine-tunes on 32 to 128 trajectories and prints one number, "
+            f"lapo (none where lapo's is within two standard errors of 0), ± the standard error {_spread(results)} (of the "
+            "return alone: bc's is taken as exact), bold the best variant that sees distractors. The paper fine-tunes on 32 to 128 trajectories and prints one number, "
             "shown here beside the largest budget. scratch is the control: the same labels without latent pretraining. "
             "All labelled trajectories are the first of one random order, so larger sets contain the smaller. Labels "
             "used: the budget; where variants used more, their names and numbers follow (on slots: all that observe "
@@ -387,16 +387,22 @@ def _durations(results):
 
 
 def _beside(values, spreads, paper, *, lower):
-    """Cells of one row, from every variant's values over seeds; the best variant that sees distractors is marked."""
+    """Cells of one row, from every variant's values over seeds; the best variant that sees distractors is marked.
+
+    Ratios to lapo are left out where lapo's value is within two standard errors of 0: they would say nothing.
+    """
     means = {name: _average(entries) for name, entries in values.items()}
     rivals = [mean for name, mean in means.items() if mean is not None and normaliser(name) == "bc"]
     best = (min if lower else max)(rivals, default=None)
+    errors = {name: spreads.get(name, _standard_error(entries)) for name, entries in values.items()}
+    lapo = means.get("lapo")
+    known = lapo is not None and lapo > 2 * (errors["lapo"] or 0)
     cells = []
     for name, mean in means.items():
         quoted, ratios = paper.get(name), name != "lapo"
         cells.append(Cell(
-            number(mean, spreads.get(name, _standard_error(values[name]))),
-            _ratio(mean, means.get("lapo"), lower) if ratios else "",
+            number(mean, errors[name]),
+            _ratio(mean, lapo, lower) if ratios and known else "",
             _paper(*quoted, _ratio(quoted[0], paper["lapo"][0], lower) if ratios else "") if quoted else "",
             mean is not None and mean == best and normaliser(name) == "bc"))
     return cells

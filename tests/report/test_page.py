@@ -70,6 +70,15 @@ def test_actions_that_do_not_vary_have_no_r2(results):
     assert {cell.value for cell in row(table(results, "Table 1"), "ridge probe, R²").values()} == {"–"}
 
 
+@pytest.mark.parametrize("error, ratio", [(9.9, "×2.5"), (10.1, "")])
+def test_what_may_be_0_divides_nothing(results, error, ratio):
+    lapo, slots = (entry for entry in results.returns
+                   if entry["budget"] == 8 and entry["variant"] in ("lapo", "lapo-slots"))
+    lapo |= {"normalised": 20.0, "normalised_stderr": error}
+    slots |= {"normalised": 50.0}
+    assert row(table(results, "Table 2"), "8 labelled")["lapo-slots"].ratio == ratio
+
+
 def test_return_table_quotes_the_paper_at_the_largest_budget_only(results):
     entry = table(results, "Table 2")
     assert row(entry, "8 labelled")["lapo-slots"].paper == "paper 50 ± 1 ×2.2"
