@@ -202,8 +202,9 @@ def _returns(results):
             rows.append((f"{budget} labelled",
                          [Cell(_used(found, budget)), *_beside(values, spreads, paper, lower=False)]))
     note = ("100 × return / return of bc with all labels in the same view; higher is better, × is the ratio to "
-            f"lapo (none where lapo's is within two standard errors of 0), ± the standard error {_spread(results)} (of the "
-            "return alone: bc's is taken as exact), bold the best variant that sees distractors. The paper fine-tunes on 32 to 128 trajectories and prints one number, "
+            f"lapo (none where lapo's is within two standard errors of 0), ± the standard error {_spread(results)} "
+            "(of the return alone: bc's is taken as exact), bold the best variant that sees distractors. The paper "
+            "fine-tunes on 32 to 128 trajectories and prints one number, "
             "shown here beside the largest budget. scratch is the control: the same labels without latent pretraining. "
             "All labelled trajectories are the first of one random order, so larger sets contain the smaller. Labels "
             "used: the budget; where variants used more, their names and numbers follow (on slots: all that observe "
