@@ -2,8 +2,6 @@
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from oclam import suite
-
 __all__ = ["model_card"]
 
 KINDS = {  # the title of each class, what it is, and how it is loaded
@@ -46,6 +44,8 @@ def model_card(kind: type, origin: dict) -> ModelCard:
     origin: trained, pairs of term and text, what it was trained on; figures, likewise; licence, sentences; version, of
     oclam; and where there are, task, variant, and observes, what latent actions are inferred from.
     """
+    from oclam import suite  # here, because loading an exported model needs no simulator
+
     title, what, loading = KINDS[kind.__name__]
     title += "".join(f" {word} {origin[key]}" for word, key in (("of", "variant"), ("on", "task")) if key in origin)
     data = ModelCardData(license="apache-2.0", library_name="oclam", tags=["oclam", "latent-actions", "object-centric"])

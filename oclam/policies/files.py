@@ -144,7 +144,12 @@ class Agent:
 
     def __init__(self, policy: Policy, frame_stack: int, device: torch.device | str = "cpu"):
         self.policy = policy.to(device, memory_format=torch.channels_last).eval()
-        self.frame_stack, self.device, self._stack = frame_stack, device, None
+        self.frame_stack, self.device = frame_stack, device
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the frames: the next ones are the first of new episodes."""
+        self._stack = None
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray) -> np.ndarray:

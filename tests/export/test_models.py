@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -213,6 +214,12 @@ def test_a_policy_acts_the_same_without_the_repository_and_its_card_says_how(pol
                   "| true actions | 8 trajectories |",
                   "| return, test backgrounds | 12.0 ± 2.0 (standard error, 2 episodes) |", "Apache 2.0."):
         assert words in text
+
+
+def test_loading_needs_no_simulator():
+    program = "import sys, oclam.export.models, oclam.export.policies; "
+    program += "assert not {'mujoco', 'dm_control'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_policy_is_pushed_to_the_hub_with_its_card_and_comes_back(policies, tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ def test_a_constant_action_has_r2_0():
         actions[..., 1] = value
         found = probe_latents(latents, actions, episodes=4, seed=0, device="cpu")
         assert found["ridge_r2_per_dim"][1] == 0 and found["ridge_r2_per_dim"][0] > 1 - 1e-6
+        assert found["ridge_mse_per_dim"][1] < 1e-9
 
 
 def test_noise_is_what_remains_and_shuffling_leaves_the_variance():

@@ -71,6 +71,14 @@ def test_an_agent_stacks_frames_as_training_does():
     assert np.allclose(act(policy)[:, 1], expected, atol=1e-5)
 
 
+def test_an_agent_forgets_at_reset():
+    agent = Agent(Policy(FULL.actor(), FULL.decoder()), 3)
+    first = agent.act(FRAMES[0])
+    assert not np.allclose(agent.act(FRAMES[1]), agent.act(FRAMES[2]))
+    agent.reset()
+    assert np.array_equal(agent.act(FRAMES[0]), first)
+
+
 def test_actions_may_be_of_any_size():
     policy = Policy(FULL.actor(), FULL.decoder())
     torch.nn.init.constant_(policy.decoder[-1].bias, 3.0)
