@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from oclam.artifacts import digest
 from oclam.cli import only_one, run_name
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 from oclam.graph import Stage, needed_for, overlap, read_stages, start_order, upstream
 from oclam.importers.adoption import refuse_foreign
 from oclam.lease import PATIENCE, hold
@@ -67,8 +67,8 @@ def read_resources(scale: str, stages: list[str], path: Path = Path("cluster.yam
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `git checkout {path}` restores it") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it, or run `git checkout "
-                        f"{path}`") from None
+        raise UserError(f"{path}: not valid YAML ({one_line(error)}); correct it, or run `git checkout {path}`"
+                        ) from None
     except ValidationError as error:
         wrong = error.errors()[0]
         key = ".".join(map(str, wrong["loc"]))
@@ -328,7 +328,7 @@ def main():
         try:
             ray.init(address=arguments.address, include_dashboard=False, log_to_driver=False, runtime_env=environment)
         except ConnectionError as error:
-            raise UserError(f"--address: {' '.join(str(error).split())}") from None
+            raise UserError(f"--address: {one_line(error)}") from None
         try:
             run_graph(arguments.until, arguments.patience, remote)
         finally:

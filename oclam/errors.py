@@ -1,6 +1,6 @@
 """Exceptions whose messages are written for the user."""
 
-__all__ = ["Absent", "UserError"]
+__all__ = ["Absent", "UserError", "one_line"]
 
 
 class UserError(Exception):
@@ -13,3 +13,8 @@ class Absent(UserError):
     This is not a failure: the stage succeeds and writes `oclam.artifacts.write_absent` in place of each output, and so
     does every stage that reads one of those; the report leaves out what is absent.
     """
+
+
+def one_line(error: Exception) -> str:
+    """The message of a library's error on one line, at most 300 characters."""
+    return " ".join(str(error).split())[:300]

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from oclam.cli import one_line_errors
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 from oclam.importers.hdf5 import from_hdf5
 from oclam.importers.lerobot import from_lerobot
 from oclam.importers.parquet import from_parquet
@@ -89,7 +89,7 @@ def _local(name):
         return Path(snapshot_download(name, repo_type="dataset"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{name}: no such file or folder here, and cannot be downloaded from the hub "
-                        f"({' '.join(str(error).split())[:150]})") from None
+                        f"({one_line(error)})") from None
 
 
 def main():

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML, YAMLError
 
 from oclam.artifacts import atomic
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 
-__all__ = ["DEFAULT_ENV", "Params", "load", "one_line", "read", "replace"]
+__all__ = ["DEFAULT_ENV", "Params", "explain", "load", "read", "replace"]
 
 # Upper limits catch slips of the keyboard before memory or a day is lost; nothing published comes near them.
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -455,17 +455,17 @@ def _parsed(text, name):
     try:
         return YAML(typ="safe").load(text)
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: impossible dates and numbers
-        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name}: not valid YAML: {one_line(error)}") from None
 
 
 def _checked(content, path):
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {one_line(error.errors()[0])}") from None
+        raise UserError(f"{path}: {explain(error.errors()[0])}") from None
 
 
-def one_line(error: dict, kind: type[Section] = Params) -> str:
+def explain(error: dict, kind: type[Section] = Params) -> str:
     """What an error of pydantic, found in a section of `kind`, says: the key, what was given, and what is allowed."""
     given, place = error["input"], []
     for part in error["loc"]:  # up to the parameter's own name; after it pydantic distinguishes a union's members

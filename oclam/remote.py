@@ -21,7 +21,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
 
 from oclam.artifacts import digest
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 
 __all__ = ["Remote", "Version"]
 
@@ -95,4 +95,4 @@ def _as_user_error(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from error
+        raise UserError(f"{what} ({type(error).__name__}: {one_line(error)})") from error

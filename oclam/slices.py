@@ -22,7 +22,7 @@ from pathlib import Path
 
 from oclam.artifacts import atomic, read_json, write_json
 from oclam.cli import one_line_errors, only_one
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 from oclam.graph import needed_for, read_stages, start_order, upstream
 from oclam.machine import cores, end_with_parent
 from oclam.params import read
@@ -128,7 +128,7 @@ def last_line(stage: str) -> str:
 
 
 def time_left(rest: list[str], running: list[tuple[str, float]], jobs: int) -> str:
-    """", about N minutes are left" as far as stages of these kinds have run here; "" where none has.
+    """", about N minutes are left"; "at least" where stages of some kinds never ended here, "" where none did.
 
     rest: instances that have not begun; running: those that have, and for how many seconds; jobs: side by side.
     """
@@ -139,12 +139,11 @@ def time_left(rest: list[str], running: list[tuple[str, float]], jobs: int) -> s
             if record.get("made") is not None and record.get("seconds"):  # 0: taken from DVC's cache
                 known.setdefault(path.stem.split("@")[0], []).append(record["seconds"])
     usual = {kind: sum(seconds) / len(seconds) for kind, seconds in known.items()}
-    needed = [max(usual.get(name.split("@")[0], 0) - spent, 0) for name, spent in [*running, *((n, 0) for n in rest)]]
-    unknown = sorted({name.split("@")[0] for name in rest} - usual.keys())
-    if not sum(needed):
+    spent = [(name.split("@")[0], seconds) for name, seconds in [*running, *((name, 0.0) for name in rest)]]
+    minutes = sum(max(usual.get(kind, 0) - seconds, 0) for kind, seconds in spent) / jobs / 60
+    if minutes < 0.5:
         return ""
-    return f", about {sum(needed) / jobs / 60:.0f} minutes are left" + (
-        f" and what {', '.join(unknown)} need, which never ran here" if unknown else "")
+    return f", {'about' if usual.keys() >= dict(spent).keys() else 'at least'} {minutes:.0f} minutes are left"
 
 
 def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | None = None) -> bool:
@@ -259,7 +258,7 @@ def _dvc() -> Iterator:
         with Repo() as repo:
             yield repo
     except DvcException as error:
-        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+        raise UserError(f"DVC: {one_line(error)}") from None
 
 
 def trust_dvc_lock() -> None:

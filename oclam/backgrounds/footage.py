@@ -18,7 +18,7 @@ import numpy as np
 
 from oclam.artifacts import contents
 from oclam.backgrounds.generated import GeneratedVideos
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 from oclam.params import Backgrounds
 from oclam.progress import Progress
 
@@ -131,7 +131,7 @@ def _decode(name, read):
     try:
         picture = cv2.imdecode(np.frombuffer(read(), np.uint8), cv2.IMREAD_COLOR)
     except (zipfile.BadZipFile, cv2.error) as error:
-        raise UserError(f"{name} is damaged ({' '.join(str(error).split())}); get it again") from None
+        raise UserError(f"{name} is damaged ({one_line(error)}); get it again") from None
     if picture is None:
         raise UserError(f"{name} is damaged or no picture; get it again")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

@@ -12,7 +12,7 @@ from torch import nn
 
 from oclam.artifacts import how_to_fix, load_tensors, save_tensors
 from oclam.encoders.frozen import FrozenEncoder
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 
 __all__ = ["check_name", "load_encoder", "make_encoder", "save_encoder"]
 
@@ -39,8 +39,8 @@ def load_encoder(path: Path) -> FrozenEncoder:
         del about["patch_size"]  # it follows from the architecture
         return FrozenEncoder(vit, **about)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its description does not fit its weights ({' '.join(str(error).split())[:160]}); "
-                        f"{how_to_fix(path)}") from None
+        raise UserError(f"{path}: its description does not fit its weights ({one_line(error)}); {how_to_fix(path)}"
+                        ) from None
 
 
 def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source") -> FrozenEncoder:
@@ -66,8 +66,8 @@ def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source
         if absent:  # timm keeps random weights for missing tensors when the number of classes differs
             raise KeyError(f"{min(absent)} is missing")
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"{parameter}: {source} does not fit the architecture {name} "
-                        f"({' '.join(str(error).split())[:160]})") from None
+        raise UserError(f"{parameter}: {source} does not fit the architecture {name} ({one_line(error)})"
+                        ) from None
     config = vit.pretrained_cfg
     size = vit.patch_embed.img_size[0]
     return FrozenEncoder(vit, name=name, kwargs={"img_size": size}, image_size=size, mean=config["mean"],
@@ -100,9 +100,8 @@ def _hub_file(name, parameter):
     try:
         return Path(hf_hub_download(repository, WEIGHTS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{parameter}: {repository} cannot be downloaded ({reason}); name a local file instead, its "
-                        f"{WEIGHTS}") from None
+        raise UserError(f"{parameter}: {repository} cannot be downloaded ({one_line(error)}); name a local file "
+                        f"instead, its {WEIGHTS}") from None
 
 
 def _check_hub(repository, parameter):

@@ -12,7 +12,7 @@ from oclam.backgrounds.store import StoredVideos, texture_edge
 from oclam.envs import rendering
 from oclam.envs.distractors import Background, distract, reseed
 from oclam.errors import UserError
-from oclam.params import DEFAULT_ENV, Env, one_line
+from oclam.params import DEFAULT_ENV, Env, explain
 
 __all__ = ["DistractingEnv", "make"]
 
@@ -46,7 +46,7 @@ class DistractingEnv(gymnasium.Env):
         try:
             params = Env.model_validate({**params.model_dump(), **changes})
         except ValidationError as error:
-            raise UserError(one_line(error.errors()[0], Env)) from None
+            raise UserError(explain(error.errors()[0], Env)) from None
         self.task, self.render_mode = task, render_mode
         self._env = suite.load_task(task)
         self.state_size = suite.sizes(self._env)[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 
 from oclam.artifacts import load_tensors, read_json, save_tensors, write_json
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 from oclam.export.card import model_card
 
 __all__ = ["CONFIG", "Hub"]
@@ -56,7 +56,7 @@ class Hub(ModelHubMixin):
             model = cls(**arguments)
             model.load_state_dict(tensors)
         except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: does not fit the {CONFIG} beside it ({' '.join(str(error).split())[:160]}); "
+            raise UserError(f"{path}: does not fit the {CONFIG} beside it ({one_line(error)}); "
                             "export it again, or get it again") from None
         return model.eval()
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from oclam.backgrounds.footage import natural_order
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 from oclam.importers.store import Episode, Source
 
 __all__ = ["Table", "from_parquet", "picture"]
@@ -40,7 +40,7 @@ class Table:
             try:
                 file = ParquetFile(path)
             except (pyarrow.ArrowInvalid, OSError) as error:
-                raise UserError(f"{path}: damaged or not Parquet ({_line(error)}); get it again") from None
+                raise UserError(f"{path}: damaged or not Parquet ({one_line(error)}); get it again") from None
             names = set(file.schema_arrow.names)
             self.names = self.names & names if number else names
             for group in range(file.num_row_groups):
@@ -83,7 +83,7 @@ class _Group:
         try:
             return self.file.read_row_group(self.number, [column]).column(0)
         except OSError as error:  # also of damaged pages
-            raise UserError(f"{self.path}: damaged ({_line(error)}); get it again") from None
+            raise UserError(f"{self.path}: damaged ({one_line(error)}); get it again") from None
 
 
 def from_parquet(folder: Path) -> Source:
@@ -153,7 +153,3 @@ def picture(value, where: str) -> np.ndarray:
         if pixels.shape[2] in (1, 3) and pixels.min(initial=0) >= 0 and pixels.max(initial=0) <= 255:
             return np.broadcast_to(np.uint8(pixels), (*pixels.shape[:2], 3))
     raise UserError(f"{where}: no picture; expected encoded bytes, or whole numbers 0 to 255 (H, W, 3) in RGB")
-
-
-def _line(error):
-    return " ".join(str(error).split())[:200]

@@ -13,7 +13,7 @@ import torch
 
 from oclam.artifacts import atomic, existing, load_tensors, save_tensors, write_csv
 from oclam.datasets import to_image
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 from oclam.params import Bc
 from oclam.policies.networks import ActionDecoder, Actor, Policy
 
@@ -194,7 +194,7 @@ def _fill(module, tensors, path):
         module.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{path}: its weights do not fit its own description "
-                        f"({' '.join(str(error).split())[:200]}); delete it and run `dvc repro`") from None
+                        f"({one_line(error)}); delete it and run `dvc repro`") from None
 
 
 def _differences(card, other):

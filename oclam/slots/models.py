@@ -7,7 +7,7 @@ import torch
 
 from oclam.artifacts import load_tensors
 from oclam.encoders.files import load_encoder
-from oclam.errors import UserError
+from oclam.errors import UserError, one_line
 from oclam.params import Ocp, Steve
 from oclam.slots.slotcontrast import SlotContrast
 from oclam.slots.steve import make_steve, to_unit
@@ -54,6 +54,5 @@ def load_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:
     try:
         model.load_state_dict(load_tensors(path)[0])
     except RuntimeError as error:
-        raise UserError(f"{path}: does not fit the section ocp ({' '.join(str(error).split())[:160]}); run `dvc repro`"
-                        ) from None
+        raise UserError(f"{path}: does not fit the section ocp ({one_line(error)}); run `dvc repro`") from None
     return model
