@@ -31,7 +31,7 @@ __all__ = ["atomic", "checksums", "digest", "existing", "how_to_fix", "is_absent
            "open_zarr", "read_csv", "read_json", "save_tensors", "write_absent", "write_csv", "write_json"]
 
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
-ABSENT = b'{"absent": '  # how a file begins that stands for an artifact that cannot exist
+ABSENT = b'{"absent": '  # the beginning of a file in place of an artifact that cannot exist
 
 
 @contextmanager

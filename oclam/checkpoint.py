@@ -25,7 +25,7 @@ class Checkpoint:
 
     Args:
         name: the stage with its task, seed and variant.
-        params: what `oclam.params.load` returned.
+        params: what the result depends on besides, told apart by its `repr`: what `oclam.params.load` returned.
         inputs: the artifacts that are read.
         interval: seconds between two saves.
     """
@@ -101,7 +101,7 @@ class Units:
         self.release(())
 
     def release(self, parts: tuple[str, ...]) -> None:
-        """Record all units as done, without checksums of files whose names begin with one of `parts`."""
+        """Record the units done so far, without checksums of files whose names begin with one of `parts`."""
         found = {name: crc for name, crc in checksums(self.result).items() if not name.startswith(parts)}
         _write(self.path, (self.done, self.state, found))
 

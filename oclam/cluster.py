@@ -136,7 +136,7 @@ def _inputs(stage: Stage, stages: dict[str, Stage]) -> list[str]:
 
 
 class _Exchange:
-    """What nodes that do not share this folder get from it and bring here, by a remote."""
+    """Exchange of artifacts with nodes that do not share this folder, by a remote."""
 
     def __init__(self, remote, stages, params):
         self.remote, self.stages, self.params = remote, stages, params
@@ -145,8 +145,9 @@ class _Exchange:
     def submit(self, name, options, patience):
         """Let Ray run the stage; raises UserError when its inputs cannot be sent."""
         stage = self.stages[name]
-        for out in stage.outs if name.startswith("collect") else []:  # which on a node could not see it
-            refuse_foreign(Path(out), Path(self.params["collect"]["path"]))
+        if name.startswith("collect"):  # on a node the stage could not see such a dataset
+            for out in stage.outs:
+                refuse_foreign(Path(out), Path(self.params["collect"]["path"]))
         inputs = _inputs(stage, self.stages)
         self.pushed |= {path: self.remote.push(path) for path in inputs if path not in self.pushed}
         self.jobs[name] = Job(stage, self.params)
@@ -323,7 +324,7 @@ def main():
     ours = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     environment = {"env_vars": {"PYTHONPATH": ours}} if remote is None else {
         "working_dir": os.getcwd(), "excludes": [f"/{path}" for path in os.listdir() if path not in SHIPPED]}
-    with only_one("slices"), hold(LEASES.with_name("driver"), wait=False, patience=arguments.patience):
+    with only_one("pipeline"), hold(LEASES.with_name("driver"), wait=False, patience=arguments.patience):
         trust_dvc_lock()
         try:
             ray.init(address=arguments.address, include_dashboard=False, log_to_driver=False, runtime_env=environment)

@@ -87,7 +87,7 @@ class Collection:
 
 
 def collect(plan: Collection, folder: Path, path: Path, workers: int | None = None) -> list[float]:
-    """Collect all episodes into the Zarr store `path`; returns their returns.
+    """Collect all episodes into the Zarr store `path`; gives every episode's return.
 
     folder: for unfinished work, from which a later call resumes; workers: processes, by default one a core. Raises
     UserError for parameters that do not fit together, and when a worker dies.
@@ -143,13 +143,14 @@ def _restored(store, record):
     """Restore the store's metadata from the file `record`; returns whether that worked: not without a store."""
     try:
         kept = json.loads(record.read_text())
-        intact = store.exists() and kept["sha256"] == _digest(kept["files"])
+        if not store.exists() or kept["sha256"] != _digest(kept["files"]):
+            return False
     except (FileNotFoundError, KeyError, ValueError):
         return False
-    for name, text in kept["files"].items() if intact else ():
+    for name, text in kept["files"].items():
         (store / name).parent.mkdir(parents=True, exist_ok=True)  # whose shards are then missing, and collected again
         (store / name).write_text(text, encoding="utf-8")
-    return intact
+    return True
 
 
 def _digest(files):

@@ -44,5 +44,5 @@ def curves(name: str, first: int) -> Iterator[Callable[[dict], None]]:
             file.flush()
 
         add(file_version="brain.Event:2")
-        add(step=first + 1, session_log=SessionLog(status=SessionLog.START))  # hides what was written after it before
+        add(step=first + 1, session_log=SessionLog(status=SessionLog.START))  # hides later steps of an interrupted run
         yield write

@@ -50,9 +50,9 @@ class Dataset:
     def labelled(self, count: int, seed: int, parameter: str) -> list[int]:
         """The `count` training episodes whose actions may be used, wherever labels are few.
 
-        They are the first of a random order that depends on task and `seed` alone: a larger count contains the smaller
-        ones, and all uses of labels get the same episodes. `parameter` is named in the UserError for too few; raises
-        Absent without any actions.
+        They are the first of a random order that depends on task, `seed` and the number of episodes alone: a larger
+        count contains the smaller ones, and all uses of labels get the same episodes. `parameter` is named in the
+        UserError for too few; raises Absent without any actions.
         """
         episodes = self.with_actions
         if count > len(episodes):
@@ -87,7 +87,7 @@ class Dataset:
         return offset, np.where(scale > 1e-6, scale, np.float32(1))
 
     def normalised_actions(self, episodes: Sequence[int]) -> np.ndarray:
-        """The actions of these episodes in their `action_units`: float32 (episodes, T, A)."""
+        """The actions of these episodes, (action - offset) / scale: float32 (episodes, T, A)."""
         offset, scale = self.action_units(episodes)
         return (self.actions[list(episodes)] - offset) / scale
 

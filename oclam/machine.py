@@ -14,10 +14,11 @@ GROUPS, MEMBERSHIP, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"),
 def cores() -> list[int]:
     """The numbers of the cores that this process may use, as many as its quota of CPU time is worth, at least one.
 
-    OCLAM_CORES in the environment, which `oclam.slices` and `oclam.cluster` set, is the most there are.
+    OCLAM_CORES in the environment, which `oclam.slices` and `oclam.cluster` set, is an upper limit.
     """
     ours = sorted(os.sched_getaffinity(0))
-    return ours[:max(int(min([len(ours), int(os.environ.get("OCLAM_CORES", len(ours))), *_quotas()])), 1)]
+    limit = min([int(os.environ.get("OCLAM_CORES", len(ours))), *_quotas()])
+    return ours[:max(int(limit), 1)]
 
 
 def _quotas():
@@ -37,7 +38,7 @@ def end_with_parent(number: int) -> None:
 def available_memory() -> int:
     """Bytes of memory that this process may still use; what the system would free for it counts as available.
 
-    OCLAM_MEMORY in the environment, which `oclam.cluster` sets, is the most there are.
+    OCLAM_MEMORY in the environment, which `oclam.cluster` sets, is an upper limit.
     """
     available = int(MEMINFO.read_text().split("MemAvailable:")[1].split()[0]) * 1024
     for group in _groups("memory"):

@@ -44,7 +44,7 @@ class Compute(Section):
     devices: Annotated[int, Field(ge=1, le=64)]  # processes that train one model of ocp, lapo or bc, each with its GPU
     precision: Literal["float32", "bfloat16"]
     compile: bool
-    # Of one stage: results depend on it, so no machine may choose it. More stacks than these may exceed its memory.
+    # Of one stage: results depend on it, so no machine may choose it. The stacks of more threads may not fit in memory.
     threads: Annotated[int, Field(ge=1, le=128)]
 
 
@@ -89,7 +89,7 @@ class Training(Section):
     episode_steps: Count  # of training episodes: fewer than the suite's 1,000 give more starts
     evaluate_every: Count  # environment steps between two evaluations
     hyperparameters: dict[str, int | float | str | bool | list[int]]
-    demonstrator: Name | None = None  # the file of a weaker expert, which acts until SAC's or CrossQ's learning_starts
+    demonstrator: Name | None = None  # the file of an expert, which acts until SAC's or CrossQ's learning_starts
 
 
 class Expert(Section):
@@ -122,7 +122,7 @@ class Collect(Section):
 class Encoder(Section):
     """The frozen vision transformer whose features VideoSAUR reads."""
 
-    source: Name  # embedded, hub, distill, or a path to safetensors with timm's names
+    source: Name  # embedded, hub, distill, or a file in data/encoders with timm's tensor names
     name: Name  # timm's name of the architecture; ignored by embedded and distill
     image_size: Annotated[int, Field(ge=16, le=2048)]  # frames are resized to this
     teacher: Name  # distill only: timm's name of the teacher
@@ -159,7 +159,7 @@ class Ocp(Section):
     contrast_weight: NonNegative  # this and the next are SlotContrast's, whose reconstruction has weight 1
     contrast_temperature: Positive
     masks: Literal["decoder", "attention"]  # VideoSAUR's are its decoder's; STEVE has only the slot attention's
-    window: Count | None  # slots restart after this many frames; null: recurrent through the whole episode
+    window: Count | None  # slots are initialised again after so many frames; null: recurrent through the whole episode
 
 
 class Steve(Section):
@@ -384,7 +384,7 @@ class Params(Section):
         require(not steve or self.ocp.masks == "attention", "ocp.masks", self.ocp.masks,
                 "ocp.model steve needs attention")
         require(not steve or not self.steve.published or self.ocp.decoded_patches is None,
-                "ocp.decoded_patches", self.ocp.decoded_patches, "steve.published takes all, null")
+                "ocp.decoded_patches", self.ocp.decoded_patches, "steve.published needs null, all patches")
         require(devices == 1 or self.ocp.model == "videosaur", "compute.devices", devices,
                 f"ocp.model {self.ocp.model} needs its whole batch at once, so it trains on 1")
         for name in ("ocp", "lapo", "lapo_slots", "bc"):
@@ -541,7 +541,7 @@ def main():
     parser.add_argument("source", type=Path, help="such as params/study.yaml; params.yaml becomes a copy of it")
     from oclam.cli import only_one  # which needs this module
 
-    with only_one("slices"):  # whose stages would read the new parameters
+    with only_one("pipeline"):  # whose stages would read the new parameters
         replace(parser.parse_args().source)
 
 

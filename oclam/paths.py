@@ -1,4 +1,4 @@
-"""Every artifact's path, relative to the project's root; nothing else builds one.
+"""The path of every artifact of the stages, relative to the project's root.
 
 Under `data/results` are the small files that the report reads; all else under `data` is large.
 """
@@ -6,9 +6,10 @@ Under `data/results` are the small files that the report reads; all else under `
 from pathlib import Path
 
 __all__ = [
-    "actor", "backgrounds", "compared", "dataset", "demonstrations", "downloads", "duration", "embedded_encoder",
-    "encoder", "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "lock", "log", "ocp",
-    "parameters", "policies", "probe", "reports", "samples", "selection", "slot_preview", "slot_table", "slots",
+    "actor", "backgrounds", "compared", "dataset", "demonstration_returns", "downloads", "duration",
+    "embedded_encoder", "encoder", "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "lock",
+    "log", "ocp", "parameters", "policies", "probe", "reports", "samples", "selection", "slot_preview", "slot_table",
+    "slots",
 ]
 
 DATA, RESULTS = Path("data"), Path("data/results")
@@ -20,7 +21,7 @@ embedded_encoder = DATA / "encoders" / "embedded.safetensors"
 
 
 def lock(name: str) -> Path:
-    """The file that is locked while a stage, or `oclam.slices`, runs."""
+    """The file that is locked while a stage, or the whole pipeline, runs."""
     return Path(".resume/locks") / name
 
 
@@ -37,8 +38,8 @@ def dataset(task: str, view: str) -> Path:
     return DATA / task / f"{view}.zarr"
 
 
-def demonstrations(task: str, view: str) -> Path:
-    """Every demonstration's return."""
+def demonstration_returns(task: str, view: str) -> Path:
+    """The return of every episode of the dataset."""
     return RESULTS / task / f"{view}.csv"
 
 
@@ -72,6 +73,7 @@ def compared(task: str, seed: int, model: str) -> Path:
 
 
 def lapo(task: str, seed: int, variant: str) -> Path:
+    """The latent action model of any variant, LAOM's too."""
     return DATA / task / f"seed{seed}" / variant / "lapo.safetensors"
 
 

@@ -314,7 +314,7 @@ class Plan:
         return update_counts(settings, sampler.steps_per_epoch)[0] * settings.batch_size
 
     def measure(self, model: nn.Module, run: Callable) -> Measured:
-        """A run of the model on one sample, and its backward pass unless the result is detached, measured."""
+        """Measure the model on one sample, with the backward pass unless the result is detached."""
         saved = {}
 
         def remember(tensor):
@@ -338,7 +338,7 @@ def main():
     parser.add_argument("params", nargs="?", default="params.yaml")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="such as lapo.latent_dim=1024")
     parser.add_argument("--tflops", type=float, help="of one GPU, for every stage; default: what the paper's durations "
-                        "imply for ocp and lapo, 200 elsewhere")
+                        "imply, 200 where it has none")
     parser.add_argument("--fps", type=float, default=3200, help="frames rendered a second; default 3200")
     arguments = parser.parse_args()
     for option, given in (("--tflops", arguments.tflops), ("--fps", arguments.fps)):

@@ -1,4 +1,4 @@
-"""A bar on a terminal, a line every few seconds elsewhere."""
+"""A bar on a terminal, a line every 15 seconds elsewhere."""
 
 import sys
 

@@ -67,9 +67,10 @@ class Job:
         return self.spent + time.monotonic() - self.started
 
     def devices(self, asked: int) -> int:
-        """How many GPUs the stage has for itself, where training by several processes has `asked`."""
-        parallel = self.stage.script in PARALLEL
-        return 0 if "compute" not in self.stage.params else asked if parallel else min(asked, 1)
+        """How many GPUs the stage gets: `asked` where several processes can train, otherwise one at most."""
+        if "compute" not in self.stage.params:
+            return 0
+        return asked if self.stage.script in PARALLEL else min(asked, 1)
 
     def start(self, cores: list[int], gpus: list[str], **environment: str) -> None:
         """Run the stage on these cores only, and on these GPUs if there are any; environment: variables for it.
@@ -116,7 +117,7 @@ class Job:
 
 
 def _limited():
-    """Whether a quota of CPU time grants fewer cores than there are: any of these, so that stages are not pinned."""
+    """Whether a quota of CPU time grants fewer cores than there are: stages are then not pinned to cores."""
     return len(cores()) < len(os.sched_getaffinity(0))
 
 
@@ -128,7 +129,9 @@ def last_line(stage: str) -> str:
 
 
 def time_left(rest: list[str], running: list[tuple[str, float]], jobs: int) -> str:
-    """", about N minutes are left"; "at least" where stages of some kinds never ended here, "" where none did.
+    """How long the rest takes, as `, about 5 minutes are left`: `at least` where some kinds of stages never ended here.
+
+    Less than half a minute, and what is quite unknown, is "".
 
     rest: instances that have not begun; running: those that have, and for how many seconds; jobs: side by side.
     """
@@ -308,7 +311,7 @@ def main():
     parser.add_argument("--dvc", action="store_true", help="begin from DVC's record, and end with it")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))  # the queue's end is a slice's end too
-    with only_one("slices"):
+    with only_one("pipeline"):
         if arguments.dvc:
             trust_dvc_lock()
         try:

@@ -25,7 +25,7 @@ def check_gif(path: Path) -> None:
     """Raise UserError unless the file is a GIF with all its frames; of a frame's content nothing is checked."""
     content = path.read_bytes() if path.exists() else b""
     if not (content.startswith(b"GIF8") and content.endswith(b"\0;")):
-        raise UserError(f"{path}: no GIF, or not all of it; delete {path} and run `dvc repro`")
+        raise UserError(f"{path}: not a GIF, or truncated; delete {path} and run `dvc repro`")
 
 
 def caption(frames: np.ndarray, rewards: np.ndarray, title: str) -> np.ndarray:

@@ -33,8 +33,8 @@ def main():
 
 def write_returns(task, view, returns):
     if returns is None:
-        return write_absent(paths.demonstrations(task, view), "the imported demonstrations have no rewards")
-    write_csv(paths.demonstrations(task, view),
+        return write_absent(paths.demonstration_returns(task, view), "the imported demonstrations have no rewards")
+    write_csv(paths.demonstration_returns(task, view),
               [{"episode": episode, "return": value} for episode, value in enumerate(returns)])
 
 

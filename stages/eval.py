@@ -1,8 +1,8 @@
 """Returns in the environment, in the view that the policies were trained for: reads a folder of policies, writes every
 episode's return and a video of the first episode at the largest budget.
 
-The policy of the largest budget is also evaluated on the other background videos: the difference shows how
-it generalises to videos that no training saw."""
+In the distracted view the policy of the largest budget is also evaluated on the other background videos: the difference
+shows how it generalises to videos that no training saw."""
 
 from functools import partial
 

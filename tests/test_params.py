@@ -98,7 +98,7 @@ def test_what_a_scale_no_longer_says_is_not_kept_from_its_last_use(tmp_path, mon
 def test_parameters_stay_while_stages_run_that_would_read_them(tmp_path, monkeypatch):
     project(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["params", "params/tiny.yaml"])
-    with only_one("slices"), pytest.raises(UserError, match="slices is already running in this folder"):
+    with only_one("pipeline"), pytest.raises(UserError, match="pipeline is already running in this folder"):
         main()
     assert read().scale == "small"
     main()
@@ -242,7 +242,7 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "ocp.decay_steps": ({"ocp.warmup_steps": 300}, "300 given, more than ocp.warmup_steps = 300 is needed"),
     "steve.decay_steps": ({"steve.decay_steps": 20}, "20 given, more than steve.warmup_steps = 30 is needed"),
     "ocp.decoded_patches": ({"ocp.model": "steve", "ocp.masks": "attention", "steve.published": True},
-                            "64 given, steve.published takes all, null"),
+                            "64 given, steve.published needs null, all patches"),
     "ocp.masks": ({"ocp.model": "steve", "ocp.masks": "decoder"}, "'decoder' given, ocp.model steve needs attention"),
 }
 

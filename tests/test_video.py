@@ -58,7 +58,7 @@ def test_a_gif_that_was_cut_is_named(tmp_path):
     content = path.read_bytes()
     for damaged in (b"", content[:-1], b"\0" + content[1:]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{path}: no GIF, or not all of it; delete {path}"):
+        with pytest.raises(UserError, match=f"{path}: not a GIF, or truncated; delete {path}"):
             check_gif(path)
     path.write_bytes(content[:-20])
     with pytest.raises(UserError, match=f"{path}: damaged"):

@@ -17,7 +17,7 @@ __all__ = ["agent_mask", "inside_share", "refine", "threshold"]
 LEVELS = 32  # of each channel in a histogram
 REACH = 2  # width in patches of the band around the slot's patches whose pixels are counted too
 SPAN = 25  # frames before and after whose pixels are counted
-PASSES = 2  # the first counts inside patches, with background and without what of the agent they miss
+PASSES = 2  # the first counts whole patches, which hold background and miss parts of the agent
 BETWEEN = 0.6  # where the threshold of shares lies between the means below and above it
 LEAST = 0.35  # threshold: below it nothing tells the agent's colours from the background's
 

@@ -92,20 +92,20 @@ def choose_slots(thumbnails: Sequence[np.ndarray], actions: Sequence[np.ndarray]
                  ) -> tuple[list[int], dict[tuple[int, ...], Probe]]:
     """The slots whose masked frames predict the actions best, and the probes of all sets of slots that were tried.
 
-    Starting from the best single slot, the best set of one slot more is taken when its error is lower by more than
-    MARGIN. So must be that of what is learned from: in thumbnails a slot of background can help, since it shows how
-    the camera moves, but registered frames do without.
+    The best set of k + 1 slots replaces the best of k where its error is lower by more than MARGIN, both from
+    thumbnails and from the vectors of `learned_from`. In thumbnails alone a slot of background can help, since it shows
+    how the camera moves.
 
-    learned_from: the vectors (T, D) of every trajectory that are learned from with these slots.
+    learned_from: a set of slots -> the vectors (T, D) of every trajectory that models would learn from.
     """
     probes, leader = {}, None
     judged = cache(lambda chosen: probe(learned_from(chosen), actions))
-    judges = [lambda chosen: probes[chosen]] + ([judged] if learned_from else [])
     for size in range(1, max_slots + 1):
         sets = list(combinations(range(thumbnails[0].shape[1]), size))
         probes |= {chosen: probe_masked(thumbnails, actions, chosen) for chosen in sets}
         best = min(sets, key=lambda chosen: probes[chosen].mse)
-        if leader and not all(of(best).gain_over(of(leader)) > MARGIN for of in judges):
+        if leader and not (probes[best].gain_over(probes[leader]) > MARGIN and (
+                learned_from is None or judged(best).gain_over(judged(leader)) > MARGIN)):
             break
         leader = best
     return list(leader), probes
@@ -123,8 +123,8 @@ def choose_model(masks: Sequence[np.ndarray], frames: Sequence[np.ndarray],
     errors = []
     for of_model in masks:
         thumbnails = [masked_thumbnails(*trajectory) for trajectory in zip(frames, of_model, strict=True)]
-        (best,), probes = choose_slots(thumbnails, actions, 1)
-        errors.append(probes[best,].mse)
+        _, probes = choose_slots(thumbnails, actions, 1)
+        errors.append(min(found.mse for found in probes.values()))
     return int(np.argmin(errors)), errors
 
 

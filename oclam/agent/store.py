@@ -120,7 +120,7 @@ def crops(frames: torch.Tensor) -> torch.Tensor:
 
 def masked_components(frames: Sequence[np.ndarray], masks: Sequence[np.ndarray], select: SlotSelect, width: int,
                       chosen: Sequence[int]) -> list[np.ndarray]:
-    """Principal components of masked frames, as `write_selection` makes them, of these trajectories: (T, width) each.
+    """Principal components (T, width) of masked frames, as in `write_selection`, but of these trajectories alone.
 
     Args:
         frames, masks: of every trajectory: uint8 (T, H, W, 3) and of every slot, uint8 (T, K, G, G).

@@ -18,7 +18,7 @@ FULL_TEXTURE = 800  # edge of the suite's own sky texture
 
 
 def texture_edge(renderer: str, texture_size: int) -> int:
-    """Edge of a background frame: `texture_size` for the fast renderers, the suite's own for the reference."""
+    """Edge of a background frame: `texture_size`, or the suite's own for the renderer `reference`."""
     return FULL_TEXTURE if renderer == "reference" else texture_size
 
 

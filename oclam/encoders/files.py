@@ -53,7 +53,7 @@ def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source
     Raises UserError for an encoder that does not exist or cannot be downloaded.
     """
     if source != "hub" and not Path(source).is_file():
-        raise UserError(f"{parameter}: {str(source)!r} given, which is no file; name safetensors with timm's names")
+        raise UserError(f"{parameter}: {str(source)!r} given, no such file; give safetensors with timm's tensor names")
     if source != "hub" and "kwargs" in load_tensors(source)[1]:
         return load_encoder(source)
     check_name(name, "encoder.teacher" if parameter.startswith("encoder.teacher") else "encoder.name")

@@ -193,8 +193,8 @@ class Renderer:
 
     def segment(self, data: mujoco.MjData) -> np.ndarray:
         """The mask of all that can move: uint8 (size, size), 1 where the visible geom's body is not the world."""
-        flags, segment, colour = self._scene.flags, *(getattr(mujoco.mjtRndFlag, f"mjRND_{name}")
-                                                      for name in ("SEGMENT", "IDCOLOR"))
+        flag = mujoco.mjtRndFlag
+        flags, segment, colour = self._scene.flags, flag.mjRND_SEGMENT, flag.mjRND_IDCOLOR
         flags[segment] = flags[colour] = 1
         red, green, blue = np.moveaxis(self.pixels(data).astype(np.int64), -1, 0)
         flags[segment] = flags[colour] = 0

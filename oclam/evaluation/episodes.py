@@ -37,9 +37,9 @@ def evaluate(policies: Sequence[Policy], frame_stack: int, make: Callable | Sequ
         seeds: of the E episodes.
         steps: at most, per episode.
         workers: processes, by default one a core.
-        recorded: how many frames of the last policy's first episode to return.
-        checkpoint: keeps the rewards of finished policies, so that a restart begins with the next policy.
-    Returns: returns float64 (P, E), recorded frames uint8 (recorded, H, W, 3), their rewards (recorded,).
+        recorded: how many frames of the last policy's first episode to return, at most steps + 1.
+        checkpoint: keeps the rewards of finished policies, so that a resumed call begins with the next policy.
+    Returns: returns float64 (P, E), recorded frames uint8 (recorded, H, W, 3) or None, the rewards that follow them.
     Raises what make raises, before any work.
     """
     # Two halves: while the policy looks at one, the workers step the other.

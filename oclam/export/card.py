@@ -39,7 +39,7 @@ frame, reward, *_ = env.step(agent.act(frame[None])[0])"""
 
 
 def model_card(kind: type, origin: dict) -> ModelCard:
-    """The card of a model of a class of `oclam.export.models`.
+    """The card of a model whose class KINDS names.
 
     origin: trained, pairs of term and text, what it was trained on; figures, likewise; licence, sentences; version, of
     oclam; and where there are, task, variant, and observes, what latent actions are inferred from.

@@ -97,8 +97,8 @@ def _latent_action_model(tensors, about):
     figures = {term: f"{probe[key]:.3g}" for key, term in terms.items() if key in probe}
     origin = _origin(task, seed, variant, figures, {})
     masked = components or row.observes == "masked frames"
-    origin["observes"] = "the chosen slots (T, D)" if row.observes == "slots" and not components else (
-        "frames uint8 (T, H, W, 3)" + ", masked by HubSlotModel.agent" * bool(masked))
+    origin["observes"] = "frames uint8 (T, H, W, 3), masked by HubSlotModel.agent" if masked else (
+        "the chosen slots (T, D)" if row.observes == "slots" else "frames uint8 (T, H, W, 3)")
     kind = row.model if row.observes != "slots" else "laom-slots" if "centre" in tensors else "slots"
     model = HubLatentActionModel(model=kind, sizes=about["sizes"], components=components, origin=origin)
     return _filled(model, {f"model.{name}": tensor for name, tensor in tensors.items()} | parts)

@@ -24,8 +24,8 @@ def from_lerobot(folder: Path, camera: str | None = None) -> Source:
     """
     info = read_json(folder / "meta/info.json")
     if not str(info["codebase_version"]).startswith("v3."):
-        raise UserError(f"{folder}: LeRobotDataset {info['codebase_version']}, v3 is read; LeRobot's own converter "
-                        "brings it there")
+        raise UserError(f"{folder}: LeRobotDataset {info['codebase_version']}, only v3 is read; convert it with "
+                        "LeRobot")
     cameras = [name for name, feature in info["features"].items() if feature["dtype"] in ("video", "image")]
     if (camera or len(cameras) != 1) and camera not in cameras:
         raise UserError(f"--camera: {camera} given, {folder} has {', '.join(cameras) or 'no camera'}")

@@ -56,9 +56,9 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
                   test_episodes: int) -> dict:
     """Write the episodes of all sources to `path`; returns the dataset's attributes, `steps` among them.
 
-    Every trajectory is cut into episodes of `steps` frames; what remains at its end is left out. Frames become square
-    as background videos do. All episodes of the last trajectories, of sources with actions if there is one, are held
-    out: `test_episodes`, or a few more where a trajectory gives several. Actions, states and rewards that are missing
+    Every recording is cut into episodes of `steps` frames; what remains at its end is left out. Frames become square
+    as background videos do. All episodes of the last recordings, of sources with actions if there is one, are held
+    out: `test_episodes`, or a few more where a recording gives several. Actions, states and rewards that are missing
     are NaN.
 
     Args:

@@ -1,1 +1,1 @@
-"""Latent action models: training, labels and probes."""
+"""Latent action models: training, latent actions and probes."""

@@ -82,7 +82,7 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], 
                     for task, seed, table in tables],
         compared=[row for task in tasks for seed in seeds for row in _compared(task, seed)],
         durations=_durations(scale, tasks, seeds, restarts),
-        experts={task: None if is_absent(path := paths.demonstrations(task, "distracted")) else
+        experts={task: None if is_absent(path := paths.demonstration_returns(task, "distracted")) else
                  _mean(read_csv(path), "return") for task in tasks},
         encoder=load_tensors(paths.encoder)[1],
         parameters=_parameters(tasks[0], seeds[0], kept(tasks[0], seeds[0])),

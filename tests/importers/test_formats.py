@@ -254,7 +254,7 @@ def test_a_part_that_is_not_there_is_named(tmp_path, part):
 
 def test_another_version_and_an_unknown_camera_are_refused(tmp_path):
     write_lerobot(tmp_path / "old", codebase_version="v2.1")
-    with pytest.raises(UserError, match="LeRobotDataset v2.1, v3 is read"):
+    with pytest.raises(UserError, match="LeRobotDataset v2.1, only v3 is read"):
         imported(tmp_path, tmp_path / "old")
     write_lerobot(tmp_path / "in")
     with pytest.raises(UserError, match="--camera: top given, .* has observation.images.front"):

@@ -28,7 +28,7 @@ def mean_return(variant, budget):
 def write(seeds=SEEDS):
     """Write the tree below the working folder."""
     save_tensors(paths.encoder, {"weight": torch.zeros(1)}, source="random")
-    write_csv(paths.demonstrations(TASK, "distracted"),
+    write_csv(paths.demonstration_returns(TASK, "distracted"),
               [{"episode": 0, "return": 400.0}, {"episode": 1, "return": 600.0}])
     write_json(paths.duration(f"ocp-{TASK}-0-0"), {"stage": "ocp", "scale": "small", "seconds": 61.0,
                                                   "hardware": "2 x86_64 cores"})

@@ -45,7 +45,7 @@ def test_datasets_have_the_sizes_that_were_asked_for(stages):
         dataset = open_dataset(paths.dataset(TASK, view))
         assert dataset.pixels.shape == (EPISODES + TEST_EPISODES, STEPS, SIZE, SIZE, 3)
         assert np.abs(dataset.actions).max() <= 1 and dataset.attrs["view"] == view
-        returns = [row["return"] for row in read_csv(paths.demonstrations(TASK, view))]
+        returns = [row["return"] for row in read_csv(paths.demonstration_returns(TASK, view))]
         np.testing.assert_allclose(returns, dataset.rewards.sum(1), rtol=1e-5)
     both = [open_dataset(paths.dataset(TASK, view)).states for view in ("distracted", "clean")]
     np.testing.assert_array_equal(both[0][:, 0], both[1][:, 0])  # one seed, one start
