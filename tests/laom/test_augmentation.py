@@ -1,11 +1,12 @@
 import math
 
+import pytest
 import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as reference
 from torchvision.transforms.v2.functional import InterpolationMode
 
-from oclam.laom.augmentation import CHAINS, augment, draw_maps, homography, warp
+from oclam.laom.augmentation import augment, draw_maps, homography, warp
 
 IDENTITY = torch.eye(3)
 
@@ -68,15 +69,17 @@ def test_two_steps_are_the_one_after_the_other_cut_to_the_image_between():
     torch.testing.assert_close(warped(x, rotation(90), shift(-8, 11)), exact, rtol=0, atol=1e-4)
 
 
-def test_eight_chains_are_as_likely_and_stay_in_their_ranges():
-    maps = draw_maps(8000, 64, 1.0, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("size", [32, 64])
+def test_eight_chains_are_as_likely_and_stay_in_their_ranges(size):
+    maps = draw_maps(8000, size, 1.0, torch.Generator().manual_seed(0))
     flat = (maps - IDENTITY).flatten(2).abs()
     moves, bends = flat[..., [2, 5]].sum(-1) > 0, flat[..., [6, 7]].sum(-1) > 0
     turns = (maps[..., 0, 1] == -maps[..., 1, 0]) & (maps[..., 0, 1] != 0) & ~bends
     kinds = torch.where(bends, 3, torch.where(turns, 2, torch.where(moves, 1, 0)))
-    shares = torch.stack([(kinds == chain).all(1).float().mean() for chain in CHAINS])
+    chains = torch.tensor([(0, 0), (1, 0), (2, 0), (3, 0), (1, 2), (2, 1), (2, 3), (3, 2)])  # as published
+    shares = torch.stack([(kinds == chain).all(1).float().mean() for chain in chains])
     torch.testing.assert_close(shares, torch.full((8,), 1 / 8), rtol=0, atol=0.015)
-    assert maps[kinds == 1][:, :2, 2].abs().max() == 14
+    assert maps[kinds == 1][:, :2, 2].abs().max() == 14 * size // 64
     angles = torch.atan2(maps[kinds == 2][:, 1, 0], maps[kinds == 2][:, 0, 0]) * 180 / math.pi
     assert 88 < angles.max() <= 90 and -90 <= angles.min() < -88
 
@@ -88,6 +91,20 @@ def test_strength_scales_the_ranges_and_0_changes_nothing():
     torch.testing.assert_close(2 * angle[0], angle[1])
     x = images(4, 16)
     assert augment(x, 0.0, None) is x
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_perspective_moves_each_corner_inwards_by_up_to_half_of_the_half_edge(size):
+    edge, edges = size * 124 / 64, torch.tensor([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)])
+    corners, inwards = F.pad((edge - 1) / 2 * edges, (0, 1), value=1.0), []
+    for strength in (1.0, 0.5):
+        maps = draw_maps(4000, size, strength, torch.Generator().manual_seed(0))[:, 0].double()  # result to source
+        bends = maps[maps[:, 2, :2].abs().sum(1) > 0]
+        moved = torch.linalg.solve(bends, corners.double().T).mT  # (B, 4, 3)
+        inwards.append((corners.double() - moved / moved[..., 2:])[..., :2] * edges)
+    torch.testing.assert_close(inwards[1], inwards[0] / 2, rtol=0, atol=1e-3)
+    low, high = inwards[0].aminmax()
+    assert -1e-3 < low < 0.01 * edge and 0.24 * edge < high < 0.25 * edge + 1e-3
 
 
 def test_one_call_is_the_images_one_by_one_and_every_image_draws_its_own():

@@ -72,6 +72,13 @@ def naive_head(state, name, x, skip):
 
 
 @on_both
+def test_heads_begin_orthogonal(kind, sizes):
+    model = kind(**sizes)
+    for layer in (*model.inverse.linear, *model.forward_head.linear):
+        torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(8))
+
+
+@on_both
 def test_forward_pass_is_the_published_equations(kind, sizes):
     model, now, future = seeded(kind, sizes)
     state = {name: value.double() for name, value in model.state_dict().items()}

@@ -15,6 +15,8 @@ from oclam.laom.models import LaomModel, SlotLaomModel
 from oclam.laom.training import Labels, learn_laom, train_laom
 from oclam.params import Compute, Laom
 from oclam.report.tables import warnings
+from oclam.seeding import seed_of
+from tests import Unsaved
 from tests.laom.test_models import SIZES
 
 E, HELD_OUT, T, SIZE = 3, 2, 12, 16
@@ -69,6 +71,15 @@ def test_the_stored_model_gives_the_stored_latents_of_frames_that_are_not_augmen
     np.testing.assert_allclose(latents, expected.numpy(), rtol=2e-3, atol=2e-3)
 
 
+def test_a_rate_of_0_stores_the_model_that_the_seed_begins_with(world):
+    learn_laom("a-b", 1, "laom", SimpleNamespace(**vars(PARAMS) | {"laom": LAOM.model_copy(
+        update={"epochs": 0.1, "learning_rate": 0.0, "centred": False})}))
+    tensors, about = load_tensors(paths.lapo("a-b", 1, "laom"))
+    torch.manual_seed(seed_of("laom", "a-b", 1))
+    for name, value in LaomModel(**about["sizes"]).state_dict().items():
+        assert torch.equal(tensors[name], value)
+
+
 @pytest.mark.parametrize("labels", [None, LABELS])
 def test_a_killed_training_resumes_to_the_same_bytes(world, monkeypatch, labels):
     learn_laom("a-b", 0, "laom", PARAMS, labels)
@@ -95,21 +106,6 @@ def test_a_killed_training_resumes_to_the_same_bytes(world, monkeypatch, labels)
     learn_laom("a-b", 0, "laom", PARAMS, labels)
     assert len(calls) == 9 + 15 - 8  # 8 updates were saved, the ninth runs again
     assert written("laom") == expected
-
-
-class Unsaved:
-    """A checkpoint that keeps nothing."""
-
-    name, folder = "test", None
-
-    def restore(self, parts):
-        self.parts = parts
-
-    def due(self):
-        return False
-
-    def save(self, parts, **position):
-        pass
 
 
 FRAMES = torch.randint(0, 256, (E * T, 6, SIZE, SIZE), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
@@ -163,6 +159,17 @@ def test_the_target_takes_no_gradient_and_moves_as_the_encoder_did(monkeypatch):
     _, parts, _ = fit(target_rate=0.3)
     expected = 0.7**15 * history[0][0] + sum(0.3 * 0.7**(14 - i) * source for i, (_, source) in enumerate(history))
     torch.testing.assert_close(state(parts["target"]), expected)
+    model, parts, _ = fit(target_rate=1.0)  # it follows after the update
+    assert torch.equal(state(parts["target"]), state(model.encoder))
+
+
+def test_the_second_loss_is_of_the_embedding_by_the_target_that_followed_the_first_update():
+    model, parts, _ = fit(epochs=0.2, augmentation=0.0, centred=False)  # one update
+    rows = fit(epochs=0.4, augmentation=0.0, centred=False)[2]
+    t, after, future = TripleSampler(E, T, 8, 3, "seed").batch(1)
+    with torch.no_grad():
+        loss = (model(FRAMES[t], FRAMES[future])[1] - parts["target"](FRAMES[after])).square().mean()
+    assert len(rows) == 2 and rows[1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_true_actions_reach_the_model_from_labelled_trajectories_alone():
@@ -192,7 +199,22 @@ def test_centred_embeddings_have_mean_0_in_the_first_batch_and_the_published_one
         _, after, future = TripleSampler(E, T, 8, 3, "seed").batch(0)
         start.centre.copy_(mean)
         loss = (start(FRAMES[t], FRAMES[future])[1] - (start.encoder(FRAMES[after]) - mean)).square().mean()
+        variance = start.encoder(FRAMES[t]).var(0, correction=0).mean()
     assert len(rows) == 1 and rows[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert rows[0]["state_variance"] == pytest.approx(variance.item(), rel=1e-5)
+
+
+def test_labels_add_the_error_of_the_actions_between_their_own_frames():
+    labels, offset, scale = replace(LABELS, coefficient=0.5), torch.tensor([0.3, -0.2]), torch.tensor([2.0, 0.5])
+    model, parts, (row,) = fit(replace(labels, units=(offset, scale)), augmentation=0.0, centred=False, epochs=0.2,
+                               learning_rate=0.0)  # one update that changes nothing
+    t, after, future = TripleSampler(E, T, 8, 3, "seed").batch(0)
+    now, _, later = (torch.tensor(LABELS.episodes)[index // T] * T + index % T
+                     for index in TripleSampler(2, T, 12, 3, "labels seed").batch(0))
+    with torch.no_grad():
+        loss = (model(FRAMES[t], FRAMES[future])[1] - model.encoder(FRAMES[after])).square().mean()
+        wrong = offset + scale * parts["head"](model.idm(FRAMES[now], FRAMES[later])) - ACTIONS[now]
+    assert row["loss"] == pytest.approx((loss + 0.5 * (wrong / scale).square().mean()).item(), rel=1e-5)
 
 
 def shrink(target, source, rate):
@@ -239,16 +261,17 @@ def test_labels_in_other_units_train_the_same_model():
     torch.testing.assert_close(state(moved), state(fit(LABELS)[0]), rtol=0, atol=1e-4)
 
 
-def test_every_step_has_its_own_augmentations_of_the_strength_that_was_asked_for(monkeypatch):
+def test_every_step_augments_all_its_frames_anew_with_the_strength_that_was_asked_for(monkeypatch):
     drawn = []
     monkeypatch.setattr(training, "augment", lambda images, strength, generator: (
-        drawn.append((generator.initial_seed(), strength)), images)[1])
-    fit(augmentation=0.25, centred=False)  # which would look at the first batch once more
-    assert len(set(drawn)) == len(drawn) >= 15 and {strength for _, strength in drawn} == {0.25}
+        drawn.append((generator.initial_seed(), strength, len(images))), images)[1])
+    fit(LABELS, augmentation=0.25, centred=False)  # which would look at the first batch once more
+    assert drawn[:15] == [(seed_of("augment", "seed", i), 0.25, 3 * 8 + 2 * 12) for i in range(15)]
+    assert len(set(drawn)) == len(drawn)
 
 
-def test_the_first_of_adam_s_updates_moves_weights_by_the_warm_up_s_share_of_the_rate():
-    torch.manual_seed(0)
-    before = state(LaomModel(**SIZES))
-    after = state(fit(epochs=0.2, warmup_epochs=2.0)[0])  # one update, a warm-up of ten
-    assert (after - before).abs().max().item() == pytest.approx(LAOM.learning_rate / 11, rel=0.01)
+@pytest.mark.parametrize("part", ["model", "probe", "head"])
+def test_the_first_of_adam_s_updates_moves_weights_by_the_warm_up_s_share_of_the_rate(part):
+    before, after = (state(fit(LABELS, epochs=0.2, warmup_epochs=2.0, learning_rate=rate)[1][part])
+                     for rate in (0.0, 1e-3))  # one update, a warm-up of ten
+    assert (after - before).abs().max().item() == pytest.approx(1e-3 / 11, rel=0.01)

@@ -17,9 +17,9 @@ def world():
     return frames, lambda now, after: torch.cat([now, after], 1) @ weight
 
 
-def write(path, idm, observe):
+def write(path, idm, observe, precision="float32"):
     write_latents(idm, observe, path, episodes=E, steps=T, latent_dim=L, batch_size=4, device=torch.device("cpu"),
-          precision="float32")
+                  precision=precision)
 
 
 def test_every_transition_has_the_latent_of_its_own_two_frames(tmp_path):
@@ -31,6 +31,19 @@ def test_every_transition_has_the_latent_of_its_own_two_frames(tmp_path):
         for t in range(T - 1):
             now, after = frames[e * T + t], frames[e * T + t + 1]
             np.testing.assert_allclose(array[e, t], idm(now[None], after[None])[0].numpy(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("precision, kind", [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_latents_are_computed_in_the_precision_that_was_asked_for(tmp_path, precision, kind):
+    (frames, idm), kinds = world(), set()
+
+    def inferred(now, after):
+        latent = idm(now, after)
+        kinds.add(latent.dtype)
+        return latent
+
+    write(tmp_path / "latents.zarr", inferred, lambda t: frames[t], precision)
+    assert kinds == {kind}
 
 
 def test_a_killed_writing_resumes_to_the_same_bytes(tmp_path, monkeypatch):

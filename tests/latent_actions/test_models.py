@@ -32,6 +32,38 @@ def small():
     return ImageLatentActionModel(6, 16, 5, 1, 1), torch.rand(3, 6, 16, 16) * 2 - 1, torch.rand(3, 6, 16, 16) * 2 - 1
 
 
+def test_image_model_is_the_published_one():
+    model, now, future = small()
+    idm, fdm = model.idm, model.fdm
+    for bias in (idm.head.bias, fdm.latent.bias, fdm.image.bias):
+        torch.nn.init.normal_(bias)
+    latent = idm.head(F.gelu(idm.encoder(torch.cat([now, future], 1)).flatten(1)))
+    code = torch.cat([fdm.encoder(now), fdm.latent(latent).unflatten(1, (-1, 2, 2))], 1)
+    expected = latent, fdm.image(F.gelu(fdm.decoder(code))).tanh()
+    for ours, theirs in zip(model(now, future), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("model", [ImageLatentActionModel(6, 16, 5, 1, 1), SlotLatentActionModel(7, 5, 8, 2)])
+def test_weights_begin_orthogonal_and_biases_at_0(model):
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    for layer in layers:
+        weight = layer.weight if len(layer.weight) <= layer.in_features else layer.weight.T
+        torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)))
+        assert not layer.bias.any()
+    assert layers
+
+
+def test_slot_heads_see_the_current_slots_first_and_their_skip_input():
+    torch.manual_seed(0)
+    model, (now, future) = SlotLatentActionModel(7, 5, 8, 2), torch.randn(2, 3, 7)
+    both = torch.cat([now, future], 1)
+    latent = model.inverse(both, both)
+    expected = latent, model.forward_head(torch.cat([now, latent], 1), latent)
+    for ours, theirs in zip(model(now, future), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_forward_is_the_inverse_then_the_forward_model():
     model, now, future = small()
     latent, following = model(now, future)
@@ -91,3 +123,14 @@ def test_weighted_error_is_the_mean_over_the_mask_when_the_background_weighs_not
     mask[..., 1:3, 1:3] = 1
     inside = F.mse_loss(prediction[..., 1:3, 1:3], target[..., 1:3, 1:3])
     torch.testing.assert_close(reconstruction_error(prediction, target, mask), inside)
+
+
+def test_weighted_errors_of_equal_shares_average_to_that_of_the_batch():
+    prediction, target, weight = torch.randn(4, 3), torch.randn(4, 3), torch.rand(4, 3)
+    shares = [reconstruction_error(*rows, weight.mean())
+              for rows in zip(prediction.split(1), target.split(1), weight.split(1), strict=True)]
+    torch.testing.assert_close(torch.stack(shares).mean(), reconstruction_error(prediction, target, weight))
+
+
+def test_weights_that_are_all_0_give_0():
+    assert reconstruction_error(torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2, 3)) == 0

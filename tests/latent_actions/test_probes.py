@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from oclam.latent_actions import probes
 from oclam.latent_actions.probes import OnlineProbe, frame_differences, probe, probe_frames, probe_latents, splits
 from oclam.ridge import Moments
 
@@ -80,6 +81,13 @@ def test_the_penalty_is_the_one_that_does_best_on_the_choosing_trajectories():
     assert result["penalty"] > 1e-3 and min(errors, key=errors.get) == result["penalty"]
 
 
+def test_the_seed_is_that_of_the_shuffling_alone():
+    first, again, other = (probe_latents(*linear_world(noise=1.0), episodes=4, seed=seed, device="cpu")
+                           for seed in (0, 0, 1))
+    assert first == again and first["shuffled_mse"] != other["shuffled_mse"]
+    assert first["ridge_mse_per_dim"] == pytest.approx(other["ridge_mse_per_dim"])
+
+
 def test_frame_differences_are_block_means():
     frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     blocks = frames.reshape(3, 16, 2, 16, 2, 3).mean((2, 4)) / 255  # (T, 16, 16, 3)
@@ -107,8 +115,18 @@ def test_the_online_probe_predicts_in_units_of_the_actions():
 def test_trajectories_without_known_actions_take_no_part_in_the_probes():
     (latents, actions), kept = linear_world(noise=1.0), [0, 2, 3, 4, 5, 6, 7]
     pixels = np.random.default_rng(0).integers(0, 256, (8, 101, 16, 16, 3), dtype=np.uint8)
-    actions[1] = np.nan
+    actions[1, 70] = np.nan  # a single action
     assert probe_frames(pixels, actions, 4, "cpu") == probe_frames(pixels[kept], actions[kept], 3, "cpu")
     found, expected = (probe_latents(latents[those], actions[those], len(those) - 4, seed=0, device="cpu")
                        for those in (list(range(8)), kept))
     assert found["ridge_mse_per_dim"] == expected["ridge_mse_per_dim"]
+
+
+def test_the_probe_of_frames_is_fitted_on_the_first_known_trajectories(monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 11, 16, 16, 3), dtype=np.uint8)
+    actions = rng.normal(size=(8, 11, 2)).astype(np.float32)
+    actions[1] = np.nan
+    monkeypatch.setattr(probes, "FLOOR_EPISODES", 2)
+    kept = [0, 2, 4, 5, 6, 7]
+    assert probe_frames(pixels, actions, 4, "cpu") == probe_frames(pixels[kept], actions[kept], 2, "cpu")

@@ -1,3 +1,5 @@
+import itertools
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -5,19 +7,22 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from torch.nn.utils import parameters_to_vector
 
 from oclam import paths
 from oclam.artifacts import is_absent, load_tensors, read_csv, read_json
 from oclam.checkpoint import FOLDER, Checkpoint
-from oclam.datasets import Frames, FrameStacks, TripleSampler, open_dataset, stack_index
+from oclam.datasets import Frames, FrameStacks, TripleSampler, open_dataset, stack_index, transition_of
 from oclam.laom.models import SlotLaomModel
 from oclam.laom.training import train_laom
 from oclam.latent_actions import training as lapo_training
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.latent_actions.observations import FrameObservations, SlotObservations
-from oclam.latent_actions.training import learn, learn_from_images, pictures, projection, train_model
+from oclam.latent_actions.training import learn, learn_from_images, open_frames, pictures, projection, train_model
 from oclam.params import Compute, LapoImage
+from oclam.seeding import seed_of
 from oclam.variants import view_of
+from tests import Unsaved
 
 E, HELD_OUT, T, SIZE = 3, 2, 12, 16
 VARIANTS = {"lapo": None, "lapo-masks": None, "lapo-no-distractors": None, "lapo-focus": 0.1}
@@ -25,6 +30,7 @@ PARAMS = SimpleNamespace(
     compute=Compute(precision="float32", compile=False, devices=1, threads=1),
     lapo=LapoImage(latent_dim=4, frame_stack=2, future_offset=3, encoder_scale=1, residual_blocks=1, batch_size=8,
                    epochs=3.0, warmup_epochs=0.5, learning_rate=1e-3))
+on_both = pytest.mark.parametrize("kind, trainer", [(SlotLatentActionModel, train_model), (SlotLaomModel, train_laom)])
 
 
 @pytest.fixture
@@ -42,9 +48,11 @@ def world(tmp_path, monkeypatch):
         for name, array in arrays.items():
             group.create_array(name, data=array)
     masks = rng.integers(0, 256, (E + HELD_OUT, T, SIZE, SIZE), dtype=np.uint8)
-    selection = zarr.create_group(paths.selection("a-b", 0))
-    selection.create_array("mask", data=masks)
-    selection.create_array("frames", data=rng.integers(0, 256, (*masks.shape, 3), dtype=np.uint8))
+    frames = rng.integers(0, 256, (*masks.shape, 3), dtype=np.uint8)
+    for seed in (0, 1):
+        selection = zarr.create_group(paths.selection("a-b", seed))
+        selection.create_array("mask", data=masks)
+        selection.create_array("frames", data=frames)
 
 
 def written(variant):
@@ -65,12 +73,16 @@ def test_each_variant_writes_all_its_artifacts(world, variant):
     assert {"online_mse", "ridge_mse", "ridge_r2", "ridge_mse_per_dim", "ridge_r2_per_dim", "shuffled_mse",
             "frame_difference_mse", "action_variance"} <= set(probe)
     trained_on = zarr.open_group(paths.dataset("a-b", view_of(variant)))["actions"][:E, :-1].reshape(E * (T - 1), -1)
+    assert probe["online_mse"] == pytest.approx(np.mean([row["probe_mse"] for row in rows[-2:]]))  # the last tenth
     assert probe["online_variance"] == pytest.approx(trained_on.var(0, dtype=float).mean())
     samples, _ = load_tensors(paths.samples("a-b", 0, variant))
     source = (zarr.open_group(paths.selection("a-b", 0))["frames"] if variant == "lapo-masks" else
               zarr.open_group(paths.dataset("a-b", view_of(variant)))["pixels"])
     held_out = source[E:].reshape(-1, SIZE, SIZE, 3)
-    assert all((held_out == image.numpy()).all((1, 2, 3)).any() for image in samples["current"])
+    same = (held_out[None] == samples["current"].numpy()[:, None]).all((2, 3, 4))
+    shown = torch.from_numpy(same.argmax(1))
+    assert transition_of(shown, T).tolist() == [3, 6, 9, 12, 15, 18]  # of 22
+    assert same.any(1).all() and torch.equal(samples["target"], torch.from_numpy(held_out[shown + 1]))
     assert {name: tuple(samples[name].shape) for name in samples} == {
         **{name: (6, SIZE, SIZE, 3) for name in ("current", "target", "prediction", "swapped")},
         "latents": (22, 2), "actions": (22, 2)}
@@ -85,6 +97,34 @@ def test_without_actions_to_fit_or_to_measure_the_probe_is_absent(world, unknown
     assert set(load_tensors(paths.samples("a-b", 0, "lapo"))[0]) == {"current", "target", "prediction", "swapped"}
 
 
+@pytest.mark.parametrize("variant", ["lapo", "lapo-focus"])
+def test_the_first_loss_is_of_the_next_frame_and_the_latent_action_to_a_future_one(world, variant):
+    params = SimpleNamespace(**vars(PARAMS) | {"lapo": PARAMS.lapo.model_copy(update={"epochs": 0.1})})  # one update
+    learn_from_images("a-b", 1, variant, params, VARIANTS[variant])
+    _, observe, _ = open_frames("a-b", 1, variant, 2, "cpu", VARIANTS[variant])
+    torch.manual_seed(seed_of("lapo", "a-b", 1))
+    model = ImageLatentActionModel(6, SIZE, 4, 1, 1)
+    t, after, future = TripleSampler(E, T, 8, 3, "lapo a-b 1").batch(0)
+    with torch.no_grad():
+        error = (model(observe(t), observe(future))[1] - observe(after)).square()
+    weight = observe.loss_weight(after)
+    expected = error.mean() if weight is None else (weight * error).sum() / weight.sum()
+    row, = read_csv(paths.log(paths.lapo("a-b", 1, variant)))
+    assert row["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_held_out_actions_have_no_part_in_training(world):
+    store = zarr.open_group(paths.dataset("a-b", "distracted"))
+    store.attrs["adopted"] = "store"  # its units are of the training episodes
+    learn_from_images("a-b", 0, "lapo", PARAMS)
+    rows = read_csv(paths.log(paths.lapo("a-b", 0, "lapo")))
+    shutil.rmtree(paths.latents("a-b", 0, "lapo"))
+    store["actions"][E] = np.nan
+    store["actions"][E + 1] = 100
+    learn_from_images("a-b", 0, "lapo", PARAMS)
+    assert read_csv(paths.log(paths.lapo("a-b", 0, "lapo"))) == rows
+
+
 class Repeated:
     """Observations (B, 6) of episodes that are all alike."""
 
@@ -95,7 +135,7 @@ class Repeated:
         return None
 
 
-@pytest.mark.parametrize("kind, trainer", [(SlotLatentActionModel, train_model), (SlotLaomModel, train_laom)])
+@on_both
 def test_the_online_probe_s_error_is_that_of_the_known_actions_however_few(tmp_path, monkeypatch, kind, trainer):
     monkeypatch.chdir(tmp_path)
     actions, errors = torch.randn(T, 2).repeat(10, 1), []
@@ -108,6 +148,21 @@ def test_the_online_probe_s_error_is_that_of_the_known_actions_however_few(tmp_p
                        Checkpoint(f"labelled{labelled}", PARAMS))
         errors.append(np.mean([row["probe_mse"] for row in rows]))
     assert len(rows) == 22 and errors[1] == pytest.approx(errors[0], rel=1e-4)
+
+
+@on_both
+def test_the_first_update_moves_model_and_probe_by_the_warm_up_s_share_of_the_rate(kind, trainer):
+    states = []
+    for rate in (0.0, 0.01):
+        torch.manual_seed(0)
+        settings = SimpleNamespace(epochs=0.01, warmup_epochs=2, learning_rate=rate, target_rate=0.1, augmentation=0,
+                                   centred=False)  # one update, a warm-up of 44
+        checkpoint = Unsaved()
+        trainer(kind(6, 4, 8, 2), Repeated(), TripleSampler(10, T, 5, 1, 0), torch.randn(10 * T, 2), settings,
+                PARAMS.compute, checkpoint)
+        states.append({name: parameters_to_vector(checkpoint.parts[name].parameters()) for name in ("model", "probe")})
+    for name, before in states[0].items():
+        assert (states[1][name] - before).abs().max().item() == pytest.approx(0.01 / 45, rel=0.01)
 
 
 def stored(kind, variant):
@@ -248,6 +303,13 @@ def test_projection_finds_the_two_directions_of_largest_variance():
     centred = plane - plane.mean(0)
     axes = torch.linalg.eigh(torch.cov(plane.T)).eigenvectors.flip(1)
     torch.testing.assert_close(points.abs(), (centred @ axes).abs(), rtol=0, atol=0.1)
+
+
+def test_the_largest_entry_of_each_direction_is_positive():
+    angles = math.pi / 8 * (torch.arange(8) + 0.5)
+    columns = torch.cos(angles[:, None] * torch.tensor([1, 2, 3])) * torch.tensor([5, 2, 1])  # orthogonal, of mean 0
+    for sign, places in itertools.product((1, -1), itertools.permutations(range(3))):
+        torch.testing.assert_close(projection(sign * columns[:, places] + 7), sign * columns[:, :2], rtol=0, atol=1e-5)
 
 
 def test_a_single_latent_is_drawn_on_a_line():

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from oclam.policies.files import Agent, Card, load_actor, load_policies, save_ac
 from oclam.policies.networks import Policy
 
 ACTOR = Card("cheetah-run", "clean", "lapo", 0, image_size=16, frame_stack=3, encoder_scale=1, residual_blocks=1,
-             latent_dim=6)
+             latent_dim=6, cells=2)
 FULL = replace(ACTOR, hidden_dim=5, action_dim=2)
 FRAMES = np.random.default_rng(0).integers(0, 256, (7, 4, 16, 16, 3), dtype=np.uint8)  # 7 steps of 4 environments
 
@@ -43,6 +44,13 @@ def test_loaded_policy_acts_as_the_saved_one(tmp_path, frozen):
     assert np.array_equal(act(policy), act(loaded))
 
 
+def test_a_card_s_actor_is_that_of_the_section_bc():
+    bc = SimpleNamespace(frame_stack=3, encoder_scale=2, residual_blocks=1, cells=2)
+    card = Card.of(bc, "cheetah-run", "clean", "lapo", 0, image_size=16, latent_dim=6)
+    assert card == replace(ACTOR, encoder_scale=2)
+    assert card.actor().head.in_features == 2 * 32 * 2 * 2
+
+
 def test_policy_of_all_labels_has_no_decoder(tmp_path):
     card = replace(ACTOR, latent_dim=None, action_dim=2, budget=0)
     policy = Policy(card.actor())
@@ -56,6 +64,7 @@ def test_all_budgets_load_in_order_and_share_the_frozen_actor(folder):
     policies, cards = load_policies(folder)
     assert [card.budget for card in cards] == [2, 16]
     assert policies[0].actor is policies[1].actor
+    assert load_policies(folder, [16])[1] == cards[1:]
     assert read_csv(folder / "losses.csv") == [{"budget": 2, "step": 1, "loss": 0.5},
                                                {"budget": 16, "step": 1, "loss": 4}]
     assert sum(path.stat().st_size for path in folder.glob("[0-9]*")) < (folder / "actor.safetensors").stat().st_size
@@ -98,10 +107,11 @@ def test_what_is_not_there_is_one_line(folder, arguments, line):
     assert "\n" not in str(error.value)
 
 
-def test_a_decoder_of_another_latent_width_is_one_line(folder):
-    other = replace(FULL, latent_dim=7, budget=2)
+@pytest.mark.parametrize(("key", "value", "its"), [("latent_dim", 7, 6), ("seed", 1, 0), ("cells", 1, 2)])
+def test_a_decoder_of_another_actor_is_one_line(folder, key, value, its):
+    other = replace(FULL, **{key: value}, budget=2)
     save_policy(folder, Policy(other.actor(), other.decoder()), other, frozen=True)
-    with pytest.raises(UserError, match="its decoder has latent_dim 7, not 6, unlike the actor beside it"):
+    with pytest.raises(UserError, match=f"its decoder has {key} {value}, not {its}, unlike the actor beside it"):
         load_policies(folder)
 
 

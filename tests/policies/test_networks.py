@@ -44,6 +44,22 @@ def test_actor_averages_over_positions():
     assert torch.allclose(actor(x), expected, atol=1e-6) and torch.allclose(actor(shuffled), expected, atol=1e-5)
 
 
+def test_an_actor_begins_orthogonal():
+    weight = Actor(channels=3, outputs=5, scale=1, residual_blocks=0).head.weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(5))
+
+
+@pytest.mark.parametrize("decoder", [None, ActionDecoder(8, 4, 2)])
+def test_rescaling_is_an_affine_map_of_the_actions(decoder):
+    policy, x = Policy(Actor(9, 8 if decoder else 2, 1, 1), decoder), torch.randn(3, 9, 16, 16)
+    offset, scale = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])
+    actions = policy(x)
+    for _ in range(2):  # the second time biases are not 0
+        actions = offset + scale * actions
+        policy.rescale(offset, scale)
+        torch.testing.assert_close(policy(x), actions, rtol=1e-5, atol=1e-5)
+
+
 def test_policy_is_decoder_after_actor_and_actor_alone_without_one():
     actor, decoder = Actor(9, 8, 1, 1), ActionDecoder(8, 4, 2)
     x = torch.randn(3, 9, 16, 16)

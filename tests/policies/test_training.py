@@ -5,6 +5,7 @@ import pytest
 import torch
 import zarr
 from torch import nn
+from torch.nn import functional as F
 
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Frames, FrameSampler, FrameStacks, open_dataset
@@ -17,7 +18,7 @@ from oclam.seeding import seed_of
 from tests import Killed
 
 COMPUTE = Compute(precision="float32", compile=False, devices=1, threads=1)
-CARD = Card("cheetah-run", "clean", "lapo", 0, image_size=16, frame_stack=2, encoder_scale=1, residual_blocks=0,
+CARD = Card("cheetah-run", "clean", "lapo", 3, image_size=16, frame_stack=2, encoder_scale=1, residual_blocks=0,
             latent_dim=6, hidden_dim=5, action_dim=2)
 
 
@@ -92,6 +93,11 @@ def test_updates_grow_with_the_labels_where_passes_ask_for_more(updates, epochs,
     assert updates_of(SimpleNamespace(updates=updates, epochs=epochs, batch_size=8), frames=27) == expected
 
 
+def test_an_epoch_of_a_budget_is_of_its_own_frames(dataset):
+    trained = tune(dataset, True, updates=1, epochs=8)  # of 9 and 27 frames, in batches of 8
+    assert [rows[-1]["step"] for *_, rows in trained] == [9, 27]
+
+
 def test_resumed_equals_uninterrupted_to_the_bit():
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 
@@ -137,7 +143,7 @@ def test_frozen_equals_running_the_actor_at_every_step(dataset):
         naive_frames = Frames(torch.from_numpy(np.concatenate([dataset.pixels[e] for e in labelled[:budget]])), "cpu")
         actions = torch.from_numpy(np.concatenate([dataset.actions[e] for e in labelled[:budget]]))
         images = FrameStacks(naive_frames, stack=2, steps=dataset.steps)
-        purpose = f"finetune cheetah-run 0 {budget}"
+        purpose = f"finetune cheetah-run {CARD.seed} {budget}"
         torch.manual_seed(seed_of(purpose))
         naive = start()
 
@@ -189,17 +195,20 @@ def test_a_policy_knows_nothing_of_unlabelled_actions(dataset):
 def test_the_decoder_starts_orthogonal_or_by_default(dataset):
     for kind, orthogonal in (("orthogonal", True), ("default", False)):
         policy, *_ = tune(dataset, frozen=True, budgets=[1], updates=1, learning_rate=1e-30, decoder_init=kind)[0]
-        weight = policy.decoder[2].weight
-        assert torch.allclose(weight @ weight.T, torch.eye(5), atol=1e-5) == orthogonal
-        assert (policy.decoder[0].bias.abs() < 1e-20).all() == orthogonal
+        for layer in list(policy.decoder)[::2]:
+            product = layer.weight @ layer.weight.T
+            assert torch.allclose(product, torch.eye(len(product)), atol=1e-5) == orthogonal
+            assert (layer.bias.abs() < 1e-20).all() == orthogonal
 
 
-def test_the_first_of_adam_s_updates_moves_weights_by_the_warm_up_s_share_of_the_rate():
+@pytest.mark.parametrize("updates", [1, 4, 20])
+def test_adam_moves_weights_of_a_constant_gradient_by_the_sum_of_the_schedule(updates):
     network = nn.Linear(3, 1)
     before = network.weight.detach().clone()
     regress(network, lambda t: torch.ones(len(t), 3), lambda t: torch.full((len(t), 1), 9.0),
-            FrameSampler(1, 5, 4, "a"), 1, 0.01, Checkpoint("fit", ()), COMPUTE, warmup=9)
-    torch.testing.assert_close(network.weight - before, torch.full((1, 3), 0.01 / 10), rtol=1e-3, atol=0)
+            FrameSampler(1, 5, 4, "a"), updates, 0.01, Checkpoint("fit", ()), COMPUTE, warmup=3, loss_of=F.l1_loss)
+    moved = 0.01 * sum(min((i + 1) / 4, (updates - i) / max(updates - 3, 1)) for i in range(updates))
+    torch.testing.assert_close(network.weight - before, torch.full((1, 3), moved), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
