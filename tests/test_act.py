@@ -50,6 +50,16 @@ def test_the_return_is_the_sum_of_the_rewards_of_the_policys_actions(folder):
     assert gained == pytest.approx(sum(expected)) and card.budget == 2
 
 
+def test_the_policy_of_most_labels_acts_before_videos_that_no_training_saw(folder, monkeypatch):
+    (policy,), (card,) = load_policies(folder)
+    save_policy(folder, policy, Card(**vars(card) | {"budget": 8}))
+    asked = []
+    monkeypatch.setattr("oclam.act.evaluate", lambda policies, stack, make, *_, **__: (
+        asked.append(make.args[-1]), (np.zeros((1, 1)), None, None))[1])
+    assert play(folder)[3].budget == 8 and play(folder, budget=2)[3].budget == 2
+    assert asked == ["test", "test"]
+
+
 def test_the_command_prints_the_return_and_writes_the_video(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["act", str(folder), "--steps", "3", "--video", "episode.mp4"])
     main()

@@ -216,6 +216,15 @@ def test_processes_that_train_together_and_stages_side_by_side_share_the_memory(
         assert place in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("bytes_a_number", "place"), [(7, "mapped from"), (9, "host memory")])
+def test_numbers_of_four_bytes_are_mapped_where_half_of_the_memory_has_less(store, monkeypatch, capsys,
+                                                                            bytes_a_number, place):
+    monkeypatch.setattr(datasets, "available_memory", lambda: bytes_a_number * EPISODES * STEPS * 3)
+    states = Frames.load(store.group["states"], range(EPISODES), "cpu").gather(torch.arange(EPISODES * STEPS))
+    assert place in capsys.readouterr().err
+    assert np.array_equal(states, store.states[:EPISODES].reshape(-1, 3))
+
+
 @pytest.mark.parametrize("episodes", [range(EPISODES + 1), range(2, 4), [3, 0]])
 def test_ranges_of_episodes_share_one_mapped_file(store, little_memory, monkeypatch, episodes):
     load(store)
@@ -307,7 +316,13 @@ def test_an_episode_with_one_unknown_action_gives_no_labels(store):
     assert store.with_actions == [0, 2, 3, 4] and set(store.labelled(4, 0, "a.b")) == {0, 2, 3, 4}
 
 
-def test_every_step_draws_its_own_futures():
-    sampler = TripleSampler(1, 10**5, 64, 10, 0)  # whose end cuts off no draw
-    (now, _, future), (later, _, other) = sampler.batch(0), sampler.batch(1)
-    assert max(now.max(), later.max()) < 10**5 - 10 and not torch.equal(future - now, other - later)
+def test_an_episode_with_one_unknown_action_does_not_count_in_the_units(store):
+    store.attrs["adopted"], store.actions[1, 3, 0] = "store", np.nan
+    np.testing.assert_array_equal(store.action_units(range(EPISODES)), store.action_units([0, 2, 3, 4]))
+
+
+def test_every_step_and_seed_draws_its_own_futures():
+    first, second = (TripleSampler(1, 10**5, 64, 10, seed) for seed in (0, 1))  # whose end cuts off no draw
+    batches = [first.batch(0), first.batch(1), second.batch(0)]
+    assert max(int(now.max()) for now, _, _ in batches) < 10**5 - 10
+    assert len({tuple((future - now).tolist()) for now, _, future in batches}) == 3

@@ -11,7 +11,7 @@ from oclam.datasets import TripleSampler, open_dataset
 from oclam.errors import UserError
 from oclam.importers.store import write_dataset
 from oclam.params import read
-from oclam.plan import TFLOPS, Plan, main
+from oclam.plan import TFLOPS, Cost, Plan, main
 from oclam.variants import LATENT
 from tests import ROOT
 from tests.importers.test_store import source
@@ -76,6 +76,14 @@ def test_a_detached_run_counts_the_way_forward_alone(small):
     assert found.forward == found.both == 2 * 8 * 5
 
 
+def test_activations_take_two_bytes_in_bfloat16_and_four_in_float32():
+    with torch.device("meta"):
+        layer = nn.Linear(8, 5)
+        found = [plan("params.yaml", f"compute.precision={precision}").measure(layer, lambda: layer(torch.empty(1, 8)))
+                 for precision in ("bfloat16", "float32")]
+    assert [measured.activations for measured in found] == [2 * 8, 4 * 8]
+
+
 def test_no_weights_are_allocated(small):
     with torch.device("meta"):
         assert all(parameter.is_meta for parameter in small.encoder.parameters())
@@ -104,9 +112,10 @@ def test_laom_has_its_parameters_and_labels_cost_their_share_of_the_inverse_mode
 def test_kept_clips_pass_the_encoder_once():
     with torch.device("meta"):
         few, many = (plan("params.yaml", f"ocp.kept_clips={kept}").ocp() for kept in (10, 20))
-        frame = plan("params.yaml").object_centric_model[0].forward
-    assert many.flops - few.flops == 10 * read(ROOT / "params.yaml").ocp.clip_length * frame
-    assert few.samples == many.samples and many.data > few.data
+        frame, *_, clip, _ = plan("params.yaml").object_centric_model
+    assert many.flops - few.flops == 10 * read(ROOT / "params.yaml").ocp.clip_length * frame.forward
+    assert few.samples == many.samples
+    assert many.data - few.data == 10 * 2 * sum(part.numel() for part in clip)  # features and keys, in float16
 
 
 def test_every_restart_is_a_run_and_labelled_frames_are_encoded_once():
@@ -114,13 +123,14 @@ def test_every_restart_is_a_run_and_labelled_frames_are_encoded_once():
         found = plan("params.yaml", f"restarts={list(range(restarts))}", f"slot_select.labelled_episodes={labelled}")
         with torch.device("meta"):
             frozen, _, extraction, _, _ = found.object_centric_model
-            return found.ocp(), found.slots().flops, 250 * frozen.forward, 250 * extraction.forward
+            return found.ocp(), found.slots(), 250 * frozen.forward, 250 * extraction.forward
 
     ocp, one, _, _ = flops(1, 8)
     thrice, three, encode, extract = flops(3, 8)
     assert (ocp.runs, thrice.runs) == (1, 3) and ocp.flops == thrice.flops
-    assert three - one == 8 * (encode + 3 * extract)  # every model on 8 labelled episodes of 250 frames
-    assert flops(3, 16)[1] - three == three - one
+    added = three.flops - one.flops
+    assert added == 8 * (encode + 3 * extract)  # every model on 8 labelled episodes of 250 frames
+    assert flops(3, 16)[1].flops - three.flops == added and three.memory - one.memory == 2 * 4 * ocp.trainable
 
 
 def test_a_loss_on_some_patches_costs_less_and_steve_needs_no_encoder():
@@ -209,6 +219,14 @@ def test_the_command_says_one_line_about_a_wrong_parameter():
     assert done.stderr.count("\n") == 1
 
 
+def test_all_runs_of_a_stage_count_in_the_last_line(monkeypatch, capsys):
+    monkeypatch.setattr(Plan, "costs", lambda _: [Cost("ocp", 3, flops=3600 * 10**12, disk=2000),
+                                                  Cost("collect", 1, rendered=7200)])
+    monkeypatch.setattr(sys, "argv", ["plan", str(ROOT / "params.yaml"), "--tflops", "1", "--fps", "1"])
+    main()  # three runs of one hour and one of two
+    assert "All runs: 5 hours, 1.08e+16 FLOPs, 6.00kB on disk" in capsys.readouterr().out
+
+
 def test_evaluation_acts_with_the_policies_of_all_budgets_and_twice_with_the_last(paper):
     assert paper["eval"].samples == paper["eval"].rendered == (7 + 1) * 25 * 1000
 
@@ -219,6 +237,62 @@ def test_a_dataset_has_frames_and_numbers_of_four_bytes(small):
     numbers = sum(suite.sizes(suite.load_task(small.params.tasks[0]))) + 1
     size = small.params.env.image_size
     assert cost.disk == frames * (3 * size**2 + 4 * numbers) + collect.segmented_episodes * collect.steps * size**2
+    assert cost.rendered == cost.samples == frames
+
+
+def test_backgrounds_are_as_large_as_textures_and_the_longest_expert_counts():
+    found = plan("params.yaml", "tasks=[cheetah-run, walker-run]", "expert.train=true", "env.texture_size=32")
+    backgrounds, expert, *_ = found.assets()
+    steps = [found.params.expert.training[task].steps for task in found.params.tasks]
+    assert backgrounds.disk == backgrounds.samples * 32 * 32 * 3
+    assert (expert.runs, expert.samples) == (2, max(steps))
+
+
+def test_a_selection_has_the_vectors_of_its_slots_or_their_mean_a_mask_and_masked_frames():
+    for combine, vectors in (("concatenate", 3), ("mean", 1)):
+        found = plan("params.yaml", "slot_select.max_slots=3", f"slot_select.combine={combine}")
+        size, dim = found.params.env.image_size, found.params.ocp.slot_dim
+        assert found.slot_select().disk == found.frames * (2 * vectors * dim + 4 * size**2)
+
+
+def test_slots_and_latent_actions_are_inferred_of_held_out_episodes_too():
+    with torch.device("meta"):
+        few, many = (plan("params.yaml", f"collect.test_episodes={episodes}") for episodes in (10, 20))
+        _, label = few.latent_action_models["lapo"]
+        frozen, _, extraction, _, _ = few.object_centric_model
+        assert many.lapo("lapo").flops - few.lapo("lapo").flops == 10 * 250 * label.forward
+        assert many.slots().flops - few.slots().flops == 10 * 250 * (frozen.forward + extraction.forward)
+
+
+def test_cloning_goes_both_ways_with_four_numbers_a_weight_and_acting_forward_alone(small):
+    with torch.device("meta"):
+        (bc, full), actor, acting = small.cloning(), small.latent_actor, small.evaluation()
+    assert acting.flops == acting.samples * actor.forward
+    assert bc.flops == bc.samples * actor.both and 2 * actor.forward < actor.both < 3 * actor.forward
+    assert bc.memory == 4 * 4 * actor.size + small.params.bc.batch_size * actor.activations
+    labels = 4 * small.action_dim - 2 * small.params.lapo.latent_dim  # true actions in float32, latent ones in float16
+    assert full.data - bc.data == small.training_frames * labels
+
+
+def test_a_frozen_actor_is_kept_once_and_one_that_trains_for_every_budget():
+    with torch.device("meta"):
+        found, other = (plan("params.yaml", f"finetune.unfreeze={unfreeze}") for unfreeze in ("false", "true"))
+        (frozen, _), (trained, scratch), actor = found.few_labels(), other.few_labels(), found.latent_actor
+    tune, decoder = found.params.finetune, frozen.trainable
+    labelled, budgets = max(tune.budgets) * found.params.collect.steps, len(tune.budgets)
+    assert trained.trainable == frozen.total == actor.size + decoder
+    assert frozen.disk == 4 * (actor.size + budgets * decoder) and trained.disk == 4 * budgets * trained.total
+    assert scratch.disk == 4 * budgets * scratch.total
+    assert trained.memory - frozen.memory == 3 * 4 * actor.size + tune.batch_size * actor.activations
+    assert trained.flops - frozen.flops == trained.samples * actor.both - labelled * actor.forward
+    assert frozen.data - trained.data == labelled * 4 * found.params.lapo.latent_dim  # its outputs, in float32
+
+
+def test_epochs_of_fine_tuning_pass_over_the_frames_of_each_budget():
+    found = plan("params.yaml", "finetune.updates=1", "finetune.epochs=64", "finetune.batch_size=64")
+    with torch.device("meta"):
+        tuned, _ = found.few_labels()  # an update a frame
+    assert tuned.samples == 64 * sum(found.params.finetune.budgets) * found.params.collect.steps
 
 
 def test_a_frozen_actor_sees_every_labelled_frame_once():

@@ -30,6 +30,14 @@ class Noise(gymnasium.Env):
         return (self.np_random.integers(0, 200, (16, 16, 3)) + self.shift % 56).astype(np.uint8)
 
 
+class Falling(Noise):
+    """Its episodes end by a fall, not by the clock."""
+
+    def step(self, action):
+        frame, reward, _, ended, info = super().step(action)
+        return frame, reward, ended, False, info
+
+
 class Deadly(Noise):
     """Its process is killed at the third step, as for lack of memory."""
 

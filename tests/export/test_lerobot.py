@@ -46,6 +46,7 @@ def read(folder, name):
 def test_values_files_and_places_are_as_documented(source, tmp_path, monkeypatch, limit):
     for kind in (lerobot._Tables, lerobot._Videos):
         monkeypatch.setattr(kind, "limit", limit)  # 1: every episode begins a file
+    monkeypatch.setattr(lerobot, "CHUNK", 3)
     export_lerobot(source, tmp_path / "out")
     group, info = zarr.open_group(source, mode="r"), json.loads((tmp_path / "out/meta/info.json").read_text())
     assert info["codebase_version"] == "v3.0" and info["splits"] == {"train": "0:3", "test": "3:4"}
@@ -55,9 +56,10 @@ def test_values_files_and_places_are_as_documented(source, tmp_path, monkeypatch
         **dict.fromkeys(("timestamp", "frame_index", "episode_index", "index", "task_index"), [1])}
     rows = read(tmp_path / "out", "meta/episodes/chunk-000/file-000.parquet")
     assert rows["tasks"] == [["cheetah-run"]] * EPISODES and rows["length"] == [STEPS] * EPISODES
+    assert rows["dataset_from_index"] == [STEPS * episode for episode in range(EPISODES)]
     assert rows["dataset_to_index"] == [STEPS * (episode + 1) for episode in range(EPISODES)]
-    assert rows["data/file_index"] == rows[f"videos/{CAMERA}/file_index"] == (
-        list(range(EPISODES)) if limit == 1 else [0] * EPISODES)
+    for key, places in (("file_index", [0, 1, 2, 0]), ("chunk_index", [0, 0, 0, 1])):
+        assert rows[f"data/{key}"] == rows[f"videos/{CAMERA}/{key}"] == (places if limit == 1 else [0] * EPISODES)
     for episode in range(EPISODES):
         place = {"chunk_index": rows["data/chunk_index"][episode], "file_index": rows["data/file_index"][episode]}
         table = read(tmp_path / "out", info["data_path"].format(**place))
@@ -88,8 +90,9 @@ def test_statistics_are_those_of_the_values(source, tmp_path):
             for key in ("min", "max", "mean", "std"):
                 np.testing.assert_allclose(np.ravel(statistics[key]), getattr(np, key)(of, (0, 1, 3)), atol=1e-6)
             method = {"method": "inverted_cdf"} if name == CAMERA else {}
-            expected = np.quantile(of, 0.1, (0, 1, 3), **method)
-            np.testing.assert_allclose(np.ravel(statistics["q10"]), expected, atol=1e-6)
+            for percent in (1, 10, 50, 90, 99):
+                expected = np.quantile(of, percent / 100, (0, 1, 3), **method)
+                np.testing.assert_allclose(np.ravel(statistics[f"q{percent:02}"]), expected, atol=1e-6)
             assert statistics["count"] == [of.shape[0] * STEPS]
     assert np.shape(found[CAMERA]["mean"]) == (3, 1, 1)
 
@@ -111,6 +114,8 @@ def test_what_is_not_known_is_left_out(source, tmp_path):
     table = read(tmp_path / "out", "data/chunk-000/file-000.parquet")
     expected = zarr.open_group(source, mode="r")["actions"][:][[0, 2, 3]].reshape(-1, 6)
     np.testing.assert_array_equal(np.array(table["action"], np.float32), expected)
+    shown = np.stack(list(from_lerobot(tmp_path / "out").read(1).pixels)).astype(int)  # after the one without actions
+    assert np.abs(shown - zarr.open_group(source, mode="r")["pixels"][2]).mean() < 4
     change(source, "actions", slice(None), np.nan)
     export_lerobot(source, tmp_path / "videos")
     info = json.loads((tmp_path / "videos/meta/info.json").read_text())

@@ -22,6 +22,8 @@ def test_overlay_tints_every_pixel_with_its_own_slot():
     tinted = figures.overlay(frames, soft)[0]
     np.testing.assert_array_equal(tinted[0, 0], figures.SLOT_COLORS[0] // 2)
     np.testing.assert_array_equal(tinted[1, 1], figures.SLOT_COLORS[1] // 2)
+    shared = figures.overlay(frames, np.full((1, 2, 2, 2), 0.5))[0, 0, 0]  # both slots hold half of the pixel
+    np.testing.assert_array_equal(shared, figures.SLOT_COLORS[:2].mean(0) // 2)
 
 
 def test_animation_shows_frames_and_what_lapo_masks_sees():
@@ -82,10 +84,51 @@ def test_models_stand_side_by_side_on_the_same_frames():
     each = [f"slot {k}" for k in range(tree.SLOTS)]
     assert titles == ["frame", "agent (truth)", "one", *each, "other", *each]
     one, other = titles.index("one") + 1, titles.index("other") + 1
-    for frame, line in zip(frames, shown, strict=True):
+    for frame, agent, line in zip(frames, truth, shown, strict=True):
         np.testing.assert_array_equal(line[0], frame)
+        np.testing.assert_array_equal(line[1], np.where(agent[..., None], frame, 245))  # pale where the agent is not
         for k in range(tree.SLOTS):  # the other model's slots are the same ones, counted from the end
             np.testing.assert_array_equal(line[one + k], line[other + tree.SLOTS - 1 - k])
+
+
+def test_bars_are_means_over_seeds_and_dots_single_seeds():
+    rows = [{"variant": "lapo", "ridge_mse": 1 + seed, "online_mse": 5 + seed, "shuffled_mse": 7 + seed,
+             "frame_difference_mse": 8 + seed, "action_variance": 9 + seed} for seed in (0, 2)]
+    axes = figures.probe_bars(rows, "stamp").axes[0]
+    ridge, online, *_ = axes.patches
+    assert (ridge.get_width(), online.get_width()) == (2, 6) and ridge.get_y() < online.get_y()
+    assert [list(line.get_xdata()) for line in axes.lines] == [[1, 3], [5, 7], [8, 8], [9, 9], [10, 10]]
+
+
+def test_curves_are_interquartile_means_between_the_ends_of_their_intervals():
+    rows = [{"variant": "lapo", "budget": budget, "normalised_iqm": 10 * budget, "normalised_low": 9 * budget,
+             "normalised_high": 12 * budget} for budget in (2, 8)]
+    axes = figures.return_curves(rows, "stamp").axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[2, 20], [8, 80]]
+    band = {tuple(point) for point in axes.collections[0].get_paths()[0].vertices}
+    assert band == {(2, 18), (2, 24), (8, 72), (8, 96)}
+
+
+def test_every_seed_and_variant_has_its_own_loss_curve():
+    rows = [{"variant": variant, "seed": seed, "step": step, "loss": step + 10 * seed + 100 * (variant == "laom")}
+            for variant in ("lapo", "laom") for seed in (0, 1) for step in (1, 2)]
+    lines = figures.loss_curves(rows, "stamp").axes[0].lines
+    assert [line.get_xydata().tolist() for line in lines] == [
+        [[1, 1 + level], [2, 2 + level]] for level in (0, 10, 100, 110)]
+
+
+def test_each_panel_of_latents_has_the_color_of_its_own_action():
+    random = np.random.default_rng(0)
+    latents, actions = random.normal(size=(9, 2)), random.uniform(-1, 1, (9, 3))
+    for number, axes in enumerate(figures.latent_map(latents, actions, "stamp").axes[:2]):
+        np.testing.assert_array_equal(axes.collections[0].get_offsets(), latents)
+        np.testing.assert_array_equal(axes.collections[0].get_array(), actions[:, number])
+
+
+def test_reconstructions_show_the_distance_to_the_truth_and_to_the_other_prediction():
+    images = [np.full((1, 4, 4, 3), level, np.uint8) for level in (0, 30, 10, 35)]  # t, t + 1, prediction, swapped
+    axes = figures.reconstructions(*images, "stamp").axes
+    assert [int(shown.images[0].get_array().max()) for shown in axes] == [0, 30, 10, 20, 35, 25]
 
 
 def test_a_normaliser_of_nothing_leaves_an_empty_plot_and_no_error(tmp_path):

@@ -11,7 +11,7 @@ from oclam.report.gallery import draw
 from oclam.report.page import page
 from oclam.report.results import gather, select
 from oclam.report.tables import answers, number, tables, warnings
-from oclam.variants import VARIANTS
+from oclam.variants import VARIANTS, normaliser
 from tests.report import tree as tree
 
 
@@ -85,6 +85,14 @@ def test_return_table_quotes_the_paper_at_the_largest_budget_only(results):
     assert row(entry, "2 labelled")["lapo-slots"].paper == ""
     assert row(entry, "2 labelled")["lapo"].value.startswith("10.0")
     assert row(entry, "8 labelled")["lapo-no-distractors"].value.startswith("28.8")
+
+
+def test_the_highest_return_with_distractors_is_bold_alone(results):
+    for budget in tree.BUDGETS:
+        shares = {entry["variant"]: entry["normalised"] for entry in select(results.returns, budget=budget)
+                  if normaliser(entry["variant"]) == "bc"}
+        cells = row(table(results, "Table 2"), f"{budget} labelled")
+        assert [name for name, cell in cells.items() if cell.best] == [max(shares, key=shares.get)]
 
 
 def test_every_table_of_results_says_the_labels_used(results):
@@ -190,6 +198,14 @@ def test_warnings_name_what_undermines_the_numbers(results):
     assert "seed 1: no slot" in slots
     assert all("lapo:" in text for text in found if "shuffled" in text)
     assert not any("of the expert's return" in text for text in found)  # 400 of 500 is above 60%
+
+
+def test_latents_no_better_than_shuffled_actions_are_warned_about(results):
+    entry = next(entry for entry in results.probes if entry["variant"] == "lapo-slots")
+    for error, count in ((0.80, 1), (0.78, 0)):  # shuffled actions have 0.79
+        entry["ridge_mse"] = error
+        told = [text for text in warnings(results) if "seed 0" in text and "lapo-slots" in text]
+        assert sum("shuffled" in text for text in told) == count
 
 
 def test_collapsed_embeddings_are_warned_about(results):
