@@ -4,8 +4,6 @@ import argparse
 import runpy
 import sys
 
-__all__ = ["COMMANDS", "main"]
-
 COMMANDS = {  # the module of each, and what it does
     "plan": ("plan", "what a scale costs: parameters, FLOPs, memory, hours"),
     "import": ("import", "import demonstrations or videos as a dataset"),

@@ -30,8 +30,6 @@ from oclam.params import Env, load
 from oclam.policies.files import Card, load_policies
 from oclam.video import caption, check_name, write_video
 
-__all__ = ["play"]
-
 
 def play(folder: Path, budget: int | None = None, task: str | None = None, seed: int = 0, steps: int = 1000
          ) -> tuple[float, np.ndarray, np.ndarray, Card]:
@@ -51,7 +49,8 @@ def play(folder: Path, budget: int | None = None, task: str | None = None, seed:
         raise UserError(f"{folder}: no such folder; name one of policies, or an exported one")
     expected = {"task": task} if task else {}
     if (folder / CONFIG).exists():
-        policy = _exported(folder, expected | ({} if budget is None else {"budget": budget}))
+        policy = HubPolicy.from_pretrained(folder)
+        policy.card.check(folder, expected | ({} if budget is None else {"budget": budget}))
         card, env, backgrounds = policy.card, Env(**policy.origin["env"]), None
     else:
         env, backgrounds = load("env").env, paths.backgrounds
@@ -63,16 +62,6 @@ def play(folder: Path, budget: int | None = None, task: str | None = None, seed:
     make = partial(envs.make, card.task, card.view, env, backgrounds, "test")
     returns, frames, rewards = evaluate([policy], card.frame_stack, make, [seed], steps, "acting", recorded=steps)
     return returns.item(), frames, rewards, card
-
-
-def _exported(folder, expected):
-    """The exported policy in a folder, whose card has the expected entries."""
-    policy = HubPolicy.from_pretrained(folder)
-    for key, value in expected.items():
-        if getattr(policy.card, key) != value:
-            raise UserError(f"{folder}: the policy has {key} {getattr(policy.card, key)!r}, {value!r} is needed; name "
-                            f"a policy with that {key}")
-    return policy
 
 
 def main():

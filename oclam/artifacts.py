@@ -27,9 +27,6 @@ from safetensors import SafetensorError, safe_open
 
 from oclam.errors import Absent, UserError
 
-__all__ = ["atomic", "checksums", "digest", "existing", "how_to_fix", "is_absent", "load_tensors", "move_store", "once",
-           "open_zarr", "read_csv", "read_json", "save_tensors", "write_absent", "write_csv", "write_json"]
-
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
 ABSENT = b'{"absent": '  # the beginning of a file in place of an artifact that cannot exist
 

@@ -13,8 +13,6 @@ import torch
 
 from oclam.artifacts import atomic, checksums, digest
 
-__all__ = ["Checkpoint", "Units"]
-
 FOLDER = Path(".resume")
 
 

@@ -18,11 +18,9 @@ from oclam.artifacts import write_absent, write_json
 from oclam.errors import Absent, UserError
 from oclam.graph import read_stages
 from oclam.lease import hold
-from oclam.memory import keep_freed_memory, limit_memory
+from oclam.machine import keep_freed_memory, limit_memory
 from oclam.parallel import is_worker, launch, work
 from oclam.params import read
-
-__all__ = ["arguments", "one_line_errors", "only_one", "readable_errors", "run", "run_name"]
 
 TYPES = {"seed": int, "restart": int}
 FIXES = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EFBIG: "raise `ulimit -f`",
@@ -36,7 +34,7 @@ def arguments(*names: str):
     parser = argparse.ArgumentParser()
     for name in names:
         parser.add_argument(name, type=TYPES.get(name, str))
-    values = [getattr(parser.parse_args(), name) for name in names]
+    values = list(vars(parser.parse_args()).values())
     return values[0] if len(values) == 1 else values
 
 
@@ -84,10 +82,13 @@ def _write_absent(reason, params):
 
 
 def one_line_errors(main: Callable[[], None]) -> None:
-    """Run a command's main: wrong input, a full disk or too little memory end it with one line."""
+    """Run a command's main: wrong input, a full disk, too little memory and an interruption end it with one line."""
+    then = "run the same command again"
     try:
-        with readable_errors("run the same command again"):
+        with readable_errors(then):
             main()
+    except KeyboardInterrupt:
+        sys.exit(f"error: interrupted; {then}")
     except UserError as error:
         sys.exit(f"error: {error}")
 

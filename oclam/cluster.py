@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from oclam.artifacts import digest
-from oclam.cli import only_one, run_name
+from oclam.cli import one_line_errors, only_one, run_name
 from oclam.errors import UserError, one_line
 from oclam.graph import Stage, needed_for, overlap, read_stages, start_order, upstream
 from oclam.importers.adoption import refuse_foreign
@@ -29,15 +29,13 @@ from oclam.lease import PATIENCE, hold
 from oclam.params import read
 from oclam.paths import duration
 from oclam.remote import Remote, Version
-from oclam.slices import LOGS, STATUS_INTERVAL, Job, command, last_line, record, trust_dvc_lock
+from oclam.slices import LOGS, STATUS_INTERVAL, Job, last_line, record, trust_dvc_lock
 
 OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by the import; otherwise without limit
 try:
     import ray
 except ModuleNotFoundError:
     sys.exit("error: Ray is not installed; pip install 'oclam[cluster]'")
-
-__all__ = ["Resources", "read_resources", "run_graph"]
 
 LEASES = Path(".resume/leases")
 SHIPPED = ("oclam", "stages", "dvc.yaml", "params.yaml")  # to nodes that do not share the folder, in which they run
@@ -338,4 +336,4 @@ def main():
 
 
 if __name__ == "__main__":
-    command(main)
+    one_line_errors(main)

@@ -4,8 +4,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["DecoderBlock", "EncoderBlock", "ImageDecoder", "ImageEncoder", "ResidualBlock", "orthogonal"]
-
 WIDTHS = (16, 32, 32)  # channels of the three blocks at scale 1
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from oclam import suite
 from oclam.artifacts import digest, move_store, write_json
 from oclam.envs import make, rendering
 from oclam.errors import UserError
@@ -28,8 +29,6 @@ from oclam.machine import cores, end_with_parent
 from oclam.params import Collect, Env
 from oclam.progress import Progress
 from oclam.seeding import numpy_rng, seed_of
-
-__all__ = ["Collection", "collect", "damaged"]
 
 ARRAYS = ("pixels", "actions", "states", "rewards", "segmentation")
 BLOCK = 125  # frames of a chunk of pixels, the least that is read
@@ -98,8 +97,7 @@ def collect(plan: Collection, folder: Path, path: Path, workers: int | None = No
         if store.exists():
             print(f"{path.name}: damaged before it was finished; all is collected again", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
-        with _processes(1, _attach) as pool:  # no OpenGL in this process
-            pool.submit(_create, plan, store).result()
+        _create(plan, store)
         _record(store, records / "created")
     for shard, reason in damaged(store, records).items():
         print(f"{path.name}: {reason}, shard {shard} is collected again", flush=True)
@@ -176,7 +174,7 @@ def damaged(store: Path, records: Path) -> dict[int, str]:
 
 
 def _create(plan, store):
-    env = _environment(plan, "train")
+    action_size, state_size = suite.sizes(suite.load_task(plan.task))
     n, t, size = plan.episodes, plan.params.steps, plan.env.image_size
     of_shard, block = plan.params.shard_episodes, min(BLOCK, plan.params.steps)
     group = zarr.create_group(store)
@@ -184,15 +182,10 @@ def _create(plan, store):
     blocks = -(-t // block) * block
     group.create_array("pixels", shape=(n, t, size, size, 3), chunks=(1, block, size, size, 3),
                        shards=(of_shard, blocks, size, size, 3), dtype="uint8", compressors=zstd)
-    for name, width in (("actions", env.action_space.shape), ("states", (env.state_size,)), ("rewards", ())):
+    for name, width in (("actions", (action_size,)), ("states", (state_size,)), ("rewards", ())):
         group.create_array(name, shape=(n, t, *width), chunks=(of_shard, t, *width), dtype="float32", compressors=zstd)
     group.create_array("segmentation", shape=(plan.params.segmented_episodes, t, size, size),
                        chunks=(1, t, size, size), dtype="uint8", compressors=zstd)
-    env.close()
-
-
-def _environment(plan, split):
-    return make(plan.task, plan.view, plan.env, plan.backgrounds, split)
 
 
 def _attach():
@@ -243,7 +236,7 @@ class _Worker:
         """Collect one episode into `out`, views of the shard; returns the agent's masks (T, H, W), None if not kept."""
         plan, split = self.plan, self.plan.split(episode)
         if split not in self.environments:
-            self.environments[split] = _environment(plan, split)
+            self.environments[split] = make(plan.task, plan.view, plan.env, plan.backgrounds, split)
         env, segmented = self.environments[split], plan.segmented(episode) is not None
         masks = np.empty((plan.params.steps, *out["pixels"].shape[1:3]), np.uint8) if segmented else None
         pixels, info = env.reset(seed=plan.seed(episode), options={"segmentation": segmented})

@@ -18,8 +18,6 @@ from oclam.slots.extraction import find_masks
 from oclam.slots.training import clips_of, train_slots
 from oclam.training import autocast
 
-__all__ = ["train_for_comparison"]
-
 
 def train_for_comparison(name: str, task: str, seed: int, params: SimpleNamespace, settings,
                          make: Callable[[int], torch.nn.Module], observer: Callable, device: torch.device,

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["curves"]
-
 
 @contextmanager
 def curves(name: str, first: int) -> Iterator[Callable[[dict], None]]:

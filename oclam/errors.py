@@ -1,7 +1,5 @@
 """Exceptions whose messages are written for the user."""
 
-__all__ = ["Absent", "UserError", "one_line"]
-
 
 class UserError(Exception):
     """Bad input: one line that names the key or file, what was given, and the fix."""

@@ -16,8 +16,6 @@ import yaml
 from oclam.artifacts import digest
 from oclam.errors import UserError
 
-__all__ = ["Stage", "expand", "needed_for", "overlap", "read_stages", "start_order", "upstream"]
-
 PLACE = re.compile(r"\$\{([\w.]+)\}")
 
 

@@ -20,8 +20,6 @@ from oclam.importers.parquet import from_parquet
 from oclam.importers.store import write_dataset
 from oclam.importers.videos import from_videos
 
-__all__ = ["import_sources"]
-
 
 def import_sources(names: list[str], folder: Path, task: str | None = None, view: str | None = None,
                    steps: int | None = None, test_episodes: int = 50, image_size: int = 64,

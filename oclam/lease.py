@@ -15,8 +15,6 @@ from pathlib import Path
 
 from oclam.errors import UserError
 
-__all__ = ["PATIENCE", "hold"]
-
 PATIENCE = 90.0  # seconds of silence; network file systems show touches up to a minute late
 
 

@@ -1,13 +1,14 @@
-"""What this process may use of the machine: cores and memory, as its control groups (version 1 or 2) grant them."""
+"""What this process may use of the machine, as its control groups (version 1 or 2) grant it, and its own limits."""
 
 import ctypes
 import os
+import platform
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_memory", "cores", "end_with_parent", "total_memory"]
-
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of glibc's malloc.h
 GROUPS, MEMBERSHIP, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
 
 
@@ -58,6 +59,29 @@ def total_memory() -> int:
     swap = int(MEMINFO.read_text().split("SwapTotal:")[1].split()[0]) * 1024
     memory = min([total, *_limits("memory.max", "memory.limit_in_bytes")])
     return min([memory + min([swap, *_limits("memory.swap.max")]), *_limits("memory.memsw.limit_in_bytes")])
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse large freed blocks instead of returning them to the system, where glibc is its C library.
+
+    Otherwise activations and batches of tens of megabytes are mapped, zeroed page by page and unmapped in every step,
+    which takes half of a small model's training time on a CPU.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def limit_memory() -> None:
+    """Limit this process to the machine's memory: asking for more then raises an error, instead of Linux killing it.
+
+    Not beside an NVIDIA GPU, whose driver reserves more than it uses.
+    """
+    if not Path("/proc/driver/nvidia").exists():
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = total_memory()
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _limits(*names):

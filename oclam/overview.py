@@ -13,8 +13,6 @@ from oclam.report.statistics import recovery
 from oclam.report.tables import number, paper_r2
 from oclam.variants import ACTION_VARIANCE, LATENT, VARIANTS, normaliser
 
-__all__ = ["overview"]
-
 PAPER_BUDGETS = range(32, 129)  # of the label budgets whose mean return the paper reports
 
 

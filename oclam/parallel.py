@@ -15,8 +15,6 @@ from tempfile import TemporaryDirectory
 from oclam.errors import Absent, UserError
 from oclam.machine import end_with_parent
 
-__all__ = ["is_worker", "launch", "work"]
-
 HANDLED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT  # by torchrun, which replaces our handlers
 
 

@@ -20,8 +20,6 @@ from ruamel.yaml import YAML, YAMLError
 from oclam.artifacts import atomic
 from oclam.errors import UserError, one_line
 
-__all__ = ["DEFAULT_ENV", "Params", "explain", "load", "read", "replace"]
-
 # Upper limits catch slips of the keyboard before memory or a day is lost; nothing published comes near them.
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer or a batch

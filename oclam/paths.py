@@ -5,13 +5,6 @@ Under `data/results` are the small files that the report reads; all else under `
 
 from pathlib import Path
 
-__all__ = [
-    "actor", "backgrounds", "compared", "dataset", "demonstration_returns", "downloads", "duration",
-    "embedded_encoder", "encoder", "episode_video", "evaluation", "expert", "expert_curve", "lapo", "latents", "lock",
-    "log", "ocp", "parameters", "policies", "probe", "reports", "samples", "selection", "slot_preview", "slot_table",
-    "slots",
-]
-
 DATA, RESULTS = Path("data"), Path("data/results")
 reports = Path("reports")
 backgrounds = DATA / "backgrounds.zarr"

@@ -34,13 +34,11 @@ from oclam.slots.steve import make_steve
 from oclam.training import count_parameters, update_counts
 from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
 
-__all__ = ["Cost", "Plan"]
-
 # What the paper's durations on one H100 imply for our FLOPs, in 1e12 per second: small layers leave a GPU idle.
 # Its behaviour cloning would need 647, more than is plausible.
 TFLOPS = {"ocp": 283, "slots": 283, "slotcontrast": 283, "lapo-slots": 9} | {
     name: 55 for name in LATENT if VARIANTS[name].observes != "slots"}
-VIEWS, SPLITS = 2, 2  # of datasets: distracted and clean; of background videos: for training and for evaluation
+VIEWS = 2  # of datasets: distracted and clean
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Plan:
 
     def assets(self) -> list[Cost]:
         params, tasks = self.params, len(self.params.tasks)
-        videos = SPLITS * params.backgrounds.videos * params.backgrounds.frames
+        videos = (params.backgrounds.videos + -(-params.backgrounds.videos // 2)) * params.backgrounds.frames
         experts = max(params.expert.training[task].steps for task in params.tasks) if params.expert.train else 0
         encoder = count_parameters(self.encoder)["total"]
         row = self.pixels + 4 * (self.action_dim + self.state_dim + 1)

@@ -4,8 +4,6 @@ import sys
 
 from tqdm import tqdm
 
-__all__ = ["Progress"]
-
 
 class Progress(tqdm):
     """tqdm with rate and time left, which prints whole lines where the output is no terminal."""

@@ -23,8 +23,6 @@ from dvc_data.hashfile.transfer import transfer
 from oclam.artifacts import digest
 from oclam.errors import UserError, one_line
 
-__all__ = ["Remote", "Version"]
-
 
 class Version(NamedTuple):
     """A file or folder as it was pushed: its name in the remote, and the hash of `oclam.artifacts.digest`."""
@@ -75,12 +73,12 @@ class Remote:
         if path.exists() and digest(path) == version.content:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            path.unlink()
         with _as_user_error(f"{path}: cannot be pulled from the remote {self.folder}"), \
                 TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as here:
             local = get_odb(LocalFileSystem(), os.path.abspath(here), hash_name="md5", type=["hardlink", "copy"])
             transfer(self._objects(), local, {identity}, shallow=False)  # many files at once, unlike checkout
+            if path.is_file():
+                path.unlink()
             checkout(os.path.abspath(path), local.fs, load(local, identity), local, force=True, quiet=True)
         if digest(path) != version.content:
             raise UserError(f"{path}: content from the remote {self.folder} differs from its hash; delete {path} here "

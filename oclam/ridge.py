@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ["Moments", "Ridge", "best_ridge"]
-
 PENALTIES = tuple(10.0**power for power in range(-6, 3))
 
 

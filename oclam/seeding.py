@@ -4,8 +4,6 @@ import hashlib
 
 import numpy as np
 
-__all__ = ["numpy_rng", "seed_of", "torch_rng"]
-
 
 def seed_of(*purpose: str | int) -> int:
     """A 63-bit seed from strings and integers, the same in every process and on every machine."""

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from graphlib import TopologicalSorter
@@ -27,12 +27,8 @@ from oclam.graph import needed_for, read_stages, start_order, upstream
 from oclam.machine import cores, end_with_parent
 from oclam.params import read
 
-__all__ = [
-    "LOGS", "STATUS_INTERVAL", "Job", "command", "last_line", "record", "run_slice", "time_left", "trust_dvc_lock",
-]
-
 RECORDS, LOGS = Path(".resume/slices"), Path(".resume/logs")
-WORKERS = ("expert", "collect", "collect-clean", "eval", "eval-clean")  # stages that use every core that they get
+WORKERS = ("expert", "collect", "eval")  # scripts that use every core that they get
 PARALLEL = ("bc", "bc_full", "lapo", "lapo_focus", "lapo_slots", "ocp")  # scripts that train on compute.devices GPUs
 STATUS_INTERVAL = 30.0  # seconds between two status reports
 
@@ -42,8 +38,7 @@ class Job:
 
     def __init__(self, stage, params):
         self.stage, self.key, self.record = stage, stage.key(params), RECORDS / f"{stage.name}.json"
-        self.log, self.kind = LOGS / f"{stage.name}.log", stage.name.split("@")[0]
-        record = self._read()
+        self.log, record = LOGS / f"{stage.name}.log", self._read()
         started, made = record.get("key") == self.key, record.get("made")
         self.seconds = record.get("seconds", 0.0)  # of the last run, whatever it made
         self.done = started and made is not None and made == stage.made()
@@ -203,7 +198,7 @@ def run_slice(minutes: float = math.inf, until: str | None = None, jobs: int | N
                 job = min(possible, key=lambda job: rank[job.stage.name])
                 waiting.remove(job)
                 own = job.devices(devices)
-                useful = len(free) // (len(waiting) + 1) if job.kind in WORKERS else every * own // (total or 1)
+                useful = len(free) // (len(waiting) + 1) if job.stage.script in WORKERS else every * own // (total or 1)
                 count = max(least(job), min(useful, len(free)))
                 try:
                     job.start(free[-count:], gpus[len(gpus) - own:], OCLAM_JOBS=str(jobs))
@@ -324,13 +319,5 @@ def main():
         sys.exit(os.EX_TEMPFAIL)
 
 
-def command(main: Callable[[], None]) -> None:
-    """Run main of a command that runs the graph: wrong input, a full disk and an interruption are one line."""
-    try:
-        one_line_errors(main)
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command resumes")
-
-
 if __name__ == "__main__":
-    command(main)
+    one_line_errors(main)

@@ -18,9 +18,6 @@ from oclam.curves import curves
 from oclam.errors import UserError
 from oclam.progress import Progress
 
-__all__ = ["autocast", "average", "best_device", "count_parameters", "exponential_decay", "linear_decay", "own_part",
-           "train", "update", "update_counts"]
-
 EMULATING = ("NO AVX", "AVX2")  # instruction sets on which torch has no products in bfloat16
 
 

@@ -9,10 +9,6 @@ from typing import Literal
 
 from oclam.errors import UserError
 
-__all__ = [
-    "ACTION_VARIANCE", "ALL_LABELS", "LATENT", "PAPER_OCP", "VARIANTS", "Paper", "Variant", "normaliser", "view_of",
-]
-
 TASKS = ("cheetah-run", "walker-run", "hopper-hop", "humanoid-walk")
 # Variance of the actions in the published datasets, mean over dimensions: divide probe errors by it to compare them.
 ACTION_VARIANCE = dict(zip(TASKS, (35.2, 44.5, 24.8, 0.42), strict=True))

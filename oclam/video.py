@@ -9,8 +9,6 @@ from PIL import Image, ImageDraw, ImageSequence
 from oclam.artifacts import atomic
 from oclam.errors import UserError
 
-__all__ = ["FPS", "caption", "check_gif", "check_name", "read_gif", "write_video"]
-
 FPS = 15  # of the report's videos
 GIF_COLOURS = 128
 
@@ -19,13 +17,6 @@ def check_name(path: Path) -> None:
     """Raise UserError unless the name ends in .mp4 or .gif."""
     if path.suffix not in (".mp4", ".gif"):
         raise UserError(f"{path}: a video is .mp4 or .gif")
-
-
-def check_gif(path: Path) -> None:
-    """Raise UserError unless the file is a GIF with all its frames; of a frame's content nothing is checked."""
-    content = path.read_bytes() if path.exists() else b""
-    if not (content.startswith(b"GIF8") and content.endswith(b"\0;")):
-        raise UserError(f"{path}: not a GIF, or truncated; delete {path} and run `dvc repro`")
 
 
 def caption(frames: np.ndarray, rewards: np.ndarray, title: str) -> np.ndarray:
@@ -72,6 +63,9 @@ def _milliseconds(fps):
 
 def read_gif(path: Path, fps: int) -> np.ndarray:
     """The frames that `write_video` wrote as a GIF: uint8 (N, H, W, 3). Raises UserError where one is damaged."""
+    content = path.read_bytes() if path.exists() else b""
+    if not (content.startswith(b"GIF8") and content.endswith(b"\0;")):
+        raise UserError(f"{path}: not a GIF, or truncated; delete {path} and run `dvc repro`")
     try:
         frames = [(np.asarray(frame.convert("RGB")), frame.info.get("duration", 0))
                   for frame in ImageSequence.Iterator(Image.open(path))]

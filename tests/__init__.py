@@ -1,6 +1,7 @@
 """What several test modules share."""
 
 import hashlib
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -29,3 +30,17 @@ def contents(path: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by its name there."""
     return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def until(holds):
+    """Wait until holds() is true; a busy machine takes a minute to start a node of Ray."""
+    deadline = time.monotonic() + 300
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def runs(pid):
+    """Whether the process runs; a zombie that nobody here waits for does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,5 +1,7 @@
 import pytest
 
+from tests import ROOT
+
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory):
@@ -9,3 +11,11 @@ def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     build(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def graph():
+    """DVC's graph of the stages: an edge points from a stage to one that it depends on."""
+    from dvc.repo import Repo
+
+    return Repo(ROOT).index.graph

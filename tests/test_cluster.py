@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import yaml
 import zarr
 
 from oclam.errors import UserError
-from tests import ROOT
+from tests import ROOT, runs, until
 
 # Nodes talk by 127.0.0.1 alone, as Ray's do where firewalls ask for every other address.
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -94,13 +93,6 @@ def tree(tmp_path, monkeypatch):
 def ran(word, field=1):
     lines = [line.split() for line in Path("ran").read_text().splitlines()] if Path("ran").exists() else []
     return [line[field] for line in lines if line[0] == word]
-
-
-def until(holds, seconds=300):  # a busy machine takes a minute to start a node
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_stages_run_in_the_order_of_the_graph_and_once(cluster, tree, capsys):
@@ -182,10 +174,10 @@ def test_the_driver_is_killed_and_started_again_and_dvc_knows_the_result(cluster
         until(lambda: work.exists() and len(work.read_text()) == 10 or driver.poll() is not None)
         assert driver.poll() is None, Path("out").read_text()
         refused = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert refused.returncode == 1 and refused.stderr.startswith("error: slices is already running in this folder")
+        assert refused.returncode == 1 and refused.stderr.startswith("error: pipeline is already running in this")
         driver.send_signal(signal.SIGKILL)
     stage = int(Path("ran").read_text().split()[2])
-    until(lambda: not Path(f"/proc/{stage}").exists() or "zombie" in Path(f"/proc/{stage}/status").read_text())
+    until(lambda: not runs(stage))
     Path("wait").unlink()
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

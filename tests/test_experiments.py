@@ -6,9 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-
-from tests import ROOT
 
 FILES = {
     "oclam/__init__.py": "", "oclam/number.py": "VALUE = 1\n", "params.yaml": "x: 1\n",
@@ -48,8 +45,3 @@ def test_an_experiment_runs_the_module_that_it_was_started_with(project):
     run("dvc", "exp", "run", "--temp", "--name", "two", "-S", "x=2")
     experiment, = run("git", "for-each-ref", "--format=%(refname)", "refs/exps/**/two").split()
     assert run("git", "show", f"{experiment}:out") == "2" and Path("out").read_text() == "1"
-
-
-def test_every_stage_runs_as_a_module_from_the_project_s_root():
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert all(stage["cmd"].startswith("python -m stages.") for stage in stages.values())

@@ -6,7 +6,6 @@ from itertools import combinations, pairwise
 import pytest
 import yaml
 from dvc.dependency import ParamsDependency
-from dvc.repo import Repo
 
 from oclam.errors import UserError
 from oclam.graph import expand, needed_for, start_order, upstream
@@ -14,11 +13,6 @@ from oclam.params import read
 from tests import ROOT
 
 STAGES = expand(yaml.safe_load((ROOT / "dvc.yaml").read_text()), read(ROOT / "params.yaml").model_dump())
-
-
-@pytest.fixture(scope="module")
-def graph():
-    return Repo(ROOT).index.graph  # an edge points from a stage to one that it depends on
 
 
 def test_the_stages_are_those_of_dvc(graph):

@@ -1,6 +1,7 @@
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,8 @@ def test_only_one_holds_it_and_it_is_gone_afterwards(tmp_path):
             assert held()
             inside.pop()
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda _: work(), range(6))) == [None] * 6
     assert most == [1] * 6 and list(path.parent.iterdir()) == []
 
 
@@ -94,11 +92,8 @@ def test_all_who_wait_for_a_dead_holder_get_it_in_the_end(tmp_path):
         with hold(path, True, PATIENCE):
             got.append(1)
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda _: work(), range(6))) == [None] * 6
     assert len(got) == 6 and list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ import pytest
 FREED = """
 import sys, numpy
 if sys.argv[1] == "keep":
-    from oclam.memory import keep_freed_memory
+    from oclam.machine import keep_freed_memory
     keep_freed_memory()
 resident = lambda: 4096 * int(open("/proc/self/statm").read().split()[1])
 array = numpy.ones(2**24)
@@ -27,10 +27,10 @@ def test_freed_blocks_stay_with_the_process(keep, returned):
 
 LIMIT = """
 import resource, sys
-from oclam import memory
-memory.total_memory = lambda: int(sys.argv[1])
+from oclam import machine
+machine.total_memory = lambda: int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
-memory.limit_memory()
+machine.limit_memory()
 print(*resource.getrlimit(resource.RLIMIT_DATA))
 """
 

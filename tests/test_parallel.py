@@ -24,6 +24,8 @@ from oclam.artifacts import is_absent, load_tensors, read_csv, write_absent
 from oclam.checkpoint import FOLDER, Checkpoint
 from oclam.datasets import Frames, FrameSampler, FrameStacks, TripleSampler
 from oclam.errors import UserError
+from oclam.laom.models import SlotLaomModel
+from oclam.laom.training import train_laom
 from oclam.latent_actions.models import ImageLatentActionModel
 from oclam.latent_actions.observations import FrameObservations
 from oclam.latent_actions.training import train_model
@@ -34,7 +36,7 @@ from oclam.policies.training import regress
 from oclam.slots.training import clips_of, train_slots
 from oclam.slots.videosaur import VideoSaur
 from oclam.training import train, update
-from tests import ROOT, Killed
+from tests import ROOT, Killed, runs, until
 
 COMPUTE = Compute(precision="float32", compile=False, devices=2, threads=1)
 E, T, SIZE, BATCH = 3, 12, 16, 8
@@ -91,6 +93,18 @@ def lapo(kill_at):
     return model, rows, watched.sizes
 
 
+def laom(kill_at):
+    """lapo-slots with `lapo_slots.model: laom`."""
+    vectors = torch.randn(E * T, 6)
+    observe = Watched(vectors.__getitem__, kill_at)
+    model = SlotLaomModel(6, 4, 8, 2)
+    settings = SimpleNamespace(epochs=2.5, warmup_epochs=1, learning_rate=1e-3, target_rate=0.1, augmentation=0,
+                               centred=True)
+    rows = train_laom(model, observe, TripleSampler(E, T, BATCH, 3, "laom"), torch.randn(E * T, 2), settings, COMPUTE,
+                      Checkpoint("laom", None, interval=0))
+    return model, rows, observe.sizes
+
+
 def bc(kill_at):
     frames = Frames(torch.randint(256, (E * T, SIZE, SIZE, 3), dtype=torch.uint8), "cpu")
     targets, inputs = Frames(torch.randn(E * T, 4), "cpu"), Watched(FrameStacks(frames, stack=2, steps=T), kill_at)
@@ -134,7 +148,7 @@ def in_two(*arguments):
     return torch.load(written[0])
 
 
-@pytest.mark.parametrize("training", [ocp, kept, lapo, bc])
+@pytest.mark.parametrize("training", [ocp, kept, lapo, laom, bc])
 def test_two_processes_follow_the_curve_of_one_on_halves_of_each_batch(training, tmp_path):
     rows, weights, sizes = outcome(training)
     Checkpoint(training.__name__.replace("kept", "ocp"), None).remove()
@@ -148,7 +162,7 @@ def test_two_processes_follow_the_curve_of_one_on_halves_of_each_batch(training,
         assert sum(sizes_of_two) == sum(sizes) / 2
 
 
-@pytest.mark.parametrize("training", [ocp, lapo, bc])
+@pytest.mark.parametrize("training", [ocp, lapo, laom, bc])
 def test_two_processes_resume_to_the_same_bits(training):
     rows, weights, sizes = in_two(training)
     Checkpoint(training.__name__, None).remove()
@@ -291,22 +305,11 @@ def test_all_processes_end_with_the_stage_and_a_second_start_is_refused(number):
     Path("case.py").write_text(CASE)
     stage = start("case", "wait")
     until(lambda: Path("started1").exists() and Path("started0").exists())
-    workers = [Path(f"/proc/{Path(f'started{rank}').read_text()}") for rank in range(2)]
+    workers = [Path(f"started{rank}").read_text() for rank in range(2)]
     if number == signal.SIGTERM:
         assert start("case", "wait").communicate(timeout=120)[1].startswith("error: case-wait is already running")
     stage.send_signal(number)
     said = stage.communicate(timeout=120)[1]
-    until(lambda: not any(map(running, workers)))
+    until(lambda: not any(map(runs, workers)))
     if number == signal.SIGTERM:
         assert said == "error: stopped by a signal; `dvc repro` resumes\n" and stage.returncode == 128 + number
-
-
-def running(process):
-    return process.exists() and (process / "stat").read_text().split()[2] != "Z"
-
-
-def until(holds):
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -241,9 +241,11 @@ def test_a_dataset_has_frames_and_numbers_of_four_bytes(small):
 
 
 def test_backgrounds_are_as_large_as_textures_and_the_longest_expert_counts():
-    found = plan("params.yaml", "tasks=[cheetah-run, walker-run]", "expert.train=true", "env.texture_size=32")
+    found = plan("params.yaml", "tasks=[cheetah-run, walker-run]", "expert.train=true", "env.texture_size=32",
+                 "backgrounds.videos=7", "backgrounds.frames=10")
     backgrounds, expert, *_ = found.assets()
     steps = [found.params.expert.training[task].steps for task in found.params.tasks]
+    assert backgrounds.samples == (7 + 4) * 10  # half as many videos, rounded up, are kept for evaluation
     assert backgrounds.disk == backgrounds.samples * 32 * 32 * 3
     assert (expert.runs, expert.samples) == (2, max(steps))
 

@@ -15,6 +15,7 @@ import yaml
 from dvc.repo import Repo
 
 from oclam.artifacts import write_json
+from oclam.cli import one_line_errors
 from oclam.errors import UserError
 from oclam.graph import read_stages
 from oclam.params import read
@@ -23,13 +24,12 @@ from oclam.slices import (
     RECORDS,
     Job,
     _gpus,
-    command,
     record,
     run_slice,
     time_left,
     trust_dvc_lock,
 )
-from tests import ROOT
+from tests import ROOT, runs, until
 
 PIPELINE = {"stages": {  # `last` stands first, so that the file's order is not the graph's
     "last": {"cmd": "python count.py b all", "deps": ["count.py", "b"], "outs": ["all"]},
@@ -122,24 +122,13 @@ else:
 """
 
 
-def alive(pid):
-    """Whether the process runs; a zombie that nobody here waits for does not."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def test_the_time_ends_a_stage_with_its_workers_and_is_counted(tree):
     Path("count.py").write_text(SLOW)
     slices = 0
     while not Path("workers").exists():  # a busy machine may need more than one to get so far
         assert not run_slice(0.05, "first")
         slices += 1
-    for _ in range(100):
-        if not any(alive(pid) for pid in Path("workers").read_text().split()):
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("what the stage had started runs on")
+    until(lambda: not any(map(runs, Path("workers").read_text().split())))
     Path("go").touch()
     assert run_slice(10, "first") and float(Path("spent").read_text()) >= 1.5 * slices  # of 3 s each
 
@@ -152,15 +141,10 @@ def test_stages_end_with_their_runner_and_a_second_runner_is_refused(tree):
         assert runner.poll() is None
         time.sleep(0.05)
     second = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert second.returncode == 1 and second.stderr.startswith("error: slices is already running in this folder")
+    assert second.returncode == 1 and second.stderr.startswith("error: pipeline is already running in this folder")
     runner.kill()
     runner.wait()
-    stage = Path("workers").read_text().split()[0]
-    for _ in range(100):
-        if not alive(stage):
-            break
-        time.sleep(0.1)
-    assert not alive(stage)
+    until(lambda: not runs(Path("workers").read_text().split()[0]))
 
 
 def test_the_time_before_the_runner_was_killed_counts(tree, monkeypatch):
@@ -327,7 +311,7 @@ def test_what_dvc_refuses_and_a_full_disk_are_one_line(tree, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "file")
 
     with pytest.raises(SystemExit, match="^error: file: No space left on device; free some space"):
-        command(full)
+        one_line_errors(full)
 
 
 def test_the_status_says_whether_to_call_again(tree):

@@ -3,8 +3,6 @@
 import torch
 from torch.nn import functional as F
 
-__all__ = ["guided_filter"]
-
 
 def guided_filter(masks: torch.Tensor, images: torch.Tensor, radius: int, epsilon: float = 2e-4) -> torch.Tensor:
     """Masks that follow the edges of the images: (N, 1, H, W).

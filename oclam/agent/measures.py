@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["adjusted_rand_index", "agent_patches", "agent_scores", "assignment_stability", "slot_measures"]
-
 
 def agent_patches(segmentation: np.ndarray, grid: int) -> np.ndarray:
     """The patches of which at least a tenth of the pixels are the agent's: bool (N, grid, grid).

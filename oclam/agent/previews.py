@@ -6,8 +6,6 @@ import zarr
 
 from oclam.datasets import Dataset
 
-__all__ = ["shown_episodes", "shown_frames", "take"]
-
 PICTURES = 6  # frames that are shown
 
 

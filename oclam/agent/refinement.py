@@ -12,8 +12,6 @@ from torch.nn import functional as F
 
 from oclam.agent.guided_filter import guided_filter
 
-__all__ = ["agent_mask", "inside_share", "refine", "threshold"]
-
 LEVELS = 32  # of each channel in a histogram
 REACH = 2  # width in patches of the band around the slot's patches whose pixels are counted too
 SPAN = 25  # frames before and after whose pixels are counted

@@ -16,9 +16,6 @@ from torch.nn import functional as F
 from oclam.params import SlotSelect
 from oclam.ridge import Moments, best_ridge
 
-__all__ = ["Probe", "choose_model", "choose_slots", "combine", "manual_selection", "masked_thumbnails",
-           "probe", "probe_masked", "select_slots"]
-
 THUMBNAIL = 8  # edge of a masked view in pixels: enough to see limbs move, few enough to fit on thousands of frames
 MARGIN = 1.0  # standard errors over trajectories by which a further slot must lower the error
 

@@ -19,8 +19,6 @@ from oclam.progress import Progress
 from oclam.slots.components import Components, sample
 from oclam.slots.registration import mask_moments, poses, register
 
-__all__ = ["crops", "masked_components", "masked_frames", "write_preview", "write_selection"]
-
 EPISODES = 4  # written at a time
 ANIMATION = 60  # frames of the report's moving picture
 CROP = 32  # edge in pixels of the masked frames whose components are the chosen slots' vectors

@@ -25,8 +25,6 @@ from oclam.progress import Progress
 with redirect_stderr(io.StringIO()):  # gym, which the package imports, prints on every import that it is not maintained
     from distracting_control.background import DAVIS17_TRAINING_VIDEOS, DAVIS17_VALIDATION_VIDEOS
 
-__all__ = ["davis", "decoded", "fetch", "folder", "footage", "natural_order", "square", "videos_from"]
-
 ARCHIVE = "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip"
 ARCHIVE_SIZE = 832766765  # this and the checksum as TensorFlow Datasets records them (video/davis/checksums.tsv)
 MEMBER = 1 << 24  # bytes of a picture in the archive at most; DAVIS's have a fiftieth of that
@@ -68,7 +66,7 @@ def _resized(sources, frames, size):
 
 
 def square(picture: np.ndarray, size: int) -> np.ndarray:
-    """The picture (H, W, 3) resized to a square, its aspect ratio lost as in the package, without aliasing."""
+    """The picture (H, W[, 3]) resized to a square, its aspect ratio lost as in the package, without aliasing."""
     shrinks = min(picture.shape[:2]) > size
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
@@ -129,12 +127,12 @@ def _images(path):
 
 def _decode(name, read):
     try:
-        picture = cv2.imdecode(np.frombuffer(read(), np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(read(), np.uint8), cv2.IMREAD_COLOR_RGB)
     except (zipfile.BadZipFile, cv2.error) as error:
         raise UserError(f"{name} is damaged ({one_line(error)}); get it again") from None
     if picture is None:
         raise UserError(f"{name} is damaged or no picture; get it again")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return picture
 
 
 def folder(path: Path) -> dict[str, list[tuple[str, Callable]]]:

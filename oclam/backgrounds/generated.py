@@ -5,8 +5,6 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-__all__ = ["GeneratedVideos", "dead_leaves"]
-
 SUPERSAMPLING = 2
 LENS = 0.006  # standard deviation of the camera's blur, share of the edge: no real video is sharper than its lens
 

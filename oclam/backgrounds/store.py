@@ -12,8 +12,6 @@ import zarr
 
 from oclam.artifacts import atomic, open_zarr
 
-__all__ = ["FULL_TEXTURE", "StoredVideos", "texture_edge", "write_store"]
-
 FULL_TEXTURE = 800  # edge of the suite's own sky texture
 
 

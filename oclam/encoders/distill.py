@@ -22,8 +22,6 @@ from oclam.progress import Progress
 from oclam.seeding import numpy_rng, seed_of, torch_rng
 from oclam.training import best_device, linear_decay, train, update
 
-__all__ = ["EPISODE_FRAMES", "TASKS", "Distillation", "distill", "new_student", "render", "teach"]
-
 TASKS = ("cheetah-run", "walker-run", "hopper-hop", "humanoid-walk")
 ARCHITECTURE = "vit_tiny_patch16_224"
 PATCH, DIM, DEPTH, HEADS, MLP_RATIO = 4, 192, 3, 3, 2.0

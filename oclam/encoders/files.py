@@ -14,8 +14,6 @@ from oclam.artifacts import how_to_fix, load_tensors, save_tensors
 from oclam.encoders.frozen import FrozenEncoder
 from oclam.errors import UserError, one_line
 
-__all__ = ["check_name", "load_encoder", "make_encoder", "save_encoder"]
-
 WEIGHTS = "model.safetensors"  # its name in every repository of the hub
 USED = ("blocks.", "patch_embed.", "pos_embed", "cls_token", "reg_token", "norm_pre.")  # tensors before the last norm
 HUB_TIMEOUT = 4.0  # seconds until a hub that does not answer counts as out of reach
@@ -56,8 +54,9 @@ def make_encoder(source: str | Path, name: str, parameter: str = "encoder.source
         raise UserError(f"{parameter}: {str(source)!r} given, no such file; give safetensors with timm's tensor names")
     if source != "hub" and "kwargs" in load_tensors(source)[1]:
         return load_encoder(source)
-    check_name(name, "encoder.teacher" if parameter.startswith("encoder.teacher") else "encoder.name")
-    file = _hub_file(name, parameter) if source == "hub" else Path(source)
+    key = "encoder.teacher" if parameter.startswith("encoder.teacher") else "encoder.name"
+    check_name(name, key)
+    file = _hub_file(name, key, parameter) if source == "hub" else Path(source)
     tensors, _ = load_tensors(file)
     try:
         vit = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
@@ -88,11 +87,11 @@ def check_name(name: str, parameter: str = "encoder.name") -> None:
                         "VisionTransformer or Eva") from None
 
 
-def _hub_file(name, parameter):
+def _hub_file(name, key, parameter):
     """The weights' file in the hub's cache, downloaded when it is not there yet."""
     repository = timm.get_pretrained_cfg(name).hf_hub_id
     if repository is None:
-        raise UserError(f"encoder.name: {name!r} given, the hub has no weights for it")
+        raise UserError(f"{key}: {name!r} given, the hub has no weights for it")
     cached = try_to_load_from_cache(repository, WEIGHTS)
     if isinstance(cached, str):
         return Path(cached)
@@ -105,7 +104,7 @@ def _hub_file(name, parameter):
 
 
 def _check_hub(repository, parameter):
-    # Asked first, because timm tries an absent hub again and again for more than 15 seconds.
+    # Asked first, because huggingface_hub tries an absent hub again and again for more than 20 seconds.
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT)
     except urllib.error.HTTPError:

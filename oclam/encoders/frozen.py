@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from oclam.errors import UserError
 
-__all__ = ["FrozenEncoder"]
-
 
 class FrozenEncoder(nn.Module):
     """A timm vision transformer without gradients, final norm and head.

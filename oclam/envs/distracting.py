@@ -14,8 +14,6 @@ from oclam.envs.distractors import Background, distract, reseed
 from oclam.errors import UserError
 from oclam.params import DEFAULT_ENV, Env, explain
 
-__all__ = ["DistractingEnv", "make"]
-
 
 class DistractingEnv(gymnasium.Env):
     """One task, observed as pixels: uint8 (size, size, 3).

@@ -20,8 +20,6 @@ with redirect_stderr(io.StringIO()):  # gym, which the package imports, prints o
 from oclam.errors import UserError
 from oclam.params import Env
 
-__all__ = ["Background", "distract", "reseed"]
-
 # The package has fixed cameras and those that track a centre of mass; the suite's other cameras follow the agent too.
 package_camera.CAMERA_MODES[1:] = ["trackcom"] * 4
 

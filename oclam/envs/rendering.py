@@ -22,8 +22,6 @@ from gymnasium.error import ClosedEnvironmentError
 from oclam.errors import UserError
 from oclam.suite import dm_render, gl_context, mujoco
 
-__all__ = ["Renderer", "choose"]
-
 PROBE = """
 import sys
 from importlib import import_module

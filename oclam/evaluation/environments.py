@@ -10,8 +10,6 @@ import numpy as np
 from oclam.errors import UserError
 from oclam.machine import cores, end_with_parent
 
-__all__ = ["Environments"]
-
 
 class Environments:
     """Groups of environments in worker processes: `send` a group's requests, `receive` its answers. A context manager.

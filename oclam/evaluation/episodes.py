@@ -17,8 +17,6 @@ from oclam.progress import Progress
 from oclam.seeding import seed_of
 from oclam.training import best_device
 
-__all__ = ["episode_seeds", "evaluate"]
-
 
 def episode_seeds(seed: int, episodes: int) -> list[int]:
     """The seeds of the evaluation's episodes, the same for every policy and different from those of any dataset."""

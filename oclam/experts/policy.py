@@ -11,8 +11,6 @@ from oclam.artifacts import load_tensors, save_tensors
 from oclam.errors import UserError
 from oclam.seeding import seed_of
 
-__all__ = ["ExpertPolicy", "load_expert", "measure", "remeasured", "save_expert"]
-
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 # How an action is limited to [-1, 1]: by PPO, and by the other algorithms.
 BOUNDS = {"clip": lambda x: np.clip(x, -1, 1), "tanh": np.tanh}

@@ -22,8 +22,6 @@ from oclam.params import Training  # noqa: E402
 from oclam.progress import Progress  # noqa: E402
 from oclam.seeding import seed_of  # noqa: E402
 
-__all__ = ["Learner", "train_expert"]
-
 # Of every algorithm: where sbx keeps what it learns, its activation, and how its actor ends.
 ON_POLICY = ("policy.actor_state", "policy.vf_state"), "tanh", "clip"
 OFF_POLICY = ("policy.actor_state", "policy.qf_state", "ent_coef_state"), "relu", "tanh"

@@ -5,9 +5,7 @@ from dm_control.utils import rewards
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from oclam.suite import flatten, load_task, mujoco
-
-__all__ = ["EPISODE", "BatchedTask"]
+from oclam.suite import flatten, load_task, mujoco, sizes
 
 EPISODE = 1000  # control steps; no task of the four ends sooner
 
@@ -94,9 +92,8 @@ class BatchedTask(VecEnv):
         self.environments = [load_task(task, seed) for _ in range(number)]
         self.physics = [environment.physics for environment in self.environments]
         self.substeps = round(self.environments[0].control_timestep() / self.physics[0].timestep())
-        size = len(flatten(self.environments[0].reset().observation))
-        actions = self.environments[0].action_spec().shape
-        super().__init__(number, spaces.Box(-np.inf, np.inf, (size,), np.float32), spaces.Box(-1.0, 1.0, actions))
+        actions, states = sizes(self.environments[0])
+        super().__init__(number, spaces.Box(-np.inf, np.inf, (states,), np.float32), spaces.Box(-1.0, 1.0, (actions,)))
         self.restart(seed)
 
     def restart(self, seed: int) -> None:

@@ -2,8 +2,6 @@
 
 from huggingface_hub import ModelCard, ModelCardData
 
-__all__ = ["model_card"]
-
 KINDS = {  # the title of each class, what it is, and how it is loaded
     "HubPolicy": ("Policy", "A policy, which maps raw frames to actions", """\
 from oclam.export.policies import HubPolicy

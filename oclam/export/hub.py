@@ -11,8 +11,6 @@ from oclam.artifacts import load_tensors, read_json, save_tensors, write_json
 from oclam.errors import UserError, one_line
 from oclam.export.card import model_card
 
-__all__ = ["CONFIG", "Hub"]
-
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 

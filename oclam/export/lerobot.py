@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,8 +13,6 @@ from oclam.datasets import Dataset, open_dataset
 from oclam.errors import UserError
 from oclam.progress import Progress
 from oclam.suite import TASKS, load_task
-
-__all__ = ["export_lerobot"]
 
 CAMERA = "observation.images.camera"
 CHUNK = 1000  # files of a folder
@@ -237,7 +236,8 @@ class _Videos(_Files):
     def add(self, frames):
         if self.begin():
             self.file, self.count = av.open(str(self.path()), "w", format="mp4"), 0
-            self.stream = self.file.add_stream(CODEC, rate=self.fps, options=CODEC_OPTIONS)
+            rate = Fraction(self.fps).limit_denominator(1001)  # an imported rate may be 30.0 or 29.97
+            self.stream = self.file.add_stream(CODEC, rate=rate, options=CODEC_OPTIONS)
             self.stream.height, self.stream.width, self.stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for frame in frames:
             self.file.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame)))

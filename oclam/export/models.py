@@ -25,8 +25,6 @@ from oclam.slots.models import make_model
 from oclam.slots.registration import mask_moments, poses
 from oclam.slots.steve import to_unit
 
-__all__ = ["HubEncoder", "HubLatentActionModel", "HubSlotModel"]
-
 BATCH = 64  # pairs of frames whose latent actions are computed at once
 MODELS = {"lapo": ImageLatentActionModel, "laom": LaomModel, "slots": SlotLatentActionModel,
           "laom-slots": SlotLaomModel}

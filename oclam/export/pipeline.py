@@ -23,8 +23,6 @@ from oclam.policies.files import load_policies
 from oclam.slots.registration import mask_moments
 from oclam.variants import VARIANTS
 
-__all__ = ["export_model"]
-
 STEVE = {"published", "feature_hidden", "decoder_hidden", "decoder_layers", "vocabulary"}  # what shapes the model
 
 

@@ -8,8 +8,6 @@ from oclam.export.hub import Hub
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy
 
-__all__ = ["HubPolicy"]
-
 
 class HubPolicy(Policy, Hub):
     """A policy with its description, `card`.

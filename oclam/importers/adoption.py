@@ -12,8 +12,6 @@ from oclam.datasets import open_dataset
 from oclam.errors import Absent, UserError
 from oclam.params import Collect
 
-__all__ = ["adopt_dataset", "refuse_foreign"]
-
 
 def refuse_foreign(path: Path, folder: Path) -> None:
     """Raise UserError when there is a dataset at `path` that no stage wrote; `folder` is where it should be."""

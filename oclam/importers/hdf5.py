@@ -13,8 +13,6 @@ from oclam.backgrounds.footage import natural_order
 from oclam.errors import UserError
 from oclam.importers.store import Episode, Source
 
-__all__ = ["from_hdf5"]
-
 ATTRIBUTES = ("domain_name", "task_name", "difficulty", "dynamic", "img_hw", "split")
 ARRAYS = ("obs", "actions", "states")
 DEFLATE = 1032  # the most that HDF5's usual compression can save: what declares more is not there

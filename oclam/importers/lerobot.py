@@ -11,8 +11,6 @@ from oclam.errors import UserError
 from oclam.importers.parquet import Table, picture
 from oclam.importers.store import Episode, Source
 
-__all__ = ["from_lerobot"]
-
 PLACE = ("chunk_index", "file_index", "from_timestamp")  # of an episode in the videos of a camera
 
 

@@ -17,8 +17,6 @@ from oclam.backgrounds.footage import natural_order
 from oclam.errors import UserError, one_line
 from oclam.importers.store import Episode, Source
 
-__all__ = ["Table", "from_parquet", "picture"]
-
 ENDS = ("terminated", "truncated")
 
 
@@ -141,8 +139,7 @@ def picture(value, where: str) -> np.ndarray:
     """
     value = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(value, bytes):
-        decoded = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR) if value else None
-        pixels = None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+        pixels = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR_RGB) if value else None
     else:
         try:
             pixels = np.asarray(value)

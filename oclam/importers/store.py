@@ -14,8 +14,6 @@ from oclam.backgrounds.footage import square
 from oclam.errors import UserError
 from oclam.progress import Progress
 
-__all__ = ["Episode", "Source", "write_dataset"]
-
 SHARD_EPISODES = 10  # written at once, so that memory stays at ten episodes
 BLOCK = 100  # frames of a chunk of pixels
 LEAST, MOST = 16, 1000  # steps of an episode that collect.steps allows
@@ -69,7 +67,7 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
     values are not finite or of another width.
     """
     sources = sorted(sources, key=lambda source: source.actions > 0)  # those with actions last, since they are held out
-    steps = steps or min([MOST, *(length for source in sources for length in source.lengths)])
+    steps = min([MOST, *(length for source in sources for length in source.lengths)]) if steps is None else steps
     if not LEAST <= steps <= MOST:
         raise UserError(f"--steps: {steps} frames an episode, {LEAST} to {MOST} are allowed; longer ones are cut, "
                         "shorter ones left out")
@@ -163,5 +161,4 @@ def _episodes(pieces, steps, size) -> Iterator[Episode]:
 
 def _shrunk(masks, size):
     """Masks bool (T, H, W) as the agent's share of each pixel, above a half: uint8 (T, size, size) in {0, 1}."""
-    return np.stack([square(np.repeat(np.uint8(mask)[..., None] * 255, 3, 2), size)[..., 0] > 127
-                     for mask in masks]).astype(np.uint8)
+    return np.stack([square(np.uint8(mask) * 255, size) > 127 for mask in masks]).astype(np.uint8)

@@ -6,8 +6,6 @@ from oclam.backgrounds.footage import footage
 from oclam.errors import UserError
 from oclam.importers.store import Episode, Source
 
-__all__ = ["from_videos"]
-
 
 def from_videos(path: Path) -> Source:
     """The video files and folders of frames in a folder and its folders, one trajectory each."""

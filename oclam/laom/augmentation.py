@@ -5,8 +5,6 @@ import math
 import torch
 from torch.nn import functional as F
 
-__all__ = ["augment", "draw_maps", "warp"]
-
 # Shares of the edge: shifts of up to 14 of 64 pixels; a perspective distorts the image padded by 30 on each side.
 SHIFT, PICTURE = 14 / 64, 124 / 64
 # Indices of two steps: 0 none, 1 shift, 2 rotation, 3 perspective.

@@ -6,8 +6,6 @@ from torch import nn
 from oclam.cnn import ImageEncoder, orthogonal
 from oclam.latent_actions.models import MlpHead, SlotLatentActionModel
 
-__all__ = ["SLOT_MODELS", "EmbeddingLatentActionModel", "LaomModel", "SlotLaomModel"]
-
 
 class EmbeddingLatentActionModel(nn.Module):
     """LAOM (arXiv 2502.00379): both heads read the embeddings of one encoder, and nothing is reconstructed.

@@ -18,9 +18,7 @@ from oclam.latent_actions.probes import OnlineProbe
 from oclam.latent_actions.training import learn, open_frames
 from oclam.params import Compute
 from oclam.seeding import seed_of, torch_rng
-from oclam.training import autocast, best_device, linear_decay, own_part, train, update, update_counts
-
-__all__ = ["Labels", "follow", "learn_laom", "train_laom"]
+from oclam.training import autocast, average, best_device, linear_decay, own_part, train, update, update_counts
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
     batch = Prefetch(make)
     if settings.centred:  # what all frames share is most of an embedding; latents would become a constant to predict it
         with torch.no_grad():
-            model.centre.copy_(model.encoder(batch(0)[0][0]).mean(0))
+            model.centre.copy_(_mean(model.encoder(batch(0)[0][0])))
 
     def step(i):
         (now, after, future, *labelled), (action, *true) = batch(i)
@@ -95,10 +93,19 @@ def train_laom(model: nn.Module, observe: Callable, sampler: TripleSampler, acti
         probe_mse = probe.error(latent, action)
         update(optimizer, loss + probe_mse, settings.learning_rate * linear_decay(i, steps, warmup))
         follow(target, model.encoder, settings.target_rate)
-        return {"loss": loss, "probe_mse": probe_mse, "state_variance": state.float().var(0, correction=0).mean()}
+        state = state.detach().float()
+        between = (state.mean(0) - _mean(state)).square()  # 0 where one process has the whole batch
+        return {"loss": loss, "probe_mse": probe_mse, "state_variance": (state.var(0, correction=0) + between).mean()}
 
     parts = {"model": model, "target": target, "probe": probe, "head": head, "optimizer": optimizer}
     return train(step, steps, parts, checkpoint, samples=sampler.batch_size)
+
+
+def _mean(states):
+    """The mean (...) over the whole batch, of which each process has an equal part (B, ...)."""
+    mean = states.mean(0)
+    average([mean])
+    return mean
 
 
 def learn_laom(task: str, seed: int, variant: str, params: SimpleNamespace, labels: Labels | None = None) -> None:

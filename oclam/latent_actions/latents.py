@@ -11,8 +11,6 @@ from oclam.errors import UserError
 from oclam.progress import Progress
 from oclam.training import autocast
 
-__all__ = ["write_latents"]
-
 SHARD_BYTES = 1 << 27
 
 

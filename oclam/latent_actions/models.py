@@ -7,9 +7,6 @@ from torch.nn import functional as F
 
 from oclam.cnn import ImageDecoder, ImageEncoder, orthogonal
 
-__all__ = ["ImageForward", "ImageInverse", "ImageLatentActionModel", "MlpHead", "SlotLatentActionModel",
-           "reconstruction_error"]
-
 
 class ImageInverse(nn.Module):
     """Inverse model: both observations as channels, encoder, GELU, linear. Two (B, C, H, W) -> latent (B, L)."""

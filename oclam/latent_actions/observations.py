@@ -8,8 +8,6 @@ import zarr
 
 from oclam.datasets import Frames, FrameStacks, stack_index
 
-__all__ = ["FrameObservations", "SlotObservations"]
-
 FLOOR = 0.3
 
 

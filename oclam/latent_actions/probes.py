@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from oclam.ridge import PENALTIES, Moments
 from oclam.seeding import numpy_rng
 
-__all__ = ["OnlineProbe", "frame_differences", "probe", "probe_frames", "probe_latents", "splits"]
-
 FLOOR_EPISODES = 100  # of training, enough for the 768 inputs of the frame-difference probe
 
 

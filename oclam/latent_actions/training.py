@@ -32,8 +32,6 @@ from oclam.training import (
 )
 from oclam.variants import VARIANTS, view_of
 
-__all__ = ["learn", "learn_from_images", "open_frames", "pictures", "projection", "train_model"]
-
 PICTURES, POINTS = 6, 2000  # of held-out transitions in the report: example images, and points in the plot of latents
 
 

@@ -17,8 +17,6 @@ from oclam.errors import UserError, one_line
 from oclam.params import Bc
 from oclam.policies.networks import ActionDecoder, Actor, Policy
 
-__all__ = ["Agent", "Card", "load_actor", "load_policies", "save_actor", "save_policies", "save_policy"]
-
 SIZES = ("image_size", "frame_stack", "encoder_scale", "residual_blocks", "cells", "latent_dim", "hidden_dim",
          "action_dim")
 
@@ -46,6 +44,13 @@ class Card:
         """A card with these names (task, view, variant, seed) and sizes, whose actor is that of the section bc."""
         return cls(*names, frame_stack=bc.frame_stack, encoder_scale=bc.encoder_scale,
                    residual_blocks=bc.residual_blocks, cells=bc.cells, **sizes)
+
+    def check(self, path: Path, expected: dict) -> None:
+        """Raise UserError that names `path` where an entry is not as expected."""
+        for key, value in expected.items():
+            if getattr(self, key) != value:
+                raise UserError(f"{path}: the policy has {key} {getattr(self, key)!r}, {value!r} is needed; name a "
+                                f"policy with that {key}, or run `dvc repro`")
 
     def actor(self) -> Actor:
         """An untrained actor of these sizes."""
@@ -182,10 +187,7 @@ def _read(path, expected):
         optional = key in ("latent_dim", "hidden_dim", "action_dim")
         if not (size is None and optional) and (type(size) is not int or size < (key != "residual_blocks")):
             raise UserError(f"{path}: invalid {key} {size!r} in its description; delete it and run `dvc repro`")
-    for key, value in expected.items():
-        if getattr(card, key) != value:
-            raise UserError(f"{path}: the policy has {key} {getattr(card, key)!r}, {value!r} is needed; "
-                            f"name a policy with that {key}, or run `dvc repro`")
+    card.check(path, expected)
     return tensors, card
 
 

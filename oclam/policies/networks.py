@@ -6,8 +6,6 @@ from torch.nn import functional as F
 
 from oclam.cnn import ImageEncoder, orthogonal
 
-__all__ = ["ActionDecoder", "Actor", "Policy"]
-
 
 class Actor(nn.Module):
     """Three encoder blocks, average pooling, ReLU6, linear. (B, channels, H, W) in [-1, 1] -> (B, outputs).

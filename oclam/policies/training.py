@@ -15,8 +15,6 @@ from oclam.policies.networks import Policy
 from oclam.seeding import seed_of
 from oclam.training import autocast, linear_decay, own_part, train, update
 
-__all__ = ["LOSSES", "fine_tune", "predict", "regress", "seeded", "true_actions", "updates_of"]
-
 # An expert's actions have noise and are then clipped to -1..1. Near a limit their mean lies inside it and their median
 # on it: squared errors shrink actions, absolute errors do not.
 LOSSES = {"squares": F.mse_loss, "absolute": F.l1_loss}

@@ -11,9 +11,6 @@ from PIL import Image
 from oclam.artifacts import atomic
 from oclam.variants import VARIANTS
 
-__all__ = ["COLORS", "animation", "latent_map", "loss_curves", "model_comparison", "overlay", "probe_bars",
-           "reconstructions", "return_curves", "save", "slot_grid", "upsample"]
-
 COLORS = {name: row.color for name, row in VARIANTS.items()} | {
     "ocp": "#222222", "steve": "#E69F00", "slotcontrast": "#009E73"}
 SLOT_COLORS = np.array([(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),

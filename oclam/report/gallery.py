@@ -8,9 +8,7 @@ from oclam.artifacts import is_absent, load_tensors, read_csv
 from oclam.report import figures
 from oclam.report.results import COMPARED, Results, select
 from oclam.variants import LATENT, VARIANTS
-from oclam.video import FPS, check_gif, read_gif, write_video
-
-__all__ = ["Picture", "draw"]
+from oclam.video import FPS, read_gif, write_video
 
 OCP_MODELS = {"videosaur": "VideoSAUR", "steve": "ocp (STEVE)", "slotcontrast": "ocp (SlotContrast)"}
 LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "bc": "behaviour cloning"}
@@ -102,7 +100,6 @@ def _policies(results, task, folder):
         recorded = paths.episode_video(task, results.seeds[0], variant)
         if is_absent(recorded):
             continue
-        check_gif(recorded)
         video = folder / f"episode-{task}-{variant}.mp4"
         write_video(video, read_gif(recorded, FPS), fps=FPS, exact=True)
         rows = read_csv(paths.evaluation(task, results.seeds[0], variant))

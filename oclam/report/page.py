@@ -9,8 +9,6 @@ from oclam.report.gallery import Picture
 from oclam.report.results import Results
 from oclam.report.tables import answers, tables, warnings
 
-__all__ = ["page"]
-
 SECTIONS = (  # name, heading, introduction
     ("probes", "Do latent actions predict the true ones?",
      "A linear probe predicts true actions from latent actions. The lower its error, the more of the agent's "

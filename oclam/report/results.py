@@ -15,8 +15,6 @@ from oclam.errors import UserError
 from oclam.report.statistics import improvement, improvement_interval, recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
-__all__ = ["COMPARED", "CLEAN", "RECOVERING", "Results", "gather", "labels_used", "metrics", "select"]
-
 _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
 CLEAN = "lapo-no-distractors"
 COMPARED = ("steve", "slotcontrast")  # stages that train a model beside that of ocp

@@ -6,8 +6,6 @@ import math
 import numpy as np
 from scipy import stats
 
-__all__ = ["improvement", "improvement_interval", "interquartile_mean", "recovery", "resamples", "summary"]
-
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
     """The mean of the middle half along the last axis: a quarter, rounded down, is left out at either end."""

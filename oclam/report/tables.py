@@ -10,8 +10,6 @@ from oclam.report.results import CLEAN, RECOVERING, Results, select
 from oclam.report.statistics import recovery
 from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, PAPER_OCP, VARIANTS, normaliser
 
-__all__ = ["Cell", "Table", "answers", "number", "paper_r2", "tables", "warnings"]
-
 # The paper's figures that belong to no variant: Table 4, and Table 5 in seconds on one H100.
 PAPER_PARAMETERS = {"ocp (total)": PAPER_OCP.parameters, "ocp (trainable)": 6_343_440} | {
     name: row.paper.parameters for name, row in VARIANTS.items() if row.paper.parameters}

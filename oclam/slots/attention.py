@@ -16,9 +16,6 @@ from scipy.cluster.vq import kmeans2
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["FixedInit", "RecurrentSlots", "SlotAttention", "SlotInit", "Transformer", "TransformerBlock", "mlp",
-           "xavier", "zero_biases"]
-
 
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers with ReLU between them."""

@@ -10,8 +10,6 @@ from oclam.progress import Progress
 from oclam.seeding import torch_rng
 from oclam.training import own_part
 
-__all__ = ["Clips", "clip_index"]
-
 ENCODER_BATCH = 64
 
 

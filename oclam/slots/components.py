@@ -17,8 +17,6 @@ from torch.nn import functional as F
 from oclam.progress import Progress
 from oclam.slots.registration import SPAN, mask_moments, poses
 
-__all__ = ["TRANSFORM", "Components", "aligned_crops", "sample", "slot_transforms", "write_components"]
-
 CROP = 16  # edge of a slot's crop in pixels
 TRANSFORM = 4  # numbers of a slot's transform: x, y, angle, scale
 SAMPLE, TIMES = 2000, 16  # frames that the principal components are computed from; different times of an episode there

@@ -12,8 +12,6 @@ from oclam.artifacts import move_store
 from oclam.checkpoint import Units
 from oclam.progress import Progress
 
-__all__ = ["extract_slots", "find_masks", "project", "slots_of"]
-
 EPISODES, STEPS, ENCODER_BATCH = 16, 100, 64  # a unit of work is also a chunk of the store
 
 

@@ -13,8 +13,6 @@ from oclam.slots.slotcontrast import SlotContrast
 from oclam.slots.steve import make_steve, to_unit
 from oclam.slots.videosaur import VideoSaur
 
-__all__ = ["load_weights", "make_model", "make_observer"]
-
 LOSSES = {"videosaur": (VideoSaur, ("similarity_weight", "similarity_temperature", "reconstruction_weight")),
           "slotcontrast": (SlotContrast, ("contrast_weight", "contrast_temperature"))}
 

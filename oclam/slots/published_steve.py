@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["PublishedSteve", "cosine_decay"]
-
 PATCH, HEADS, DROPOUT, ITERATIONS = 4, 4, 0.1, 2
 WARMEST, COLDEST, COOLING = 1.0, 0.1, 30_000  # temperatures of the soft tokens, and over how many steps
 SLOWER = 1 / 3  # the encoder's learning rate, as a share of the others'

@@ -4,8 +4,6 @@ rolls and zooms. The centre stays as it is: the suite's cameras follow the agent
 import torch
 from torch.nn import functional as F
 
-__all__ = ["mask_moments", "poses", "register"]
-
 SPAN = 10  # frames before and after over which a pose is averaged, so that it follows the camera and not the limbs
 SCALES = 0.5, 2.0  # limits, since masks may be wrong
 

@@ -7,8 +7,6 @@ from torch.nn import functional as F
 from oclam.slots.attention import mlp, zero_biases
 from oclam.slots.videosaur import FeatureSlots
 
-__all__ = ["BroadcastDecoder", "SlotContrast", "contrast_loss"]
-
 
 def contrast_loss(slots: torch.Tensor, temperature: float) -> torch.Tensor:
     """Mean cross-entropy of finding a slot in the next frame among the slots of all clips' next frames.

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 from oclam.slots.attention import RecurrentSlots, TransformerBlock, mlp
 from oclam.slots.published_steve import PublishedSteve
 
-__all__ = ["DiscreteVae", "Steve", "make_steve", "to_unit"]
-
 PATCH, HEADS = 4, 4
 SHARPNESS = 5.0  # standard deviation of a token's logits; the sampling noise has about 1.3
 

@@ -12,8 +12,6 @@ from oclam.slots.clips import Clips
 from oclam.slots.published_steve import PublishedSteve
 from oclam.training import exponential_decay, own_part, train, update
 
-__all__ = ["clips_of", "train_slots"]
-
 # Of the learning rate, where slots start from clusters. Adam moves a weight by the rate however small its gradient, so
 # at the full rate the gradients of a decoder that has learned nothing yet took the slots apart.
 SLOT_RATE = 0.1

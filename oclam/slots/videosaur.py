@@ -6,8 +6,6 @@ from torch.nn import functional as F
 
 from oclam.slots.attention import RecurrentSlots, Transformer, mlp, xavier, zero_biases
 
-__all__ = ["FeatureSlots", "SlotMixer", "VideoSaur", "similarity_loss", "similarity_target"]
-
 
 def similarity_target(keys: torch.Tensor, later: torch.Tensor, temperature: float) -> torch.Tensor:
     """For every patch, the softmax over the next frame's patches of the cosine similarity: (..., P, P), rows sum to 1.

@@ -67,13 +67,9 @@ def test_components_of_labelled_trajectories_are_those_of_a_dataset_that_has_no_
 
 @pytest.mark.parametrize("function, vectors", [
     ("agent_mask", "attention"), ("register", "components"), ("_write_components", "components")])
-def test_an_interrupted_selection_resumes_to_the_same_bytes(tmp_path, monkeypatch, function, vectors):
-    rng = np.random.default_rng(0)
-    slots = zarr.open_group(tmp_path / "slots.zarr", mode="w", attributes={"vectors": vectors})
-    slots.create_array("slots", data=rng.normal(size=(EPISODES, STEPS, 3, 4)).astype(np.float16))
-    slots.create_array("masks", data=rng.integers(256, size=(EPISODES, STEPS, 3, 4, 4), dtype=np.uint8))
-    data = zarr.open_group(tmp_path / "data.zarr", mode="w")
-    pixels = data.create_array("pixels", data=rng.integers(256, size=(EPISODES, STEPS, SIZE, SIZE, 3), dtype=np.uint8))
+def test_an_interrupted_selection_resumes_to_the_same_bytes(made, tmp_path, monkeypatch, function, vectors):
+    slots, dataset = made
+    slots.attrs["vectors"] = vectors
     select = SimpleNamespace(combine="concatenate", masks="refined", registered=True)
     calls, work = [], getattr(store, function)
 
@@ -87,8 +83,7 @@ def test_an_interrupted_selection_resumes_to_the_same_bytes(tmp_path, monkeypatc
 
         with monkeypatch.context() as context:
             context.setattr(store, function, counted)
-            store.write_selection(tmp_path / f"{name}.zarr", tmp_path / name, slots, [0, 2], select,
-                                  SimpleNamespace(pixels=pixels, episodes=6))
+            store.write_selection(tmp_path / f"{name}.zarr", tmp_path / name, slots, [0, 2], select, dataset)
         return contents(tmp_path / f"{name}.zarr")
 
     whole = write("whole")

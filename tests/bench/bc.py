@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from oclam.datasets import Frames, FrameSampler, FrameStacks, Prefetch
-from oclam.memory import keep_freed_memory
+from oclam.machine import keep_freed_memory
 from oclam.params import read
 from oclam.policies.files import Card
 from oclam.policies.networks import Policy

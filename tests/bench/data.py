@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from oclam.datasets import Frames, TripleSampler, stack_index
-from oclam.memory import keep_freed_memory
+from oclam.machine import keep_freed_memory
 from tests.bench import timing
 
 EPISODES, STEPS, BATCH, STACK, OFFSET = 16, 1000, 512, 3, 10

@@ -21,9 +21,10 @@ from oclam.datasets import Frames, FrameStacks, TripleSampler
 from oclam.latent_actions.models import ImageLatentActionModel, SlotLatentActionModel
 from oclam.latent_actions.observations import FrameObservations, SlotObservations
 from oclam.latent_actions.training import train_model
-from oclam.memory import keep_freed_memory
+from oclam.machine import keep_freed_memory
 from oclam.params import read
 from oclam.training import EMULATING
+from tests import Unsaved
 from tests.bench import timing
 
 EPISODES, STEPS, ACTIONS = 4, 250, 6
@@ -62,21 +63,6 @@ class Fixed:
 
     def loss_weight(self, t):
         return None
-
-
-class Unsaved:
-    """A checkpoint that keeps nothing."""
-
-    name = "bench"
-
-    def restore(self, parts):
-        return None
-
-    def due(self):
-        return False
-
-    def save(self, parts, **position):
-        pass
 
 
 def image_model(sizes, device):

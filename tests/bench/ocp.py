@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from oclam.encoders.frozen import FrozenEncoder
-from oclam.memory import keep_freed_memory
+from oclam.machine import keep_freed_memory
 from oclam.params import read
 from oclam.slots.videosaur import VideoSaur
 from oclam.training import autocast, best_device

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,8 +19,8 @@ from oclam.report.tables import warnings
 from oclam.seeding import seed_of
 from tests import Unsaved
 from tests.laom.test_models import SIZES
+from tests.latent_actions.test_training import SIZE, E, T, write_world, written
 
-E, HELD_OUT, T, SIZE = 3, 2, 12, 16
 LAOM = Laom(hidden_dim=8, expansion=2, batch_size=8, epochs=3.0, warmup_epochs=0.5, learning_rate=1e-3,
             target_rate=0.1, augmentation=0.5, centred=True)
 PARAMS = SimpleNamespace(
@@ -30,24 +31,8 @@ LABELS = Labels([2, 0], (0.0, 1.0), batch_size=12, coefficient=1.0)  # more than
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Tiny stores with the pipeline's layout."""
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    group = zarr.create_group(paths.dataset("a-b", "distracted"))
-    group.attrs.update(task="a-b", view="distracted", episodes=E, test_episodes=HELD_OUT)
-    pixels = rng.integers(0, 256, (E + HELD_OUT, T, SIZE, SIZE, 3), dtype=np.uint8)
-    arrays = {"pixels": pixels, "actions": rng.normal(size=(E + HELD_OUT, T, 2)).astype(np.float32),
-              "states": np.zeros((E + HELD_OUT, T, 1), np.float32), "rewards": np.zeros((E + HELD_OUT, T), np.float32)}
-    for name, array in arrays.items():
-        group.create_array(name, data=array)
-    zarr.create_group(paths.selection("a-b", 0)).create_array("frames", data=255 - pixels)
-
-
-def written(variant):
-    weights = paths.lapo("a-b", 0, variant)
-    files = [weights, paths.log(weights), paths.probe("a-b", 0, variant), paths.samples("a-b", 0, variant)]
-    return [path.read_bytes() for path in files] + [zarr.open_group(paths.latents("a-b", 0, variant))["latents"][:]
-                                                    .tobytes()]
+    write_world()
 
 
 @pytest.mark.parametrize("variant", ["laom", "laom-masks", "laom-labels"])
@@ -85,10 +70,6 @@ def test_a_killed_training_resumes_to_the_same_bytes(world, monkeypatch, labels)
     learn_laom("a-b", 0, "laom", PARAMS, labels)
     expected, calls = written("laom"), []
 
-    class EverySave(Checkpoint):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, interval=0.0)
-
     def killed(*arguments):
         calls.append(None)
         if len(calls) == 9:
@@ -97,7 +78,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(world, monkeypatch, labels)
 
     original = training.follow
     with monkeypatch.context() as patch:
-        patch.setattr(training, "Checkpoint", EverySave)
+        patch.setattr(training, "Checkpoint", partial(Checkpoint, interval=0.0))
         patch.setattr(training, "follow", killed)
         with pytest.raises(KeyboardInterrupt):
             learn_laom("a-b", 0, "laom", PARAMS, labels)

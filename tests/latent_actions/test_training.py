@@ -1,6 +1,7 @@
 import itertools
 import math
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,8 +36,12 @@ on_both = pytest.mark.parametrize("kind, trainer", [(SlotLatentActionModel, trai
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Tiny stores with the pipeline's layout."""
     monkeypatch.chdir(tmp_path)
+    write_world()
+
+
+def write_world():
+    """Tiny stores with the pipeline's layout."""
     rng = np.random.default_rng(0)
     for view in ("distracted", "clean"):
         group = zarr.create_group(paths.dataset("a-b", view))
@@ -232,10 +237,6 @@ def test_a_killed_stage_resumes_to_the_same_bytes(world, monkeypatch, killed_in)
     shutil.rmtree(paths.DATA / "a-b" / "seed0" / "lapo")
     shutil.rmtree(paths.RESULTS)
 
-    class EverySave(Checkpoint):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, interval=0.0)
-
     calls = []
 
     def killed(original, at):
@@ -247,7 +248,7 @@ def test_a_killed_stage_resumes_to_the_same_bytes(world, monkeypatch, killed_in)
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(lapo_training, "Checkpoint", EverySave)
+        patch.setattr(lapo_training, "Checkpoint", partial(Checkpoint, interval=0.0))
         name = {"training": "reconstruction_error", "latents": "write_latents", "probes": "probe_frames"}[killed_in]
         at = 8 if killed_in == "training" else 0
         patch.setattr(lapo_training, name, killed(getattr(lapo_training, name), at))

@@ -26,13 +26,6 @@ def test_trainable_parameters_are_the_papers(slots):
     assert sum(p.numel() for p in model.parameters()) == 6_341_392 + 256 * slots
 
 
-def test_the_papers_table_is_the_model_with_eight_slots():
-    with torch.device("meta"):
-        model = VideoSaur(768, 784, slots=8, slot_dim=128, feature_hidden=1536, decoder_hidden=1024, decoder_layers=4)
-    trainable = sum(p.numel() for p in model.parameters())
-    assert trainable == 6_343_440 and trainable + 85_806_336 == 92_149_776
-
-
 def test_the_published_model_is_what_it_was_before_slotcontrast_shared_its_modules():
     model = small(published=True)
     assert torch.rand(1).item() == pytest.approx(0.67007673)  # as many random numbers
