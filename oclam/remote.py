@@ -4,6 +4,7 @@ Its objects are those of `dvc push` and `dvc pull`; DVC's locks and records are 
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,9 +78,13 @@ class Remote:
                 TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as here:
             local = get_odb(LocalFileSystem(), os.path.abspath(here), hash_name="md5", type=["hardlink", "copy"])
             transfer(self._objects(), local, {identity}, shallow=False)  # many files at once, unlike checkout
-            if path.is_file():
-                path.unlink()
-            checkout(os.path.abspath(path), local.fs, load(local, identity), local, force=True, quiet=True)
+            made = Path(here) / "made"  # what is at `path` stays until all has come
+            checkout(os.path.abspath(made), local.fs, load(local, identity), local, quiet=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            made.replace(path)
         if digest(path) != version.content:
             raise UserError(f"{path}: content from the remote {self.folder} differs from its hash; delete {path} here "
                             "and its copy there, then run again")

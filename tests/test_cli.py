@@ -41,6 +41,9 @@ def test_parameters_are_those_at_the_stage_s_start(monkeypatch):
 
 def test_arguments_are_typed_and_in_order():
     assert arguments("task", "seed") == ["cheetah-run", 3]
+    for names in ((), ("task",)):  # the others are too many
+        with pytest.raises(SystemExit, match="2"):
+            arguments(*names)
 
 
 @pytest.mark.parametrize("error, line", [
@@ -151,3 +154,5 @@ def test_an_interruption_at_the_very_end_is_one_line_too(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.run(lambda: None)
     assert ended.value.code == 130 and capsys.readouterr().err == "error: interrupted; `dvc repro` resumes\n"
+    with pytest.raises(SystemExit, match="^error: interrupted; run the same command again$"):
+        cli.one_line_errors(lambda: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -47,6 +47,15 @@ def test_what_is_there_already_does_not_need_the_remote(remote):
         remote.pull("new", version)
 
 
+def test_a_file_stays_where_the_remote_does_not_answer(remote):
+    version = remote.push("file")
+    Path("file").write_text("mine")
+    Path("../store").rename("../away")
+    with pytest.raises(UserError, match="^file: cannot be pulled from the remote .*store"):
+        remote.pull("file", version)
+    assert Path("file").read_text() == "mine"
+
+
 def test_a_folder_replaces_a_file_and_a_file_a_folder(remote):
     versions = {path: remote.push(path) for path in ("set", "file")}
     for path, other in (("set", "file"), ("file", "set"), ("set", "file")):

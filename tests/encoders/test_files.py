@@ -68,6 +68,8 @@ def test_a_transformer_that_has_no_keys_to_read_is_refused_before_its_weights_co
             make_encoder("hub", name)
     with pytest.raises(UserError, match="^encoder.teacher: 'resnet18' given"):
         make_encoder("hub", "resnet18", "encoder.teacher_weights")
+    with pytest.raises(UserError, match="^encoder.teacher: 'vit_base_patch32_plus_256' given, the hub has no weights"):
+        make_encoder("hub", "vit_base_patch32_plus_256", "encoder.teacher_weights")
 
 
 def one_line(error):

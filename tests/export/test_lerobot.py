@@ -147,6 +147,7 @@ def test_a_rate_that_nobody_knows_and_a_folder_that_is_there_are_one_line(source
     group.attrs.update(task="kitchen-sweep")
     with pytest.raises(UserError, match="--fps: needed"):
         export_lerobot(source, tmp_path / "out")
-    group.attrs.update(source=[{"name": "a", "fps": 15}])
-    export_lerobot(source, tmp_path / "out")
-    assert json.loads((tmp_path / "out/meta/info.json").read_text())["fps"] == 15
+    for fps in (15, 29.97):
+        group.attrs.update(source=[{"name": "a", "fps": fps}])
+        export_lerobot(source, tmp_path / f"{fps}")
+        assert json.loads((tmp_path / f"{fps}/meta/info.json").read_text())["fps"] == fps

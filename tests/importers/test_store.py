@@ -106,6 +106,7 @@ def test_what_is_damaged_is_refused_and_leaves_nothing(tmp_path, given, message)
 
 @pytest.mark.parametrize(("lengths", "options", "message"), [
     ([16, 15], {}, "--steps: 15 frames an episode, 16 to 1000"),
+    ([20, 30], {"steps": 0}, "--steps: 0 frames an episode, 16 to 1000"),
     ([20, 30], {"steps": 40}, "0 episodes of 40 frames"),
     ([20, 30], {"test_episodes": 2}, "2 episodes of 20 frames; --test-episodes 2"),
     ([20, 30], {"test_episodes": 0}, "--test-episodes 0"), ([], {}, "0 episodes of 1000 frames"),
