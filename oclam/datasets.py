@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -219,16 +219,20 @@ class FrameSampler:
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
         self.samples = episodes * (steps - 1)
         self.steps_per_epoch = -(-self.samples // batch_size)
-        self._order = lru_cache(1)(  # of an epoch
-            lambda epoch: torch.randperm(self.samples, generator=torch_rng("order", seed, epoch)))
+        self._orders = {}
 
     def batch(self, step: int) -> torch.Tensor:
         """Flat indices (B,) of the frames of a training step."""
         places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = places // self.samples, places % self.samples
-        sample = torch.cat([self._order(epoch)[places[epochs == epoch]]
-                            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)])
+        orders = {epoch: self._order(epoch) for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)}
+        sample = torch.cat([order[places[epochs == epoch]] for epoch, order in orders.items()])
+        self._orders = {int(epochs[-1]): orders[int(epochs[-1])]}
         return frame_of(sample, self.steps)
+
+    def _order(self, epoch):
+        order = self._orders.get(epoch)
+        return torch.randperm(self.samples, generator=torch_rng("order", self.seed, epoch)) if order is None else order
 
 
 class TripleSampler(FrameSampler):

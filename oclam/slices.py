@@ -124,7 +124,7 @@ def last_line(stage: str) -> str:
 
 
 def time_left(rest: list[str], running: list[tuple[str, float]], jobs: int) -> str:
-    """How long the rest takes, as `, about 5 minutes are left`: `at least` where some kinds of stages never ended here.
+    """How long the rest takes, as `, about 5 minutes are left`, or `at least` where a kind of stage never ended here.
 
     Less than half a minute, and what is quite unknown, is "".
 

@@ -283,7 +283,7 @@ def main():
     Path(f"started{rank}").write_text(str(os.getpid()))
     if sys.argv[1] == "full" and rank == "1":
         raise OSError(errno.ENOSPC, "No space left", "data/x.zarr")
-    time.sleep(60)
+    time.sleep(600)
 
 if __name__ == "__main__":
     run(main, parallel=True)

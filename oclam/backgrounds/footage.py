@@ -127,12 +127,12 @@ def _images(path):
 
 def _decode(name, read):
     try:
-        picture = cv2.imdecode(np.frombuffer(read(), np.uint8), cv2.IMREAD_COLOR_RGB)
+        picture = cv2.imdecode(np.frombuffer(read(), np.uint8), cv2.IMREAD_COLOR)
     except (zipfile.BadZipFile, cv2.error) as error:
         raise UserError(f"{name} is damaged ({one_line(error)}); get it again") from None
     if picture is None:
         raise UserError(f"{name} is damaged or no picture; get it again")
-    return picture
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def folder(path: Path) -> dict[str, list[tuple[str, Callable]]]:

@@ -139,7 +139,8 @@ def picture(value, where: str) -> np.ndarray:
     """
     value = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(value, bytes):
-        pixels = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR_RGB) if value else None
+        decoded = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR) if value else None
+        pixels = None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     else:
         try:
             pixels = np.asarray(value)

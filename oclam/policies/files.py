@@ -45,12 +45,12 @@ class Card:
         return cls(*names, frame_stack=bc.frame_stack, encoder_scale=bc.encoder_scale,
                    residual_blocks=bc.residual_blocks, cells=bc.cells, **sizes)
 
-    def check(self, path: Path, expected: dict) -> None:
-        """Raise UserError that names `path` where an entry is not as expected."""
+    def check(self, path: Path, expected: dict, otherwise: str = "") -> None:
+        """Raise UserError that names `path` where an entry is not as expected; otherwise: another mend."""
         for key, value in expected.items():
             if getattr(self, key) != value:
                 raise UserError(f"{path}: the policy has {key} {getattr(self, key)!r}, {value!r} is needed; name a "
-                                f"policy with that {key}, or run `dvc repro`")
+                                f"policy with that {key}{otherwise}")
 
     def actor(self) -> Actor:
         """An untrained actor of these sizes."""
@@ -187,7 +187,7 @@ def _read(path, expected):
         optional = key in ("latent_dim", "hidden_dim", "action_dim")
         if not (size is None and optional) and (type(size) is not int or size < (key != "residual_blocks")):
             raise UserError(f"{path}: invalid {key} {size!r} in its description; delete it and run `dvc repro`")
-    card.check(path, expected)
+    card.check(path, expected, ", or run `dvc repro`")
     return tensors, card
 
 
