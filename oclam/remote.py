@@ -4,7 +4,6 @@ Its objects are those of `dvc push` and `dvc pull`; DVC's locks and records are 
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from dvc_data.hashfile.db import HashFileDB, get_odb
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
 
-from oclam.artifacts import digest
+from oclam.artifacts import atomic, digest
 from oclam.errors import UserError, one_line
 
 
@@ -78,13 +77,8 @@ class Remote:
                 TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as here:
             local = get_odb(LocalFileSystem(), os.path.abspath(here), hash_name="md5", type=["hardlink", "copy"])
             transfer(self._objects(), local, {identity}, shallow=False)  # many files at once, unlike checkout
-            made = Path(here) / "made"  # what is at `path` stays until all has come
-            checkout(os.path.abspath(made), local.fs, load(local, identity), local, quiet=True)
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            made.replace(path)
+            with atomic(path, checked=True) as temporary:  # what is at `path` stays until all has come
+                checkout(os.path.abspath(temporary), local.fs, load(local, identity), local, quiet=True)
         if digest(path) != version.content:
             raise UserError(f"{path}: content from the remote {self.folder} differs from its hash; delete {path} here "
                             "and its copy there, then run again")

@@ -32,9 +32,9 @@ def contents(path: Path) -> dict[str, str]:
             for file in sorted(path.rglob("*")) if file.is_file()}
 
 
-def until(holds):
+def until(holds, seconds=300):
     """Wait until holds() is true; a busy machine takes a minute to start a node of Ray."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)

@@ -174,7 +174,8 @@ def test_the_driver_is_killed_and_started_again_and_dvc_knows_the_result(cluster
         until(lambda: work.exists() and len(work.read_text()) == 10 or driver.poll() is not None)
         assert driver.poll() is None, Path("out").read_text()
         refused = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert refused.returncode == 1 and refused.stderr.startswith("error: pipeline is already running in this")
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("error: pipeline is already running in this folder")
         driver.send_signal(signal.SIGKILL)
     stage = int(Path("ran").read_text().split()[2])
     until(lambda: not runs(stage))

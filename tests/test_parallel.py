@@ -304,12 +304,12 @@ def test_all_processes_end_with_the_stage_and_a_second_start_is_refused(number):
     project()
     Path("case.py").write_text(CASE)
     stage = start("case", "wait")
-    until(lambda: Path("started1").exists() and Path("started0").exists())
+    until(lambda: Path("started1").exists() and Path("started0").exists(), seconds=120)
     workers = [Path(f"started{rank}").read_text() for rank in range(2)]
     if number == signal.SIGTERM:
         assert start("case", "wait").communicate(timeout=120)[1].startswith("error: case-wait is already running")
     stage.send_signal(number)
     said = stage.communicate(timeout=120)[1]
-    until(lambda: not any(map(runs, workers)))
+    until(lambda: not any(map(runs, workers)), seconds=120)
     if number == signal.SIGTERM:
         assert said == "error: stopped by a signal; `dvc repro` resumes\n" and stage.returncode == 128 + number

@@ -128,7 +128,7 @@ def test_the_time_ends_a_stage_with_its_workers_and_is_counted(tree):
     while not Path("workers").exists():  # a busy machine may need more than one to get so far
         assert not run_slice(0.05, "first")
         slices += 1
-    until(lambda: not any(map(runs, Path("workers").read_text().split())))
+    until(lambda: not any(map(runs, Path("workers").read_text().split())), seconds=10)
     Path("go").touch()
     assert run_slice(10, "first") and float(Path("spent").read_text()) >= 1.5 * slices  # of 3 s each
 
@@ -144,7 +144,7 @@ def test_stages_end_with_their_runner_and_a_second_runner_is_refused(tree):
     assert second.returncode == 1 and second.stderr.startswith("error: pipeline is already running in this folder")
     runner.kill()
     runner.wait()
-    until(lambda: not runs(Path("workers").read_text().split()[0]))
+    until(lambda: not runs(Path("workers").read_text().split()[0]), seconds=10)
 
 
 def test_the_time_before_the_runner_was_killed_counts(tree, monkeypatch):

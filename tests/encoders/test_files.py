@@ -81,6 +81,10 @@ def test_what_cannot_be_had_is_one_line(tmp_path):
     with pytest.raises(UserError, match="^encoder.source: 'absent' given") as error:
         make_encoder("absent", NAME)
     one_line(error)
+    with pytest.raises(UserError, match="^encoder.name: 'vit_nothing' given"):
+        make_encoder("hub", "vit_nothing")
+    with pytest.raises(UserError, match="^encoder.name: 'resnet18' given"):
+        make_encoder("hub", "resnet18")
     with pytest.raises(UserError, match="^encoder.image_size: 30 given"):
         small().resize(30)
     weights = timm.create_model(NAME, depth=1).state_dict()
@@ -142,6 +146,8 @@ def test_a_hub_that_refuses_is_one_line(monkeypatch):
     with pytest.raises(UserError, match="^encoder.source: .* cannot be downloaded .nothing here.;") as error:
         make_encoder("hub", "vit_tiny_patch16_224.augreg_in21k")
     one_line(error)
+    with pytest.raises(UserError, match="^encoder.name: 'vit_base_patch8_224.dinoo' given"):
+        make_encoder("hub", "vit_base_patch8_224.dinoo")
 
 
 @pytest.mark.skipif(not TEACHER.exists(), reason="DINOv2's weights are not beside the project")
