@@ -36,6 +36,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Extras(Section):
+    """Comparisons beyond the paper's main ones. false leaves one out, with all that follows from it."""
+
+    lapo_focus: bool
+    laom: bool  # laom and laom-masks
+    laom_labels: bool
+    steve: bool  # beside ocp's model, as slotcontrast
+    slotcontrast: bool
+
+
 class Compute(Section):
     """How the arithmetic is done; the device is a GPU wherever there is one."""
 
@@ -304,6 +314,7 @@ class Params(Section):
     tasks: Annotated[list[Name], Field(min_length=1)]
     seeds: Annotated[list[Natural], Field(min_length=1)]  # of all training; not of data and evaluation
     restarts: Annotated[list[Natural], Field(min_length=1)]  # initialisations of ocp, of which the best one is kept
+    extras: Extras
     compute: Compute
     env: Env
     backgrounds: Backgrounds
@@ -452,7 +463,7 @@ def _parsed(text, name):
     """The content of a text in YAML 1.2, as DVC reads it: 1e-5 is a number, `off` is a word, no key stands twice."""
     try:
         return YAML(typ="safe").load(text)
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: impossible dates and numbers
+    except (YAMLError, ValueError, LookupError, RecursionError) as error:  # also of impossible dates, numbers and tags
         raise UserError(f"{name}: not valid YAML: {one_line(error)}") from None
 
 

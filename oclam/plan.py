@@ -39,6 +39,7 @@ from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
 TFLOPS = {"ocp": 283, "slots": 283, "slotcontrast": 283, "lapo-slots": 9} | {
     name: 55 for name in LATENT if VARIANTS[name].observes != "slots"}
 VIEWS = 2  # of datasets: distracted and clean
+EXTRAS = {"lapo-focus": "lapo_focus", "laom": "laom", "laom-masks": "laom", "laom-labels": "laom_labels"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ class Plan:
     def __init__(self, params: Params):
         self.params, collect, size = params, params.collect, params.env.image_size
         self.runs = len(params.tasks) * len(params.seeds)
+        left_out = {name for name, extra in EXTRAS.items() if not getattr(params.extras, extra)}
+        self.latent = [name for name in LATENT if name not in left_out]
+        self.evaluated = [name for name in VARIANTS if name not in left_out]
         self.training_frames = collect.episodes * collect.steps
         self.frames = (collect.episodes + collect.test_episodes) * collect.steps
         self.pixels, self.mask = size * size * 3, size * size  # bytes of a frame
@@ -109,9 +113,11 @@ class Plan:
 
     def costs(self) -> list[Cost]:
         """The cost of every stage, in the pipeline's order."""
+        extras = self.params.extras
         with torch.device("meta"):
-            return [*self.assets(), self.ocp(), self.slots(), self.slot_select(), self.steve(), self.slotcontrast(),
-                    *map(self.lapo, LATENT), *self.cloning(), *self.few_labels(), self.evaluation()]
+            return [*self.assets(), self.ocp(), self.slots(), self.slot_select(),
+                    *([self.steve()] if extras.steve else []), *([self.slotcontrast()] if extras.slotcontrast else []),
+                    *map(self.lapo, self.latent), *self.cloning(), *self.few_labels(), self.evaluation()]
 
     def assets(self) -> list[Cost]:
         params, tasks = self.params, len(self.params.tasks)
@@ -268,7 +274,7 @@ class Plan:
 
     def cloning(self) -> Iterator[Cost]:
         bc, latent_dim, samples = self.params.bc, self.params.lapo.latent_dim, self.samples(self.params.bc)
-        for stage, variants, actor, label in (("bc", LATENT, self.latent_actor, 2 * latent_dim),
+        for stage, variants, actor, label in (("bc", self.latent, self.latent_actor, 2 * latent_dim),
                                               ("bc-full", ALL_LABELS, self.actor(self.action_dim),
                                                4 * self.action_dim)):
             yield Cost(stage, self.runs * len(variants), "frames", actor.size, actor.size, samples=samples,
@@ -282,7 +288,7 @@ class Plan:
         labelled = max(tune.budgets) * self.params.collect.steps
         scratch = SimpleNamespace(**vars(self.params.scratch), batch_size=tune.batch_size)
         for stage, variants, actor, latent_dim, settings in (
-                ("finetune", LATENT, self.latent_actor, self.params.lapo.latent_dim, tune),
+                ("finetune", self.latent, self.latent_actor, self.params.lapo.latent_dim, tune),
                 ("scratch", ["scratch"], self.actor(tune.hidden_dim), tune.hidden_dim, scratch)):
             head = ActionDecoder(latent_dim, tune.hidden_dim, self.action_dim)
             latent = torch.empty(1, latent_dim)
@@ -302,7 +308,7 @@ class Plan:
         """eval; policies of all budgets in one run, the last one twice (bc and bc-no-distractors have but one)."""
         frames = (len(self.params.finetune.budgets) + 1) * self.params.eval.episodes * self.params.collect.steps
         actor = self.latent_actor
-        return Cost("eval", self.runs * len(VARIANTS), "frames", total=actor.size, samples=frames,
+        return Cost("eval", self.runs * len(self.evaluated), "frames", total=actor.size, samples=frames,
                     flops=frames * actor.forward, memory=4 * actor.size, rendered=frames)
 
     def samples(self, settings) -> int:

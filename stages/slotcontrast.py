@@ -4,6 +4,7 @@ masks of the frames that the report shows and, where the agent is segmented, eve
 from oclam import paths
 from oclam.cli import arguments, run
 from oclam.comparison import train_for_comparison
+from oclam.errors import Absent
 from oclam.params import load
 from oclam.slots.models import make_model, make_observer
 from oclam.training import best_device
@@ -11,7 +12,9 @@ from oclam.training import best_device
 
 def main():
     task, seed = arguments("task", "seed")
-    params = load("compute", "ocp", "slotcontrast")
+    params = load("compute", "ocp", "slotcontrast", "extras.slotcontrast")
+    if not params.extras.slotcontrast:
+        raise Absent("extras.slotcontrast is false")
     ocp = params.ocp.model_copy(update={"model": "slotcontrast", "steps": params.slotcontrast.steps})
     device = best_device(params.compute.threads)
     observer = make_observer(ocp, paths.encoder, device)

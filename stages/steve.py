@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from oclam.cli import arguments, run
 from oclam.comparison import train_for_comparison
+from oclam.errors import Absent
 from oclam.params import load
 from oclam.slots.steve import make_steve, to_unit
 from oclam.training import best_device
@@ -12,7 +13,9 @@ from oclam.training import best_device
 
 def main():
     task, seed = arguments("task", "seed")
-    params = load("compute", "steve", "ocp.slots", "ocp.clip_length", "ocp.clip_norm", "ocp.window")
+    params = load("compute", "steve", "ocp.slots", "ocp.clip_length", "ocp.clip_norm", "ocp.window", "extras.steve")
+    if not params.extras.steve:
+        raise Absent("extras.steve is false")
     ocp, steve = params.ocp, params.steve
     # There is no encoder and every token is predicted anyway, so kept clips and fewer patches would save nothing.
     settings = SimpleNamespace(**vars(ocp), **dict(steve), kept_clips=None, decoded_patches=None)

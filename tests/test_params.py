@@ -333,8 +333,9 @@ def test_a_missing_parameter_gives_one_line(tmp_path):
         read(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("text", ["lapo: [", "- 1\n- 2\n", "", "\x00"])
-def test_a_file_that_is_no_mapping_gives_one_line(tmp_path, text):
+@pytest.mark.parametrize("text", ["lapo: [", "- 1\n- 2\n", "", "\x00", "scale: !!int", "scale: !!bool x",
+                                  "scale: 2001-99-99"])
+def test_a_file_that_is_no_mapping_or_no_yaml_gives_one_line(tmp_path, text):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match="params.yaml: ") as error:
         read(tmp_path / "params.yaml")

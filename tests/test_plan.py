@@ -10,7 +10,7 @@ from oclam import suite
 from oclam.datasets import TripleSampler, open_dataset
 from oclam.errors import UserError
 from oclam.importers.store import write_dataset
-from oclam.params import read
+from oclam.params import Extras, read
 from oclam.plan import TFLOPS, Cost, Plan, main
 from oclam.variants import LATENT
 from tests import ROOT
@@ -25,9 +25,21 @@ def costs(plan):
     return {cost.stage: cost for cost in plan.costs()}
 
 
+EXTRAS = [f"extras.{name}=true" for name in Extras.model_fields]
+
+
 @pytest.fixture(scope="module")
 def paper():
-    return costs(plan("params/paper.yaml", "ocp.slots=8"))
+    return costs(plan("params/paper.yaml", "ocp.slots=8", *EXTRAS))
+
+
+def test_extras_that_are_left_out_cost_nothing(paper):
+    few = costs(plan("params/paper.yaml", "ocp.slots=8", "extras.steve=true"))
+    assert paper.keys() - few.keys() == {"slotcontrast", "lapo-focus", "laom", "laom-masks", "laom-labels"}
+    of_run = 4 * 3  # tasks and seeds
+    for stage, all_variants, others in (("bc", 8, 4), ("finetune", 8, 4), ("eval", 11, 7)):
+        assert (paper[stage].runs, few[stage].runs) == (of_run * all_variants, of_run * others)
+        assert replace(few[stage], runs=paper[stage].runs) == paper[stage]
 
 
 @pytest.mark.parametrize(("stage", "parameters"), [("lapo", 211_847_849), ("lapo-masks", 211_847_849),
@@ -203,7 +215,8 @@ def test_a_machine_that_does_nothing_is_refused(monkeypatch, option, value):
 
 
 def test_the_command_prints_one_line_a_stage(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["plan", str(ROOT / "params.yaml"), "lapo.latent_dim=16", "--tflops", "1"])
+    monkeypatch.setattr(sys, "argv", ["plan", str(ROOT / "params.yaml"), "lapo.latent_dim=16", *EXTRAS, "--tflops",
+                                      "1"])
     monkeypatch.chdir(ROOT)
     main()
     stages = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:-1]]

@@ -6,7 +6,7 @@ from pathlib import Path
 from oclam import paths
 from oclam.artifacts import is_absent, load_tensors, read_csv
 from oclam.report import figures
-from oclam.report.results import COMPARED, Results, select
+from oclam.report.results import Results, compared_files, select
 from oclam.variants import LATENT, VARIANTS
 from oclam.video import FPS, read_gif, write_video
 
@@ -62,13 +62,14 @@ def _slots(results, task, folder):
                  "image decoded from the chosen slots' vector, and every slot.",
                  wide=True)
     models = {OCP_MODELS[results.selections[0]["model"]]: arrays["masks"]}
-    for name in COMPARED:
-        tensors, about = load_tensors(paths.compared(task, results.seeds[0], name))
+    for _, path in compared_files(task, results.seeds[0]):
+        tensors, about = load_tensors(path)
         models[about["model"]] = tensors["masks"].numpy()
-    comparison = figures.model_comparison(arrays["frames"], models, results.stamp, arrays.get("segmentation"))
-    yield _saved(comparison, folder / f"models-{task}.png", "slots",
-                 f"{task}, seed {results.seeds[0]}: {', '.join(models)} on the same frames (the paper's Figure 4).",
-                 wide=True)
+    if len(models) > 1:
+        comparison = figures.model_comparison(arrays["frames"], models, results.stamp, arrays.get("segmentation"))
+        yield _saved(comparison, folder / f"models-{task}.png", "slots",
+                     f"{task}, seed {results.seeds[0]}: {', '.join(models)} on the same frames (the paper's Figure 4).",
+                     wide=True)
     path = folder / f"slots-{task}.mp4"
     moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "seen")]
     write_video(path, figures.animation(*moving).repeat(4, 1).repeat(4, 2), fps=FPS, exact=True)

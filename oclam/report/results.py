@@ -6,6 +6,7 @@ allow (`oclam.artifacts.is_absent`), such as clean variants without a clean data
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -150,9 +151,15 @@ def _dimensions(task, seed, variant):
             in enumerate(zip(table["ridge_mse_per_dim"], table["ridge_r2_per_dim"], strict=True))]
 
 
+def compared_files(task: str, seed: int) -> list[tuple[str, Path]]:
+    """Name and file of each model that was trained beside that of ocp."""
+    files = [(name, paths.compared(task, seed, name)) for name in COMPARED]
+    return [(name, path) for name, path in files if not is_absent(path)]
+
+
 def _compared(task, seed):
-    for name in COMPARED:
-        about = load_tensors(paths.compared(task, seed, name))[1]
+    for _, path in compared_files(task, seed):
+        about = load_tensors(path)[1]
         if about["slots"]:
             yield {"task": task, "seed": seed, "model": about["model"], "slot": about["best"],
                    "fg_ari": about["fg_ari"], **about["slots"][about["best"]]}
@@ -222,7 +229,7 @@ def _losses(task, seed, restart):
     logs += [("bc", variant, paths.actor(task, seed, variant)) for variant in (*LATENT, *ALL_LABELS)]
     logs = [(stage, variant, read_csv(path)) for stage, variant, artifact in logs
             if not is_absent(path := paths.log(artifact))]
-    logs[1:1] = [("ocp", name, load_tensors(paths.compared(task, seed, name))[1]["log"]) for name in COMPARED]
+    logs[1:1] = [("ocp", name, load_tensors(path)[1]["log"]) for name, path in compared_files(task, seed)]
     return [{"task": task, "seed": seed, "stage": stage, "variant": variant, "step": row["step"], "loss": row["loss"]}
             for stage, variant, rows in logs for row in rows]
 
@@ -236,13 +243,17 @@ def _parameters(task, seed, restart):
 
 
 def _durations(scale, tasks, seeds, restarts):
+    first = tasks[0], seeds[0]
+    absent = {name for name in (*LATENT, *ALL_LABELS) if is_absent(paths.log(paths.actor(*first, name)))}
+    latent, cloned, acted = ([name for name in names if name not in absent] for names in (LATENT, ALL_LABELS, VARIANTS))
+    compared = [name for name, _ in compared_files(*first)]
     each = [f"{task}-{seed}" for task in tasks for seed in seeds]
     stages = [("backgrounds", None, [""]), ("encoder", None, [""]), ("expert", None, tasks)]
     stages += [("collect", view, [f"{task}-{view}" for task in tasks]) for view in ("distracted", "clean")]
     stages += [("ocp", None, [f"{run}-{restart}" for run in each for restart in restarts])]
-    stages += [(stage, None, each) for stage in ("slots", "slot-select", *COMPARED, "scratch")]
-    for stage, variants in (("lapo", LATENT), ("bc", LATENT), ("bc-full", ALL_LABELS), ("finetune", LATENT),
-                            ("eval", VARIANTS)):
+    stages += [(stage, None, each) for stage in ("slots", "slot-select", *compared, "scratch")]
+    for stage, variants in (("lapo", latent), ("bc", latent), ("bc-full", cloned), ("finetune", latent),
+                            ("eval", acted)):
         stages += [(stage, variant, [f"{run}-{variant}" for run in each]) for variant in variants]
     rows = []
     for stage, variant, runs in stages:

@@ -223,25 +223,26 @@ def _divisors(results):
 
 
 def _recovery(results):
-    rows = []
+    rows, probed = [], {row["variant"] for row in results.probes}
+    variants = [name for name in RECOVERING if name in probed]
     for task in results.tasks:
         rows.append((task, []))
         probes = {name: _average([row["ridge_mse"] for row in select(results.probes, task=task, variant=name)])
                   for name in LATENT}
         used = _used({row["variant"]: row for row in select(results.probes, task=task)}, 0)
-        rows.append(("ridge probe, error", _recovered(probes, used, errors=True)))
+        rows.append(("ridge probe, error", _recovered(probes, variants, used, errors=True)))
         for budget in sorted({row["budget"] for row in results.returns} - {0}):
             found = {row["variant"]: row for row in select(results.returns, task=task, budget=budget)}
             means = {name: found[name]["mean"] if name in found else None for name in LATENT}
-            rows.append((f"return, {budget} labelled", _recovered(means, _used(found, budget), errors=False)))
+            rows.append((f"return, {budget} labelled", _recovered(means, variants, _used(found, budget), errors=False)))
     note = ("(variant - lapo) / (lapo-no-distractors - lapo), the measure of the paper's later version "
             "(arXiv 2502.09680v3): 0% is lapo, 100% is no distractors. It says little where those two are close.")
     return Table("returns", "Recovery: what a variant wins back of what distractors cost lapo", note,
-                 ("labels used", *RECOVERING), rows)
+                 ("labels used", *variants), rows)
 
 
-def _recovered(values, used, errors):
-    shares = [recovery(values[name], values["lapo"], values[CLEAN], errors) for name in RECOVERING]
+def _recovered(values, variants, used, errors):
+    shares = [recovery(values[name], values["lapo"], values[CLEAN], errors) for name in variants]
     return [Cell(used), *(Cell("–" if share is None else f"{share:.0%}") for share in shares)]
 
 
@@ -348,8 +349,10 @@ def _slots(results):
         else:
             note += ("IoU, recall, area, stability and FG-ARI (of all slots) come from the simulator's segmentation "
                      "on the patch grid, those of the mask of lapo-masks on pixels; they evaluate the choice and "
-                     "are not used to make it. FG-ARI is also 1 where one slot covers the whole frame. STEVE and "
-                     "SlotContrast have no restarts; their best slot is the one with the highest IoU.")
+                     "are not used to make it. FG-ARI is also 1 where one slot covers the whole frame.")
+            if best:
+                models = " and ".join(dict.fromkeys(row["model"] for row in best))
+                note += f" Without restarts: {models}; their best slot is the one with the highest IoU."
         yield Table("slots", f"Choice of slots, {choice['task']}, seed {choice['seed']}", note, tuple(columns.values()),
                     rows)
 

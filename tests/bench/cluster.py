@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from oclam.graph import expand, start_order, upstream
-from oclam.params import read
+from oclam.params import Extras, read
 from oclam.plan import TFLOPS, Plan
 from oclam.slices import run_slice
 from tests import ROOT
@@ -46,7 +46,7 @@ def makespan(hours: Mapping[str, float], needs: Mapping[str, list[str]], gpus: i
 
 
 def simulated():
-    params = read(ROOT / "params/paper.yaml")
+    params = read(ROOT / "params/paper.yaml", [f"extras.{name}=true" for name in Extras.model_fields])
     stages = expand(yaml.safe_load((ROOT / "dvc.yaml").read_text()), params.model_dump())
     needs = {name: upstream(stage, stages) for name, stage in stages.items()}
     of_kind = {cost.stage: cost.hours(1e12 * TFLOPS.get(cost.stage, 200), 3200) for cost in Plan(params).costs()}

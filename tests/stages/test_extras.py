@@ -1,0 +1,41 @@
+"""The pipeline without the extra comparisons: what is left out, and what depends on it, is absent everywhere."""
+
+import csv
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from oclam import paths
+from oclam.artifacts import is_absent, read_json
+from oclam.variants import LATENT, VARIANTS
+from tests.stages.tiny import BUDGETS, TASK, build, expanded
+
+LEFT_OUT = {"lapo-focus", "laom-labels"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extras")
+    build(folder, extras={"lapo_focus": False, "laom_labels": False, "steve": False, "slotcontrast": False})
+    with chdir(folder):
+        yield folder
+
+
+def test_what_is_left_out_and_all_that_follows_from_it_is_absent(project):
+    absent = {name for name, stage in expanded().items() if all(map(is_absent, stage.outs))}
+    expected = {f"{stage}@{TASK}-0" for stage in ("steve", "slotcontrast")}
+    expected |= {f"{stage}@{TASK}-0-{name}" for name in LEFT_OUT for stage in (name, "bc", "finetune", "eval")}
+    assert absent == expected
+    assert read_json(paths.duration(f"laom-labels-{TASK}-0-laom-labels"))["seconds"] >= 0
+
+
+def test_the_report_has_the_others(project):
+    tables = {name: list(csv.DictReader((paths.reports / f"{name}.csv").open())) for name in ("probes", "returns")}
+    assert {row["variant"] for row in tables["probes"]} == set(LATENT) - LEFT_OUT
+    assert {row["variant"] for row in tables["returns"] if int(row["budget"]) in BUDGETS} == {
+        name for name, row in VARIANTS.items() if row.labels == "few"} - LEFT_OUT
+    page = Path(paths.reports / "index.html").read_text()
+    assert "laom-masks" in page and "STEVE" not in page and not any(f"{name}<" in page for name in LEFT_OUT)
+    probe = read_json(paths.reports / "metrics.json")["probe"][TASK]
+    assert set(probe) == set(LATENT) and {name for name in LATENT if probe[name] is None} == LEFT_OUT
