@@ -1,14 +1,20 @@
 """The pipeline without the extra comparisons: what is left out, and what depends on it, is absent everywhere."""
 
 import csv
+import importlib
+import sys
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import yaml
 
 from oclam import paths
 from oclam.artifacts import is_absent, read_json
+from oclam.errors import Absent, UserError
+from oclam.params import Extras
 from oclam.variants import LATENT, VARIANTS
+from tests import ROOT
 from tests.stages.tiny import BUDGETS, TASK, build, expanded
 
 LEFT_OUT = {"lapo-focus", "laom-labels"}
@@ -20,6 +26,20 @@ def project(tmp_path_factory):
     build(folder, extras={"lapo_focus": False, "laom_labels": False, "steve": False, "slotcontrast": False})
     with chdir(folder):
         yield folder
+
+
+@pytest.mark.parametrize("extra", Extras.model_fields)
+def test_a_stage_of_an_extra_asks_for_it_before_it_reads_data(extra, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    stage = importlib.import_module(f"stages.{extra}")
+    monkeypatch.setattr(sys, "argv", [extra, TASK, "0", *([] if extra in ("steve", "slotcontrast") else ["laom"])])
+    for value, error in ((False, f"extras.{extra} is false"), (True, "no such file|does not exist")):
+        content["extras"] = dict.fromkeys(Extras.model_fields, True) | {extra: value}
+        Path("params.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(UserError, match=error) as raised:
+            stage.main()
+        assert isinstance(raised.value, Absent) != value
 
 
 def test_what_is_left_out_and_all_that_follows_from_it_is_absent(project):
