@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from oclam import envs, paths, suite
+from oclam.artifacts import existing
 from oclam.cli import one_line_errors
 from oclam.errors import UserError
 from oclam.evaluation.episodes import evaluate
@@ -45,6 +46,8 @@ def play(folder: Path, budget: int | None = None, task: str | None = None, seed:
         seed: of the episode.
         steps: at most.
     """
+    if folder.exists():
+        existing(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one of policies, or an exported one")
     expected = {"task": task} if task else {}

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from oclam.errors import Absent, UserError
 
 CHECKSUMS = "checksums.json"  # in every Zarr store: {file: CRC-32}
-ABSENT = b'{"absent": '  # the beginning of a file in place of an artifact that cannot exist
+ABSENT = b'{"absent": '  # the beginning of a file in place of an artifact that is absent
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def write_absent(path: Path, reason: str) -> None:
-    """Write a small file in place of an artifact that cannot exist; reading it raises Absent with the reason."""
+    """Write a small file in place of an artifact that is absent; reading it raises Absent with the reason."""
     with atomic(path) as temporary:
         temporary.write_bytes(ABSENT + json.dumps(reason).encode() + b"}\n")
 

@@ -63,6 +63,8 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
                 main() if devices == 1 else launch(devices)
             except Absent as reason:
                 _write_absent(reason, params)
+                paths.duration(name).unlink(missing_ok=True)  # of an earlier run that had something to do
+                return
             write_json(paths.duration(name), {"stage": name, "scale": params.scale, "hardware": _hardware(),
                                               "seconds": round(time.time() - started, 1)})
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 class Absent(UserError):
-    """The demonstrations do not allow this: they have no clean frames, no actions or no environment.
+    """`extras` leaves this out, or the demonstrations do not allow it: no clean frames, no actions, no environment.
 
     This is not a failure: the stage succeeds and writes `oclam.artifacts.write_absent` in place of each output, and so
     does every stage that reads one of those; the report leaves out what is absent.

@@ -37,13 +37,16 @@ class Section(BaseModel):
 
 
 class Extras(Section):
-    """Comparisons beyond the paper's main ones. false leaves one out, with all that follows from it."""
+    """Comparisons beyond the paper's main ones. false leaves one out, with all that follows from it.
 
-    lapo_focus: bool
-    laom: bool  # laom and laom-masks
-    laom_labels: bool
-    steve: bool  # beside ocp's model, as slotcontrast
-    slotcontrast: bool
+    The defaults are for files from before there was this section, such as those of published runs.
+    """
+
+    lapo_focus: bool = True
+    laom: bool = True  # laom and laom-masks
+    laom_labels: bool = True
+    steve: bool = True  # beside ocp's model, as slotcontrast
+    slotcontrast: bool = True
 
 
 class Compute(Section):
@@ -314,7 +317,7 @@ class Params(Section):
     tasks: Annotated[list[Name], Field(min_length=1)]
     seeds: Annotated[list[Natural], Field(min_length=1)]  # of all training; not of data and evaluation
     restarts: Annotated[list[Natural], Field(min_length=1)]  # initialisations of ocp, of which the best one is kept
-    extras: Extras
+    extras: Extras = Extras()
     compute: Compute
     env: Env
     backgrounds: Backgrounds
@@ -529,9 +532,9 @@ def replace(source: Path, target: Path = Path("params.yaml")) -> None:
     committed = _committed(target)
     if given != wanted and (committed is None or given != _checked(committed, f"{target} of the last commit")):
         raise UserError(f"{target}: it has values that no commit has; commit them or run `git checkout {target}` first")
-    overlay = "base" in _parsed(source.read_text(encoding="utf-8"), source)
-    text = source.read_text(encoding="utf-8") if not overlay else \
-        f"# {source}, resolved.\n" + yaml.safe_dump(wanted.model_dump(), sort_keys=False, width=120)
+    text = source.read_text(encoding="utf-8")
+    if _parsed(text, source).keys() != Params.model_fields.keys():  # it has a base, or lacks a section
+        text = f"# {source}, resolved.\n" + yaml.safe_dump(wanted.model_dump(), sort_keys=False, width=120)
     with atomic(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

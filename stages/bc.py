@@ -21,7 +21,7 @@ def main():
     params = load("compute", "bc")
     bc, device, view = params.bc, best_device(params.compute.threads), view_of(variant)
     inputs = [paths.dataset(task, view), paths.latents(task, seed, variant)]
-    dataset, latents = open_dataset(inputs[0], task), open_zarr(inputs[1])["latents"]
+    latents, dataset = open_zarr(inputs[1])["latents"], open_dataset(inputs[0], task)
     episodes, steps = range(dataset.episodes), dataset.steps
     if latents.shape[:2] != (dataset.episodes + dataset.test_episodes, steps - 1):
         raise UserError(f"{inputs[1]}: latents {latents.shape} of another dataset than {inputs[0]}; run `dvc repro`")

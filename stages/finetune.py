@@ -20,8 +20,8 @@ def main():
     params = load("compute", "finetune")
     settings, frozen, view = params.finetune, not params.finetune.unfreeze, view_of(variant)
     inputs = [paths.dataset(task, view), paths.actor(task, seed, variant)]
-    dataset = open_dataset(inputs[0], task)
     actor, actor_card = load_actor(inputs[1], task=task, view=view, variant=variant, seed=seed)
+    dataset = open_dataset(inputs[0], task)
     card = replace(actor_card, hidden_dim=settings.hidden_dim, action_dim=dataset.actions.shape[2])
     checkpoints = {budget: Checkpoint(f"finetune-{task}-{seed}-{variant}-{budget}", params, inputs)
                    for budget in settings.budgets}

@@ -14,7 +14,7 @@ from dvc.utils.serialize import parse_yaml
 
 from oclam.cli import only_one
 from oclam.errors import UserError
-from oclam.params import _parsed, load, main, read, replace
+from oclam.params import Params, _parsed, load, main, read, replace
 from tests import ROOT
 
 SCALES = sorted((ROOT / "params").glob("*.yaml"))
@@ -38,6 +38,15 @@ def test_every_parameter_file_loads_under_its_own_name(path):
 def test_the_paper_s_file_is_whole():
     small, paper = (flat(yaml.safe_load((ROOT / name).read_text())) for name in ("params.yaml", "params/paper.yaml"))
     assert paper.keys() == small.keys()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("reports/*/params.yaml")), ids=lambda path: path.parent.name)
+def test_published_parameters_can_be_read_and_are_written_whole(path, tmp_path):
+    target = tmp_path / "params.yaml"
+    shutil.copy(path, target)
+    replace(path, target)
+    assert read(target) == read(path) and all(dict(read(path).extras).values())
+    assert yaml.safe_load(target.read_text()).keys() == Params.model_fields.keys()
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.name)

@@ -1,7 +1,7 @@
 """Every number of the report, read from the small files under `data/results`.
 
-Tables are lists of dicts with the same keys; None stands for what was not measured. What the demonstrations do not
-allow (`oclam.artifacts.is_absent`), such as clean variants without a clean dataset, has no rows.
+Tables are lists of dicts with the same keys; None stands for what was not measured. What is absent
+(`oclam.errors.Absent`), such as clean variants without a clean dataset, has no rows.
 """
 
 import math
@@ -89,11 +89,12 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], 
 
 
 def metrics(results: Results) -> dict:
-    """The nested dict for `dvc metrics`: means over seeds, rounded, the same keys in every run.
+    """The nested dict for `dvc metrics`: means over seeds, rounded.
 
     probe: ridge mean squared error; return: with all labels; normalised: 100 x return / return of bc with all labels,
     at the largest budget; recovery: of probe errors and of returns at the largest budget;
     slots: of the chosen ones together, against the simulator's segmentation.
+    In probe and recovery None stands for an absent variant.
     """
     largest = max((row["budget"] for row in results.returns), default=0)
     tree = {"probe": {}, "normalised": {}, "return": {}, "recovery": {}, "slots": {}}
@@ -243,11 +244,12 @@ def _parameters(task, seed, restart):
 
 
 def _durations(scale, tasks, seeds, restarts):
-    first = tasks[0], seeds[0]
-    absent = {name for name in (*LATENT, *ALL_LABELS) if is_absent(paths.log(paths.actor(*first, name)))}
+    pairs = [(task, seed) for task in tasks for seed in seeds]
+    absent = {name for name in (*LATENT, *ALL_LABELS)
+              if all(is_absent(paths.log(paths.actor(*pair, name))) for pair in pairs)}
     latent, cloned, acted = ([name for name in names if name not in absent] for names in (LATENT, ALL_LABELS, VARIANTS))
-    compared = [name for name, _ in compared_files(*first)]
-    each = [f"{task}-{seed}" for task in tasks for seed in seeds]
+    compared = dict.fromkeys(name for pair in pairs for name, _ in compared_files(*pair))
+    each = [f"{task}-{seed}" for task, seed in pairs]
     stages = [("backgrounds", None, [""]), ("encoder", None, [""]), ("expert", None, tasks)]
     stages += [("collect", view, [f"{task}-{view}" for task in tasks]) for view in ("distracted", "clean")]
     stages += [("ocp", None, [f"{run}-{restart}" for run in each for restart in restarts])]

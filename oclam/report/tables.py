@@ -156,7 +156,7 @@ def _probes(results):
             "trajectories, between t and t+1. The paper's actions are unbounded with variances up to 44.5, so only R² "
             "compares with it. Below are ridge probes with shuffled actions and of differences of the view's frames, "
             "the error of the mean action (the variance on the held-out trajectories), and how many labelled "
-            "trajectories chose restarts and slots, or trained laom-labels. Bold is the best variant with distractors.")
+            "trajectories chose restarts and slots, or trained the model. Bold is the best variant with distractors.")
     return Table("probes", "Table 1. Action probes", note, variants, rows)
 
 
@@ -352,7 +352,7 @@ def _slots(results):
                      "are not used to make it. FG-ARI is also 1 where one slot covers the whole frame.")
             if best:
                 models = " and ".join(dict.fromkeys(row["model"] for row in best))
-                note += f" Without restarts: {models}; their best slot is the one with the highest IoU."
+                note += f" {models}: trained once, without restarts; the slot shown is the one with the highest IoU."
         yield Table("slots", f"Choice of slots, {choice['task']}, seed {choice['seed']}", note, tuple(columns.values()),
                     rows)
 
