@@ -53,6 +53,7 @@ def project(tmp_path_factory):
     params["restarts"] = [0, 1]
     params["steve"] |= {"feature_hidden": 8, "decoder_hidden": 8, "decoder_layers": 1, "batch_size": 2, "steps": 4}
     params["slot_select"] |= {"labelled_episodes": 3, "max_slots": 2}
+    params["extras"] = dict.fromkeys(params["extras"], True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     pixels, actions, agent = square_moves(np.random.default_rng(0))
     path = folder / paths.dataset("cheetah-run", "distracted")
