@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from oclam import envs, paths, suite
-from oclam.artifacts import existing
+from oclam.artifacts import is_absent
 from oclam.cli import one_line_errors
 from oclam.errors import UserError
 from oclam.evaluation.episodes import evaluate
@@ -46,9 +46,7 @@ def play(folder: Path, budget: int | None = None, task: str | None = None, seed:
         seed: of the episode.
         steps: at most.
     """
-    if folder.exists():
-        existing(folder)
-    if not folder.is_dir():
+    if not folder.is_dir() and not is_absent(folder):  # of what is absent, load_policies says why
         raise UserError(f"{folder}: no such folder; name one of policies, or an exported one")
     expected = {"task": task} if task else {}
     if (folder / CONFIG).exists():

@@ -64,9 +64,9 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
             except Absent as reason:
                 _write_absent(reason, params)
                 paths.duration(name).unlink(missing_ok=True)  # of an earlier run that had something to do
-                return
-            write_json(paths.duration(name), {"stage": name, "scale": params.scale, "hardware": _hardware(),
-                                              "seconds": round(time.time() - started, 1)})
+            else:
+                write_json(paths.duration(name), {"stage": name, "scale": params.scale, "hardware": _hardware(),
+                                                  "seconds": round(time.time() - started, 1)})
     except KeyboardInterrupt:
         print("error: interrupted; `dvc repro` resumes", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

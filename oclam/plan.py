@@ -39,7 +39,6 @@ from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
 TFLOPS = {"ocp": 283, "slots": 283, "slotcontrast": 283, "lapo-slots": 9} | {
     name: 55 for name in LATENT if VARIANTS[name].observes != "slots"}
 VIEWS = 2  # of datasets: distracted and clean
-EXTRAS = {"lapo-focus": "lapo_focus", "laom": "laom", "laom-masks": "laom", "laom-labels": "laom_labels"}
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,8 @@ class Plan:
     def __init__(self, params: Params):
         self.params, collect, size = params, params.collect, params.env.image_size
         self.runs = len(params.tasks) * len(params.seeds)
-        left_out = {name for name, extra in EXTRAS.items() if not getattr(params.extras, extra)}
-        self.latent = [name for name in LATENT if name not in left_out]
-        self.evaluated = [name for name in VARIANTS if name not in left_out]
+        self.variants = [name for name, row in VARIANTS.items() if not row.extra or getattr(params.extras, row.extra)]
+        self.latent = [name for name in LATENT if name in self.variants]
         self.training_frames = collect.episodes * collect.steps
         self.frames = (collect.episodes + collect.test_episodes) * collect.steps
         self.pixels, self.mask = size * size * 3, size * size  # bytes of a frame
@@ -308,7 +306,7 @@ class Plan:
         """eval; policies of all budgets in one run, the last one twice (bc and bc-no-distractors have but one)."""
         frames = (len(self.params.finetune.budgets) + 1) * self.params.eval.episodes * self.params.collect.steps
         actor = self.latent_actor
-        return Cost("eval", self.runs * len(self.evaluated), "frames", total=actor.size, samples=frames,
+        return Cost("eval", self.runs * len(self.variants), "frames", total=actor.size, samples=frames,
                     flops=frames * actor.forward, memory=4 * actor.size, rendered=frames)
 
     def samples(self, settings) -> int:

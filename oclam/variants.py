@@ -47,6 +47,7 @@ class Variant:
         paper: what the paper reports of it.
         model: lapo reconstructs what it observes, laom (arXiv 2502.00379) predicts its embeddings.
         supervised: its latent action model learns from the labels of finetune's largest budget too.
+        extra: the switch in section `extras` that leaves it out, where there is one.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Variant:
     paper: Paper = Paper()
     model: Literal["lapo", "laom"] = "lapo"
     supervised: bool = False
+    extra: str | None = None
 
 
 def _by_task(*values):
@@ -77,10 +79,12 @@ VARIANTS = {row.name: row for row in (
     Variant("lapo-slots", "distracted", "slots", "few", "#0072B2", "D", Paper(
         probe=_by_task((3.1, 0.9), (5.3, 2.2), (4.4, 1.8), (0.16, 0.04)),
         normalised=_by_task((50.0, 1.0), (8.4, 3.0), (16.0, 3.0), (6.0, 0.2)), parameters=89_186_432, seconds=8_940)),
-    Variant("lapo-focus", "distracted", "weighted frames", "few", "#009E73", "^"),  # after MaskLAM, arXiv 2602.02259
-    Variant("laom", "distracted", "frames", "few", "#D6C400", "<", model="laom"),
-    Variant("laom-labels", "distracted", "frames", "few", "#332288", ">", model="laom", supervised=True),
-    Variant("laom-masks", "distracted", "masked frames", "few", "#882255", "*", model="laom"),
+    # After MaskLAM, arXiv 2602.02259.
+    Variant("lapo-focus", "distracted", "weighted frames", "few", "#009E73", "^", extra="lapo_focus"),
+    Variant("laom", "distracted", "frames", "few", "#D6C400", "<", model="laom", extra="laom"),
+    Variant("laom-labels", "distracted", "frames", "few", "#332288", ">", model="laom", supervised=True,
+            extra="laom_labels"),
+    Variant("laom-masks", "distracted", "masked frames", "few", "#882255", "*", model="laom", extra="laom"),
     Variant("lapo-no-distractors", "clean", "frames", "few", "#8A6D00", "v", Paper(
         probe=_by_task((1.0, 0.6), (2.7, 1.3), (1.9, 1.2), (0.13, 0.03)),
         normalised=_by_task((69.0, 14.0), (22.0, 19.0), (25.0, 9.0), (3.8, 3.1)))),

@@ -223,8 +223,7 @@ def _divisors(results):
 
 
 def _recovery(results):
-    rows, probed = [], {row["variant"] for row in results.probes}
-    variants = [name for name in RECOVERING if name in probed]
+    rows, variants = [], _present(results.probes, RECOVERING)
     for task in results.tasks:
         rows.append((task, []))
         probes = {name: _average([row["ridge_mse"] for row in select(results.probes, task=task, variant=name)])
