@@ -7,11 +7,11 @@ from oclam import paths
 from oclam.artifacts import open_zarr, write_csv, write_json
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
-from oclam.datasets import Frames, FrameSampler, FrameStacks, open_dataset, transition_of
+from oclam.datasets import Frames, FrameSampler, FrameStacks, open_dataset
 from oclam.errors import UserError
 from oclam.params import load
 from oclam.policies.files import Card, save_actor
-from oclam.policies.training import regress, seeded
+from oclam.policies.training import latent_targets, new_actor, regress
 from oclam.training import best_device, count_parameters, update_counts
 from oclam.variants import view_of
 
@@ -27,14 +27,14 @@ def main():
         raise UserError(f"{inputs[1]}: latents {latents.shape} of another dataset than {inputs[0]}; run `dvc repro`")
 
     card = Card.of(bc, task, view, variant, seed, image_size=dataset.pixels.shape[2], latent_dim=latents.shape[2])
-    actor = seeded(card.actor, "bc", task, seed).to(device)
+    actor = new_actor(card, bc.published, device)
     images = FrameStacks(Frames.load(dataset.pixels, episodes, device), stack=bc.frame_stack, steps=steps)
-    targets = Frames.load(latents, episodes, device)
+    targets = latent_targets(latents, dataset.episodes, not bc.published, device)
     sampler = FrameSampler(dataset.episodes, steps, bc.batch_size, f"bc {task} {seed}")
     checkpoint = Checkpoint(f"bc-{task}-{seed}-{variant}", params, inputs)
     updates, warmup = update_counts(bc, sampler.steps_per_epoch)
-    rows = regress(actor, images, lambda t: targets.gather(transition_of(t, steps)), sampler, steps=updates,
-                   learning_rate=bc.learning_rate, warmup=warmup, checkpoint=checkpoint, compute=params.compute)
+    rows = regress(actor, images, targets, sampler, steps=updates, learning_rate=bc.learning_rate, warmup=warmup,
+                   checkpoint=checkpoint, compute=params.compute)
 
     save_actor(paths.actor(task, seed, variant), actor, card)
     write_csv(paths.log(paths.actor(task, seed, variant)), rows)

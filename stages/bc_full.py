@@ -13,7 +13,7 @@ from oclam.datasets import Frames, FrameSampler, FrameStacks, open_dataset
 from oclam.params import load
 from oclam.policies.files import Card, save_policy
 from oclam.policies.networks import Policy
-from oclam.policies.training import LOSSES, regress, seeded, true_actions
+from oclam.policies.training import LOSSES, new_actor, regress, true_actions
 from oclam.training import best_device, update_counts
 from oclam.variants import view_of
 
@@ -28,7 +28,7 @@ def main():
 
     card = Card.of(bc, task, view, variant, seed, image_size=dataset.pixels.shape[2], latent_dim=None,
                    action_dim=dataset.actions.shape[2], budget=0)
-    policy = Policy(seeded(card.actor, "bc", task, seed)).to(device)
+    policy = Policy(new_actor(card, bc.published, device))
     images = FrameStacks(Frames.load(dataset.pixels, episodes, device), stack=bc.frame_stack, steps=steps)
     targets = true_actions(dataset, episodes, device)
     sampler = FrameSampler(len(episodes), steps, bc.batch_size, f"bc {task} {seed}")

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import zarr
 
-from oclam.datasets import Frames, FrameStacks, stack_index
+from oclam.datasets import Frames, FrameStacks, moments, stack_index
 
 FLOOR = 0.3
 
@@ -51,12 +50,10 @@ class SlotObservations:
     @classmethod
     def load(cls, array: zarr.Array, training: int, device: torch.device) -> "SlotObservations":
         """Read slots (E, T, D); mean and standard deviation are those of the first `training` episodes."""
-        moments = sum(np.stack([x.mean(0), (x**2).mean(0)]) for x in (array[e].astype(float) for e in range(training)))
-        mean, square = moments / training
-        std = np.sqrt(np.maximum(square - mean**2, 1e-8))
-        std = np.maximum(std, FLOOR * std.max())
-        mean, std = (torch.tensor(value, dtype=torch.float32, device=device) for value in (mean, std))
-        return cls(Frames.load(array, range(array.shape[0]), device), mean, std)
+        mean, std = moments(array, training)
+        std = std.clamp(min=FLOOR * std.max())
+        frames = Frames.load(array, range(array.shape[0]), device)
+        return cls(frames, mean.float().to(device), std.float().to(device))
 
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
         return (self.slots.gather(t).float() - self.mean) / self.std

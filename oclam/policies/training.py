@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+import zarr
 from torch import nn
 from torch.nn import functional as F
 
 from oclam.checkpoint import Checkpoint
-from oclam.datasets import Dataset, Frames, FrameSampler, FrameStacks, Prefetch
+from oclam.datasets import Dataset, Frames, FrameSampler, FrameStacks, Prefetch, moments, transition_of
 from oclam.params import Compute
 from oclam.policies.files import Card
-from oclam.policies.networks import Policy
+from oclam.policies.networks import Actor, Policy
 from oclam.seeding import seed_of
 from oclam.training import autocast, linear_decay, own_part, train, update
 
@@ -23,6 +24,35 @@ LOSSES = {"squares": F.mse_loss, "absolute": F.l1_loss}
 def true_actions(dataset: Dataset, episodes: Sequence[int], device: torch.device) -> Frames:
     """The normalised actions of these episodes, one after the other, (frames, A) on the device."""
     return Frames(torch.from_numpy(dataset.normalised_actions(episodes)).flatten(0, 1).to(device), device)
+
+
+def latent_targets(latents: zarr.Array, episodes: int, standardised: bool,
+                   device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The stored latent actions of the first `episodes`, as a function of flat indices of frames: (B,) -> (B, L).
+
+    LAPO determines them up to an affine map only: on masked frames their mean can be 50 deviations from 0.
+
+    Args:
+        latents: (E, T - 1, L).
+        standardised: less their mean, divided by the root of their mean variance: dimensions keep their shares of it.
+    """
+    frames, offset, scale = Frames.load(latents, range(episodes), device), 0.0, 1.0
+    if standardised:
+        mean, std = moments(latents, episodes)
+        offset, scale = mean.float().to(device), float(std.square().mean().sqrt())
+    return lambda t: (frames.gather(transition_of(t, latents.shape[1] + 1)).float() - offset) / scale
+
+
+def new_actor(card: Card, published: bool, device: torch.device) -> Actor:
+    """An untrained actor; unless `published`, its head is 0, so that it predicts 0 at first.
+
+    Predictions of random heads have a large error, and in the updates that reduce it the ReLU6 before the head dies:
+    30% to 100% of its units were 0 for every frame.
+    """
+    actor = seeded(card.actor, "bc", card.task, card.seed).to(device)
+    if not published:
+        nn.init.zeros_(actor.head.weight)
+    return actor
 
 
 def seeded(make: Callable[[], nn.Module], *purpose) -> nn.Module:
