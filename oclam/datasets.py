@@ -179,8 +179,8 @@ class Frames:
         return rows.view(self.dtype).view(shape).to(self.device, non_blocking=True)
 
 
-def moments(array: zarr.Array, episodes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation, float64 (D,) each, over the first `episodes` of a Zarr array (E, T, D)."""
+def mean_and_deviation(array: zarr.Array, episodes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (1e-4 at least), float64 (D,) each, over the first episodes of an array (E, T, D)."""
     each = (array[episode].astype(float) for episode in range(episodes))
     mean, square = sum(np.stack([rows.mean(0), (rows**2).mean(0)]) for rows in each) / episodes
     return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(square - mean**2, 1e-8)))

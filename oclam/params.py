@@ -275,7 +275,7 @@ class Bc(Section):
     encoder_scale: Size
     residual_blocks: Size
     cells: Annotated[int, Field(ge=1, le=64)]  # the actor's last map is pooled to cells x cells; paper: 1
-    published: bool = True  # latents as they are, orthogonal head; false: standardised latents, a head that starts at 0
+    published: bool = True  # latents as they are, a random head; false: standardised ones, a head that starts at 0
     batch_size: Size
     epochs: Positive
     warmup_epochs: NonNegative

@@ -29,7 +29,7 @@ def main():
     card = Card.of(bc, task, view, variant, seed, image_size=dataset.pixels.shape[2], latent_dim=latents.shape[2])
     actor = new_actor(card, bc.published, device)
     images = FrameStacks(Frames.load(dataset.pixels, episodes, device), stack=bc.frame_stack, steps=steps)
-    targets = latent_targets(latents, dataset.episodes, not bc.published, device)
+    targets = latent_targets(latents, dataset.episodes, bc.published, device)
     sampler = FrameSampler(dataset.episodes, steps, bc.batch_size, f"bc {task} {seed}")
     checkpoint = Checkpoint(f"bc-{task}-{seed}-{variant}", params, inputs)
     updates, warmup = update_counts(bc, sampler.steps_per_epoch)

@@ -17,8 +17,9 @@ from oclam.variants import view_of
 
 def main():
     task, seed = arguments("task", "seed")
-    params = load("compute", "bc", "scratch", "finetune.budgets", "finetune.hidden_dim", "finetune.batch_size",
-                  "finetune.learning_rate", "finetune.decoder_init", "finetune.loss")
+    params = load("compute", "bc.frame_stack", "bc.encoder_scale", "bc.residual_blocks", "bc.cells", "scratch",
+                  "finetune.budgets", "finetune.hidden_dim", "finetune.batch_size", "finetune.learning_rate",
+                  "finetune.decoder_init", "finetune.loss")
     view = view_of("scratch")
     settings = SimpleNamespace(**vars(params.finetune), **vars(params.scratch))
     inputs = [paths.dataset(task, view)]

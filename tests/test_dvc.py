@@ -167,7 +167,7 @@ def test_labels_of_laom_run_one_variant_and_its_settings_all_of_them(graph):
 
 def test_what_trains_steve_runs_it_alone_and_what_shapes_it_ocp_too(graph):
     assert rerun_by(graph, by_parameter("steve.steps")) == {"steve@cheetah-run-0", "report"}
-    assert {"steve@cheetah-run-0", "ocp@cheetah-run-0-1"} < rerun_by(graph, by_parameter("steve.feature_hidden"))
+    assert {"steve@cheetah-run-0", "ocp@cheetah-run-0-0"} < rerun_by(graph, by_parameter("steve.feature_hidden"))
     assert "steve@cheetah-run-0" not in rerun_by(graph, by_parameter("ocp.model"))
     assert rerun_by(graph, by_parameter("slotcontrast.steps")) == {"slotcontrast@cheetah-run-0", "report"}
     assert "slotcontrast@cheetah-run-0" not in rerun_by(graph, by_parameter("steve.feature_hidden"))

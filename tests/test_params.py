@@ -165,7 +165,7 @@ PAPER = {  # Tables 4 and 6 to 8 and section 4 of the paper
     "lapo.latent_dim": 8192, "lapo.batch_size": 512, "lapo.epochs": 10, "lapo.frame_stack": 3, "lapo.encoder_scale": 6,
     "lapo.residual_blocks": 2, "lapo.learning_rate": 5e-5, "lapo.warmup_epochs": 3,
     "bc.batch_size": 512, "bc.epochs": 10, "bc.frame_stack": 3, "bc.encoder_scale": 32, "bc.residual_blocks": 2,
-    "bc.learning_rate": 1e-4, "bc.warmup_epochs": 0, "bc.cells": 1,
+    "bc.learning_rate": 1e-4, "bc.warmup_epochs": 0, "bc.cells": 1, "bc.published": True,
     "finetune.budgets": [2, 4, 8, 16, 32, 64, 128], "finetune.batch_size": 512, "finetune.hidden_dim": 256,
     "finetune.learning_rate": 3e-4, "finetune.updates": 2500, "finetune.unfreeze": False,
     "finetune.decoder_init": "default",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import zarr
 
-from oclam.datasets import Frames, FrameStacks, moments, stack_index
+from oclam.datasets import Frames, FrameStacks, mean_and_deviation, stack_index
 
 FLOOR = 0.3
 
@@ -50,7 +50,7 @@ class SlotObservations:
     @classmethod
     def load(cls, array: zarr.Array, training: int, device: torch.device) -> "SlotObservations":
         """Read slots (E, T, D); mean and standard deviation are those of the first `training` episodes."""
-        mean, std = moments(array, training)
+        mean, std = mean_and_deviation(array, training)
         std = std.clamp(min=FLOOR * std.max())
         frames = Frames.load(array, range(array.shape[0]), device)
         return cls(frames, mean.float().to(device), std.float().to(device))

@@ -63,7 +63,7 @@ class Card:
 
 
 def save_actor(path: Path, actor: Actor, card: Card) -> None:
-    """Write an actor without a decoder."""
+    """Write an actor without a decoder; it predicts what `policies.training.latent_targets` gave it to learn."""
     save_tensors(path, {f"actor.{name}": tensor for name, tensor in actor.state_dict().items()}, **asdict(card))
 
 

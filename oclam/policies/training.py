@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oclam.checkpoint import Checkpoint
-from oclam.datasets import Dataset, Frames, FrameSampler, FrameStacks, Prefetch, moments, transition_of
+from oclam.datasets import Dataset, Frames, FrameSampler, FrameStacks, Prefetch, mean_and_deviation, transition_of
 from oclam.params import Compute
 from oclam.policies.files import Card
 from oclam.policies.networks import Actor, Policy
@@ -26,19 +26,18 @@ def true_actions(dataset: Dataset, episodes: Sequence[int], device: torch.device
     return Frames(torch.from_numpy(dataset.normalised_actions(episodes)).flatten(0, 1).to(device), device)
 
 
-def latent_targets(latents: zarr.Array, episodes: int, standardised: bool,
+def latent_targets(latents: zarr.Array, episodes: int, published: bool,
                    device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """The stored latent actions of the first `episodes`, as a function of flat indices of frames: (B,) -> (B, L).
 
-    LAPO determines them up to an affine map only: on masked frames their mean can be 50 deviations from 0.
+    Nothing in LAPO's loss fixes their mean and scale: on masked frames the mean was 50 deviations from 0. Unless
+    `published`, they are returned less their mean and divided by one number, so that their mean variance is 1.
 
-    Args:
-        latents: (E, T - 1, L).
-        standardised: less their mean, divided by the root of their mean variance: dimensions keep their shares of it.
+    latents: (E, T - 1, L).
     """
     frames, offset, scale = Frames.load(latents, range(episodes), device), 0.0, 1.0
-    if standardised:
-        mean, std = moments(latents, episodes)
+    if not published:
+        mean, std = mean_and_deviation(latents, episodes)
         offset, scale = mean.float().to(device), float(std.square().mean().sqrt())
     return lambda t: (frames.gather(transition_of(t, latents.shape[1] + 1)).float() - offset) / scale
 
@@ -46,8 +45,8 @@ def latent_targets(latents: zarr.Array, episodes: int, standardised: bool,
 def new_actor(card: Card, published: bool, device: torch.device) -> Actor:
     """An untrained actor; unless `published`, its head is 0, so that it predicts 0 at first.
 
-    Predictions of random heads have a large error, and in the updates that reduce it the ReLU6 before the head dies:
-    30% to 100% of its units were 0 for every frame.
+    A random head's first errors are large, and the updates that reduce them kill units of the ReLU6 before the head
+    (reports/measurements.md, What limits cloning).
     """
     actor = seeded(card.actor, "bc", card.task, card.seed).to(device)
     if not published:

@@ -339,8 +339,9 @@ def _slots(results):
         best = select(results.compared, task=choice["task"], seed=choice["seed"])
         rows += [(f"{row['model']}, slot {row['slot']}, its best", [Cell(number(row.get(key))) for key in columns])
                  for row in best]
+        chosen = "restart and slots" if choice["restart_errors"] else "slots"
         note = (f"{choice['why']} Model: {choice['model']}, restart {choice['restart']}. Probes predict the true "
-                f"actions of labelled trajectories; {choice['labels']} were used to choose restart and slots. "
+                f"actions of labelled trajectories; {choice['labels']} were used to choose {chosen}. "
                 "Masked frames here are cut by patches, at 8x8 pixels. Slot vectors are stage slots' in each row but "
                 "that of the pixel mask, which has those that lapo-slots observes. ")
         if choice["fg_ari"] is None:
@@ -351,7 +352,7 @@ def _slots(results):
                      "are not used to make it. FG-ARI is also 1 where one slot covers the whole frame.")
             if best:
                 models = " and ".join(dict.fromkeys(row["model"] for row in best))
-                note += f" {models}: trained once, without restarts; the slot shown is the one with the highest IoU."
+                note += f" {models}: trained once; the slot shown is the one with the highest IoU."
         yield Table("slots", f"Choice of slots, {choice['task']}, seed {choice['seed']}", note, tuple(columns.values()),
                     rows)
 
