@@ -15,6 +15,7 @@ PAPER_PARAMETERS = {"ocp (total)": PAPER_OCP.parameters, "ocp (trainable)": 6_34
     name: row.paper.parameters for name, row in VARIANTS.items() if row.paper.parameters}
 PAPER_DURATIONS = {"ocp": PAPER_OCP.seconds, "bc + finetune": 10_920} | {
     name: row.paper.seconds for name, row in VARIANTS.items() if row.paper.seconds}
+STUCK = 0.95  # a loss whose last tenth is above this share of its second one has hardly fallen
 COLLAPSED = 0.1  # share of its first variance below which an embedding is said to have collapsed
 PAPER_EXPERT = {"cheetah-run": 838, "walker-run": 740, "hopper-hop": 307, "humanoid-walk": 617}  # Table 3: returns
 
@@ -90,6 +91,14 @@ def warnings(results: Results) -> list[str]:
                 row["state_variance_kept"] is not None and row["state_variance_kept"] < COLLAPSED}
         for sentence in [sentence for sentence, holds in sentences.items() if holds]:
             said.setdefault((row["task"], row["seed"], sentence), []).append(row["variant"])
+    losses = {}  # of behaviour cloning
+    for row in select(results.losses, stage="bc"):
+        losses.setdefault((row["task"], row["seed"], row["variant"]), []).append(row["loss"])
+    for (task, seed, variant), values in losses.items():
+        tenth = len(values) // 10
+        if tenth and np.mean(values[-tenth:]) > STUCK * np.mean(values[tenth:2 * tenth]):
+            sentence = "the loss of behaviour cloning hardly fell; the policies' actions are nearly constant."
+            said.setdefault((task, seed, sentence), []).append(variant)
     found += [f"{task}, seed {seed}, {', '.join(variants)}: {sentence}"
               for (task, seed, sentence), variants in said.items()]
     for task in results.tasks:

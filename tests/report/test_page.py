@@ -215,6 +215,15 @@ def test_collapsed_embeddings_are_warned_about(results):
         assert sum("seed 0, laom: the variance of the embeddings" in text for text in warnings(results)) == count
 
 
+def test_an_actor_that_learned_nothing_is_warned_about(results):
+    rows = select(results.losses, seed=0, stage="bc", variant="lapo")
+    for level, count in ((0.96, 1), (0.94, 0)):
+        for place, row in enumerate(rows):
+            row["loss"] = 9.0 if place < 2 else 1.0 if place < 4 else level
+        told = [text for text in warnings(results) if "the loss of behaviour cloning" in text]
+        assert len(told) == count and all(f"{tree.TASK}, seed 0, lapo: " in text for text in told)
+
+
 def test_latents_without_the_action_on_training_batches_are_warned_about(results):
     row = next(row for row in results.probes if row["variant"] == "laom-masks")
     for error, count in ((0.96, 1), (0.94, 0)):  # the actions' variance is 1
