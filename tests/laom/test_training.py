@@ -224,7 +224,7 @@ def test_the_report_warns_of_a_collapsed_model_and_of_no_other(world, monkeypatc
     learn_laom("a-b", 0, "laom", PARAMS)
     row = {"task": "a-b", "seed": 0, "variant": "laom", **read_json(paths.probe("a-b", 0, "laom"))}
     row |= {"shuffled_mse": 9.0, "online_variance": 9.0}  # random actions: only the embeddings are judged here
-    found = warnings(SimpleNamespace(encoder={}, selections=[], probes=[row], tasks=[]))
+    found = warnings(SimpleNamespace(encoder={}, selections=[], probes=[row], losses=[], tasks=[]))
     assert sum("seed 0, laom: the variance of the embeddings fell" in text for text in found) == len(found) == warned
 
 
