@@ -72,7 +72,8 @@ def main():
     parser.add_argument("--budget", type=int, help="labelled trajectories, 0 for all; default: the largest budget")
     parser.add_argument("--task", help="refuse a policy of another task")
     parser.add_argument("--seed", type=int, default=0, help="of the episode")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1000, help="at most (default 1000); the tables' returns are "
+                        "of collect.steps")
     parser.add_argument("--video", type=Path, help="of the episode: .mp4 or .gif")
     options = parser.parse_args()
     if options.steps < 1:

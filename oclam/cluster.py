@@ -35,7 +35,7 @@ OOM_RETRIES = int(os.environ.setdefault("RAY_task_oom_retries", "3"))  # read by
 try:
     import ray
 except ModuleNotFoundError:
-    sys.exit("error: Ray is not installed; pip install 'oclam[cluster]'")
+    sys.exit("error: Ray is not installed; run `make setup`, or pip install -e '.[cluster]'")
 
 LEASES = Path(".resume/leases")
 SHIPPED = ("oclam", "stages", "dvc.yaml", "params.yaml")  # to nodes that do not share the folder, in which they run
@@ -298,6 +298,9 @@ def run_graph(until: str | None = None, patience: float = PATIENCE, remote: Remo
                 path.name for path in sorted(LEASES.glob("*")) if path.name in stages]
             lines = [f"  {name}: {last_line(name)}" for name in running]
             print("\n".join([f"{done} of {len(stages)} stages are done, {len(running)} run", *lines]), flush=True)
+            if total.get("GPU") and not any(asked.gpus for asked in resources.values()):
+                print(f"  no stage uses the cluster's GPUs: cluster.yaml has none for the scale {params['scale']}",
+                      flush=True)
             left = dict.fromkeys(name.split("@")[0] for name in [*tasks.values(), *ready])
             if absent := [stage for stage in left if _impossible(resources[stage])]:
                 print(f"  {', '.join(absent)}: no node has what cluster.yaml asks for; lower it there or add a node",

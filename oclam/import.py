@@ -1,4 +1,4 @@
-"""Import demonstrations: `python -m oclam.import SOURCE > params/imported.yaml`, then `make repro SCALE=imported`.
+"""Import demonstrations: `python -m oclam.import SOURCE`, then `make repro SCALE=imported`.
 
 A source is an HDF5 file of the authors, a folder or hub dataset in LeRobot's format v3 or of Parquet files, or a folder
 of videos, which have no actions. Several become one dataset.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from oclam.artifacts import atomic
 from oclam.cli import one_line_errors
 from oclam.errors import UserError, one_line
 from oclam.importers.hdf5 import from_hdf5
@@ -19,6 +20,8 @@ from oclam.importers.lerobot import from_lerobot
 from oclam.importers.parquet import from_parquet
 from oclam.importers.store import write_dataset
 from oclam.importers.videos import from_videos
+
+SCALE = Path("params/imported.yaml")
 
 
 def import_sources(names: list[str], folder: Path, task: str | None = None, view: str | None = None,
@@ -92,7 +95,8 @@ def _local(name):
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.import", description=__doc__.partition("\n")[0],
-                                     epilog="The printed parameters are for params/imported.yaml.")
+                                     epilog=f"The new dataset's parameters go to {SCALE}; where that is there, they "
+                                     "are printed.")
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="HDF5 file, LeRobot or Parquet folder, folder of "
                         "videos, or a hub dataset such as lerobot/pusht")
     parser.add_argument("--to", type=Path, default=Path("data/demonstrations"), metavar="FOLDER",
@@ -111,7 +115,13 @@ def main():
         raise UserError(f"--image-size: {given.image_size} given, a multiple of 8 from 16 to 1024 is needed")
     params = import_sources(given.sources, given.to, given.task, given.view, given.steps, given.test_episodes,
                             given.image_size, given.camera)
-    print(yaml.safe_dump(params, sort_keys=False), end="")
+    text = yaml.safe_dump(params, sort_keys=False)
+    if SCALE.exists() or not SCALE.parent.is_dir():  # somebody may have edited it, or this is no clone
+        print(text, end="")
+    else:
+        with atomic(SCALE) as temporary:
+            temporary.write_text(text)
+        print(f"{SCALE}: written; `make repro SCALE={SCALE.stem}` runs it", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Markdown tables over the tasks of published runs: `python -m oclam.overview reports/study-cpu-*`."""
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def _table(corner, paper, cell, means, lower):
     heads = [corner, *means, "times better than lapo (paper)", "recovery"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for variant in (name for name in paper if any(name in values for values in means.values())):
-        there = [values for values in means.values() if variant in values and values["lapo"]]
+        there = [values for values in means.values() if variant in values and values.get("lapo")]
         ratios, clean = ([values.get(name, np.nan) / values["lapo"] for values in there] for name in (variant, CLEAN))
         papers = [paper[variant][task] / paper["lapo"][task] for task in means if task in paper[variant]]
         better = _better(ratios, lower) + (f" ({_better(papers, lower)})" if papers and variant != "lapo" else "")
@@ -89,7 +89,11 @@ def _better(ratios, lower):
     return f"{np.mean([1 / ratio if lower else ratio for ratio in ratios]):.2g}"
 
 
+def main():
+    parser = argparse.ArgumentParser(prog="python -m oclam.overview", description="README's tables over tasks.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a published run, as reports/study-cpu-*")
+    print(overview(parser.parse_args().runs))
+
+
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        sys.exit("usage: python -m oclam.overview RUN...")
-    one_line_errors(lambda: print(overview(sys.argv[1:])))
+    one_line_errors(main)

@@ -55,7 +55,7 @@ class Compute(Section):
     devices: Annotated[int, Field(ge=1, le=64)]  # processes that train one model of ocp, lapo or bc, each with its GPU
     precision: Literal["float32", "bfloat16"]
     compile: bool
-    # Of one stage: results depend on it, so no machine may choose it. The stacks of more threads may not fit in memory.
+    # CPU threads of one stage: a parameter, since results depend on it. More threads' stacks may not fit in memory.
     threads: Annotated[int, Field(ge=1, le=128)]
 
 
@@ -378,6 +378,9 @@ class Params(Section):
         for task, training in self.expert.training.items():
             require(training.algorithm != "PPO" or not training.demonstrator, f"expert.training.{task}.demonstrator",
                     training.demonstrator, "only SAC and CrossQ can use a demonstrator; remove it")
+            require(not training.demonstrator or Path(self.expert.folder) in Path(training.demonstrator).parents,
+                    f"expert.training.{task}.demonstrator", training.demonstrator,
+                    f"put it in expert.folder, {self.expert.folder}, where DVC sees its changes")
         require(max(budgets) <= collect.episodes, "finetune.budgets", budgets,
                 f"at most collect.episodes = {collect.episodes} trajectories are labelled")
         require(sorted(set(budgets)) == budgets, "finetune.budgets", budgets, "they must increase, without repeats")
@@ -447,7 +450,7 @@ def _content(path, scale=None):
         raise UserError(f"{path}: base: {name!r} given, should be the path of another parameter file")
     scale = scale or content.get("scale")
     base = _content(path.parent / name, scale)
-    if base.get("scale") == scale:  # resolved from this file before, perhaps from what it said then
+    if base.get("scale") == scale:  # `replace` has written this very scale there: take the last commit's
         base = _committed(path.parent / name) or base
     held = base.get("scale")
     if held not in (scale, Path(name).stem) and (path.parent / f"{held}.yaml").exists():
@@ -527,17 +530,21 @@ def load(*names: str, path: str | Path = "params.yaml") -> SimpleNamespace:
 def replace(source: Path, target: Path = Path("params.yaml")) -> None:
     """Write the parameters of `source`, resolved against its base, to `target`.
 
-    Raises UserError when that would lose values of `target` which neither the last commit nor `source` has.
+    Raises UserError when that would lose an edit of `target`: values that neither the last commit nor `source` has, nor
+    the last call wrote.
     """
     wanted, given = read(source), read(target)
-    committed = _committed(target)
-    if given != wanted and (committed is None or given != _checked(committed, f"{target} of the last commit")):
+    committed, written = _committed(target), target.parent / ".resume" / target.name
+    edited = not written.exists() or written.read_bytes() != target.read_bytes()
+    if given != wanted and edited and (
+            committed is None or given != _checked(committed, f"{target} of the last commit")):
         raise UserError(f"{target}: it has values that no commit has; commit them or run `git checkout {target}` first")
     text = source.read_text(encoding="utf-8")
     if _parsed(text, source).keys() != Params.model_fields.keys():  # it has a base, or lacks a section
         text = f"# {source}, resolved.\n" + yaml.safe_dump(wanted.model_dump(), sort_keys=False, width=120)
-    with atomic(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    for path in (written, target):
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _committed(path):

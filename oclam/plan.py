@@ -337,7 +337,8 @@ class Plan:
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.plan", description=__doc__.splitlines()[0])
-    parser.add_argument("params", nargs="?", default="params.yaml")
+    parser.add_argument("params", nargs="?", default="params.yaml", metavar="FILE",
+                        help="of parameters; default params.yaml")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="such as lapo.latent_dim=1024")
     parser.add_argument("--tflops", type=float, help="of one GPU, for every stage; default: what the paper's durations "
                         "imply, 200 where it has none")
@@ -360,7 +361,7 @@ def main():
         print(f"{cost.stage:20}{cost.runs:5}{cost.trainable:11}{cost.total:11}{samples:>18}{cost.flops:10.2g}"
               f"{sized(cost.disk):>9}{sized(cost.memory):>9}{sized(cost.data):>9}{rates[cost]:9g}{hours[cost]:8.2f}"
               f"{published[cost.stage] / 3600 if published.get(cost.stage) else '-':>8.3}")
-    print(f"All runs: {sum(cost.runs * hours[cost] for cost in costs):.3g} hours, "
+    print(f"All runs: {sum(cost.runs * hours[cost] for cost in costs):,.4g} hours, "
           f"{sum(cost.runs * cost.flops for cost in costs):.3g} FLOPs, "
           f"{sized(sum(cost.runs * cost.disk for cost in costs))} on disk before compression")
 

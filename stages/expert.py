@@ -41,10 +41,11 @@ def trained(task, settings):
     try:
         from oclam.experts.training import train_expert
     except ModuleNotFoundError as error:
-        raise UserError(f"expert.train: true given, but {error.name} is not installed; pip install 'oclam[expert]', or "
+        raise UserError(f"expert.train: true given, but {error.name} is not installed; pip install -e '.[expert]', or "
                         "false for the shipped experts") from None
     training = settings.training[task]
-    checkpoint = Checkpoint(f"expert-{task}", (training, settings.evaluation_episodes))
+    checkpoint = Checkpoint(f"expert-{task}", (training, settings.evaluation_episodes),
+                            [Path(training.demonstrator)] if training.demonstrator else [])
     policy, curve = train_expert(task, training, checkpoint, settings.evaluation_episodes)
     checkpoint.remove()
     return policy, curve

@@ -76,8 +76,8 @@ def test_another_scale_becomes_the_pipeline_s_and_no_change_is_lost(tmp_path, mo
     assert read("params/study.yaml") == study  # on its own resolved values, too
     with pytest.raises(UserError, match="params/study-cpu.yaml: its base holds the scale study now"):
         read("params/study-cpu.yaml")
-    with pytest.raises(UserError, match="params.yaml: it has values that no commit has"):
-        replace(Path("params/paper.yaml"))
+    replace(Path("params/paper.yaml"))  # of what the command itself wrote nothing is lost
+    assert read() == read("params/paper.yaml")
     subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)
     target.write_text(yaml.safe_dump(small.model_dump()))  # as `dvc exp run -S` leaves it: no comments, the same values
     replace(Path("params/paper.yaml"))
@@ -99,9 +99,19 @@ def test_what_a_scale_no_longer_says_is_not_kept_from_its_last_use(tmp_path, mon
     small, epochs = read().bc.epochs, read(overlay).bc.epochs
     replace(overlay)
     overlay.write_text(re.sub(r"\nbc:\n.*\n", "\n", overlay.read_text()))
-    assert read(overlay).bc.epochs == small != epochs
+    replace(overlay)
+    assert read().bc.epochs == small != epochs
+
+
+def test_an_edit_of_params_yaml_after_a_change_of_scale_is_not_lost(tmp_path, monkeypatch):
+    project(tmp_path, monkeypatch)
+    overlay, target = Path("params/study-cpu.yaml"), Path("params.yaml")
+    replace(overlay)
+    target.write_text(re.sub(r"(\nseeds:).*\n(- .*\n)*", r"\1 [7]\n", target.read_text()))
+    assert read().seeds == [7]
     with pytest.raises(UserError, match="it has values that no commit has"):
         replace(overlay)
+    assert read().seeds == [7]
 
 
 def test_parameters_stay_while_stages_run_that_would_read_them(tmp_path, monkeypatch):
@@ -229,6 +239,9 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "expert.training.cheetah-run.demonstrator": (
         {"expert.training.cheetah-run.demonstrator": "walker.safetensors"},
         "'walker.safetensors' given, only SAC and CrossQ can use a demonstrator"),
+    "expert.training.hopper-hop.demonstrator": (
+        {"expert.training.hopper-hop.demonstrator": "/elsewhere/hopper.safetensors"},
+        "'/elsewhere/hopper.safetensors' given, put it in expert.folder, data/experts, where DVC sees its changes"),
     "ocp.window": ({"ocp.window": 1001}, "1001 given, an episode has collect.steps = 1000"),
     "slot_select.manual.walker-run": ({"slot_select.manual": {"walker-run": [0]}}, "[0] given, tasks are cheetah-run"),
     "seeds": ({"seeds": [0, 0]}, "[0, 0] given, each value may appear only once"),

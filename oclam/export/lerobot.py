@@ -51,7 +51,7 @@ def export_lerobot(source: Path, target: Path, fps: int | None = None) -> None:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise UserError("writing Parquet needs pyarrow; pip install 'oclam[parquet]'") from None
+        raise UserError("writing Parquet needs pyarrow; pip install pyarrow") from None
     if target.exists():
         raise UserError(f"{target}: already there; remove it or name another folder")
     dataset = open_dataset(source)

@@ -31,7 +31,7 @@ class Table:
             import pyarrow
             from pyarrow.parquet import ParquetFile
         except ModuleNotFoundError:
-            raise UserError("reading Parquet needs pyarrow; pip install 'oclam[parquet]'") from None
+            raise UserError("reading Parquet needs pyarrow; pip install pyarrow") from None
         self.groups, self.rows, self.names = [], 0, set()
         self.latest = {}  # column -> its row group that was read last, and the values in it
         for number, path in enumerate(files):

@@ -273,12 +273,20 @@ def test_a_source_that_is_not_there_and_a_task_that_is_none_are_told(tmp_path, s
         command.import_sources([path], tmp_path / "out", task)
 
 
-def test_the_command_prints_a_scale_and_never_overwrites(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("earlier", [None, "mine: 1\n", ""])  # "": a shell's redirection makes it before the command
+def test_the_command_writes_a_scale_or_prints_it_and_never_overwrites(tmp_path, capsys, monkeypatch, earlier):
     write_videos(tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    scale = tmp_path / "params/imported.yaml"
+    scale.parent.mkdir()
+    if earlier is not None:
+        scale.write_text(earlier)
     monkeypatch.setattr("sys.argv", ["import", str(tmp_path / "in"), "--to", str(tmp_path / "out"), "--task", "a-b",
                                      "--test-episodes", "2", "--image-size", "16", "--view", "clean"])
     command.main()
-    printed = yaml.safe_load(capsys.readouterr().out)
+    told = capsys.readouterr().out
+    printed = yaml.safe_load(scale.read_text() if earlier is None else told)
+    assert told == "" if earlier is None else scale.read_text() == earlier
     assert printed["tasks"] == ["a-b"] and printed["env"] == {"image_size": 16} and printed["base"] == "../params.yaml"
     with pytest.raises(UserError, match="clean.zarr: already there"):
         command.main()
