@@ -149,7 +149,7 @@ def slot_grid(frames: np.ndarray, masks: np.ndarray, chosen: list[int], selected
         selected: the chosen slots' mask, uint8 (N, H, W).
         seen: what lapo-masks observes, uint8 (N, H, W, 3).
         segmentation: the agent in the simulator, (N, H, W) in {0, 1}.
-        decoded: what the first chosen slot's vector holds, uint8 (N, h, w, 3).
+        decoded: the image that the chosen slots' vector holds, uint8 (N, h, w, 3).
     """
     columns = [*_observed(frames, segmentation), ("chosen slots", _fade(frames, selected / 255)), ("lapo-masks", seen),
                *([] if decoded is None else [("slot vector", decoded)]),

@@ -66,8 +66,8 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], 
     def kept(task, seed):
         return next((table["restart"] for *names, table in tables if names == [task, seed]), restarts[0])
 
-    probed = [(task, seed, variant) for task in tasks for seed in seeds for variant in LATENT
-              if not is_absent(paths.probe(task, seed, variant))]
+    probed = [(task, seed, variant, read_json(path)) for task in tasks for seed in seeds for variant in LATENT
+              if not is_absent(path := paths.probe(task, seed, variant))]
     return Results(
         scale, list(tasks), list(seeds), max((row["episodes"] for row in returns), default=0),
         probes=[_probe(*names, selection, largest) for names in probed],
@@ -124,8 +124,8 @@ def select(rows: list[dict], **wanted) -> list[dict]:
 def labels_used(variant: str, budget: int, selection: int, largest: int) -> int | None:
     """How many labelled trajectories stand behind a policy; None for all of them.
 
-    All are the first of one order (`Dataset.labelled`), so the larger number contains the smaller. A budget of 0 is all
-    labels for what clones them all.
+    All are the first of one order (`Dataset.labelled`), so the larger number contains the smaller. What
+    clones all labels has budget 0, and None here.
 
     Args:
         budget: trajectories that fine-tuned the policy.
@@ -138,15 +138,13 @@ def labels_used(variant: str, budget: int, selection: int, largest: int) -> int 
     return max(budget, selection if variant in _ON_SLOTS else 0, largest if row.supervised else 0)
 
 
-def _probe(task, seed, variant, selection, largest):
-    table = read_json(paths.probe(task, seed, variant))
+def _probe(task, seed, variant, table, selection, largest):
     scalars = {key: value for key, value in table.items() if not isinstance(value, list)}
     labels = labels_used(variant, 0, selection, largest)
     return {"task": task, "seed": seed, "variant": variant, "labels": labels, "state_variance_kept": None, **scalars}
 
 
-def _dimensions(task, seed, variant):
-    table = read_json(paths.probe(task, seed, variant))
+def _dimensions(task, seed, variant, table):
     return [{"task": task, "seed": seed, "variant": variant, "dimension": dimension, "ridge_mse": error, "ridge_r2": r2}
             for dimension, (error, r2)
             in enumerate(zip(table["ridge_mse_per_dim"], table["ridge_r2_per_dim"], strict=True))]
@@ -216,10 +214,11 @@ def _generalisation(task, seeds, selection, largest):
 
 
 def _improvement(returns, lapo, variant):
-    """The probability of improvement over lapo with its interval; None where there is no lapo, or it is the variant."""
+    """The probability of improvement over lapo, None where there is no lapo, or it is the variant; and its interval,
+    None of a single episode."""
     if lapo is None or variant == "lapo":
         return dict.fromkeys(("improvement", "improvement_low", "improvement_high"))
-    low, high = improvement_interval(returns, lapo)
+    low, high = improvement_interval(returns, lapo) if returns.size > 1 else (None, None)
     chance = float(improvement(returns.ravel(), lapo.ravel()))
     return {"improvement": chance, "improvement_low": low, "improvement_high": high}
 

@@ -60,11 +60,11 @@ def improvement_interval(returns: np.ndarray, others: np.ndarray) -> tuple[float
 def resamples(returns: np.ndarray, count: int = 2000, seed: int = 0) -> np.ndarray:
     """Bootstrap samples of returns (S, E): seeds and episodes drawn with replacement: (count, S E).
 
-    All seeds act in the same episodes (start, background), so the drawn ones are the same for all seeds and for every
-    `seed` of the drawing of seeds.
+    All seeds act in the same episodes (start, background), so the drawn ones are always the same; `seed` decides
+    which seeds are drawn.
     """
     returns, (seeds, episodes) = np.asarray(returns), np.shape(returns)
-    drawn = np.random.default_rng([seed, 1]).integers(seeds, size=(count, seeds, 1))  # not the episodes' numbers
+    drawn = np.random.default_rng([seed, 1]).integers(seeds, size=(count, seeds, 1))  # not the episodes' stream
     return returns[drawn, np.random.default_rng(0).integers(episodes, size=(count, 1, episodes))].reshape(count, -1)
 
 

@@ -55,8 +55,9 @@ def answers(results: Results) -> list[str]:
     largest, sentences = max((row["budget"] for row in results.returns), default=0), []
     for task in results.tasks:
         found = {row["variant"]: row for row in select(results.returns, task=task, budget=largest)}
-        if not found:
-            sentences.append(f"{task}: no policies acted, since there are no actions to learn from or no environment.")
+        if "lapo" not in found:
+            sentences.append(f"{task}: no policies acted with distractors, since there are no actions to learn from or "
+                             "no environment.")
             continue
         lapo, masks, slots = (found[variant] for variant in ("lapo", "lapo-masks", "lapo-slots"))
         full = select(results.returns, task=task, variant="bc", budget=0)[0]
@@ -310,6 +311,8 @@ def _better(row):
     if row["improvement"] is None:
         return number(None)
     low, high = row["improvement_low"], row["improvement_high"]
+    if low is None:
+        return number(row["improvement"])
     shown = "" if not low <= 0.5 <= high else ", no difference shown"
     return f"{row['improvement']:.2f} ({low:.2f} to {high:.2f}){shown}"
 
@@ -410,7 +413,7 @@ def _beside(values, spreads, paper, *, lower):
     known = lapo is not None and lapo > 2 * (errors["lapo"] or 0)
     cells = []
     for name, mean in means.items():
-        quoted, ratios = paper.get(name), name != "lapo"
+        quoted, ratios = paper.get(name), name != "lapo" and "lapo" in means
         cells.append(Cell(
             number(mean, errors[name]),
             _ratio(mean, lapo, lower) if ratios and known else "",

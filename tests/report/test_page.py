@@ -128,6 +128,23 @@ def test_an_interval_around_a_half_is_no_proof_of_equality(results):
     assert cells["P(> lapo)"].value == "0.60 (0.40 to 0.80), no difference shown"
 
 
+def test_a_single_episode_has_no_interval(results):
+    found = next(entry for entry in results.returns if entry["improvement"])
+    found |= {"improvement": 0.6, "improvement_low": None, "improvement_high": None}
+    cells = row(table(results, "Returns of every policy"), f"{found['variant']}, {found['budget']} labelled")
+    assert cells["P(> lapo)"].value == "0.600"
+
+
+def test_without_actions_among_distracted_frames_only_the_clean_view_s_policies_have_returns(results):
+    clean = [entry for entry in results.returns if VARIANTS[entry["variant"]].view == "clean"]
+    found = replace(results, returns=[entry | {"improvement": None} for entry in clean], generalisation=[])
+    assert answers(found) == [f"{tree.TASK}: no policies acted with distractors, since there are no actions to learn "
+                              "from or no environment."]
+    cells = dict(zip(table(found, "Table 2").columns, table(found, "Table 2").rows[-1][1], strict=True))
+    assert cells["lapo-no-distractors"].value and not cells["lapo-no-distractors"].ratio
+    assert cells["lapo-no-distractors"].paper == "paper 69 ± 14"
+
+
 def test_generalisation_says_what_is_left_on_unseen_backgrounds(results):
     cells = row(table(results, "Seen and unseen"), "bc")
     assert (cells["training videos"].value, cells["unseen videos"].value) == ("400 ± 1", "200 ± 0")

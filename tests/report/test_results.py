@@ -34,6 +34,15 @@ def read():
     return gather("small", [tree.TASK], tree.SEEDS, tree.RESTARTS, tree.BUDGETS)
 
 
+def test_a_single_episode_has_a_probability_of_improvement_and_no_interval(written, monkeypatch):
+    monkeypatch.setattr(tree, "EPISODES", 1)
+    tree.write([0])
+    for found in gather("small", [tree.TASK], [0], tree.RESTARTS, tree.BUDGETS).returns:
+        assert found["improvement_low"] is found["improvement_high"] is None
+        expected = None if found["variant"] == "lapo" or not found["budget"] else 1.0  # the tree's returns increase
+        assert found["improvement"] == expected, found
+
+
 def test_normalised_return_is_a_share_of_cloning_in_the_same_view(results):
     for variant in (*LATENT, "scratch"):
         for budget in tree.BUDGETS:
