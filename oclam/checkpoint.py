@@ -23,7 +23,7 @@ class Checkpoint:
 
     Args:
         name: the stage with its task, seed and variant.
-        params: what the result depends on besides, told apart by its `repr`: what `oclam.params.load` returned.
+        params: what else the result depends on, as `oclam.params.load` gives it; other values need another `repr`.
         inputs: the artifacts that are read.
         interval: seconds between two saves.
     """
@@ -99,7 +99,7 @@ class Units:
         self.release(())
 
     def release(self, parts: tuple[str, ...]) -> None:
-        """Record the units done so far, without checksums of files whose names begin with one of `parts`."""
+        """Record what is done so far; from here on files whose names begin with one of `parts` may change."""
         found = {name: crc for name, crc in checksums(self.result).items() if not name.startswith(parts)}
         _write(self.path, (self.done, self.state, found))
 

@@ -62,7 +62,7 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
             try:
                 main() if devices == 1 else launch(devices)
             except Absent as reason:
-                _write_absent(reason, params)
+                _write_absent(name, reason, params)
                 paths.duration(name).unlink(missing_ok=True)  # of an earlier run that had something to do
             else:
                 write_json(paths.duration(name), {"stage": name, "scale": params.scale, "hardware": _hardware(),
@@ -74,11 +74,10 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
         sys.exit(f"error: {error}")
 
 
-def _write_absent(reason, params):
-    """Write that each output of this stage is absent."""
-    run = Path(sys.argv[0]).stem, sys.argv[1:]
+def _write_absent(name, reason, params):
+    """Write that each output of the stage is absent."""
     for out in next(stage.outs for stage in read_stages(params.model_dump()).values()
-                    if (stage.script, stage.words) == run):
+                    if run_name(stage.script, stage.words) == name):
         write_absent(Path(out), str(reason))
     print(f"absent: {reason}", file=sys.stderr)
 

@@ -30,7 +30,7 @@ from oclam.params import Collect, Env
 from oclam.progress import Progress
 from oclam.seeding import numpy_rng, seed_of
 
-ARRAYS = ("pixels", "actions", "states", "rewards", "segmentation")
+ARRAYS = "pixels", "actions", "states", "rewards"
 BLOCK = 125  # frames of a chunk of pixels, the least that is read
 
 
@@ -103,14 +103,14 @@ def collect(plan: Collection, folder: Path, path: Path, workers: int | None = No
         print(f"{path.name}: {reason}, shard {shard} is collected again", flush=True)
         (records / f"{shard}.json").unlink()
     todo = [shard for shard in range(plan.shards) if not (records / f"{shard}.json").exists()]
-    frames = plan.params.steps
+    steps = plan.params.steps
     done = sum(len(plan.members(shard)) for shard in range(plan.shards) if shard not in todo)
-    with Progress(plan.episodes * frames, f"collect {plan.task} {plan.view}", " frames", initial=done * frames) as bar:
+    with Progress(plan.episodes * steps, f"collect {plan.task} {plan.view}", " frames", initial=done * steps) as bar:
         workers = min(workers or len(cores()), len(todo))
         if workers:
             with _processes(workers, _start, (plan, store, records)) as pool:
                 for future in as_completed([pool.submit(_make_shard, shard) for shard in todo]):
-                    bar.update(len(plan.members(future.result())) * frames)
+                    bar.update(len(plan.members(future.result())) * steps)
     return _finish(plan, store, records, path)
 
 
@@ -188,16 +188,12 @@ def _create(plan, store):
                        chunks=(1, t, size, size), dtype="uint8", compressors=zstd)
 
 
-def _attach():
-    """Let this worker end with its parent, by kill -9 too."""
+def _start(plan, store, records):
+    """Let this worker process end with its parent, by kill -9 too, and collect for this plan."""
+    global _worker
     end_with_parent(signal.SIGKILL)
     if not multiprocessing.parent_process().is_alive():  # killed while this one started
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _start(plan, store, records):
-    global _worker
-    _attach()
     _worker = _Worker(plan, store, records)
 
 
@@ -215,9 +211,9 @@ class _Worker:
     def make_shard(self, shard):
         """Collect and write a shard's episodes, then its record."""
         plan, group, members = self.plan, self.group, self.plan.members(shard)
-        arrays = {name: np.zeros((len(members), *group[name].shape[1:]), group[name].dtype) for name in ARRAYS[:-1]}
+        arrays = {name: np.zeros((len(members), *group[name].shape[1:]), group[name].dtype) for name in ARRAYS}
         files = [f"{name}/c/{'/'.join(['0' if i else str(shard) for i in range(group[name].ndim)])}"
-                 for name in ARRAYS[:-1]]
+                 for name in ARRAYS]
         for name in files:  # remains of a killed worker or a damaged disk
             (self.store / name).unlink(missing_ok=True)
         for row, episode in enumerate(members):

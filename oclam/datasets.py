@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +106,13 @@ def open_dataset(path: Path, task: str | None = None) -> Dataset:
     attrs = dict(group.attrs)
     missing = [name for name in ("pixels", "actions", "states", "rewards") if name not in group]
     missing += [name for name in ("task", "view", "episodes", "test_episodes") if name not in attrs]
+    again = "import it again, or delete it if a stage made it and run `dvc repro`"
     if missing:
-        raise UserError(f"{path}: no {', '.join(missing)}; not a dataset, or an old one: delete it and run `dvc repro`")
+        raise UserError(f"{path}: no {', '.join(missing)}; not a dataset, or an old one; {again}")
     episodes, test_episodes, shape = attrs["episodes"], attrs["test_episodes"], group["pixels"].shape
     shapes = {name: group[name].shape for name in ("pixels", "actions", "states", "rewards")}
     if any(found[:2] != (episodes + test_episodes, shape[1]) for found in shapes.values()):
-        raise UserError(f"{path}: {shapes} do not agree with {episodes} + {test_episodes} episodes; delete it and run "
-                        "`dvc repro`")
+        raise UserError(f"{path}: {shapes} do not agree with {episodes} + {test_episodes} episodes; {again}")
     if task not in (None, attrs["task"]):
         raise UserError(f"{path}: a dataset of {attrs['task']}, {task} expected")
     pixels = group["pixels"]
@@ -155,7 +155,7 @@ class Frames:
         size, dtype = int(np.prod(shape)) * array.dtype.itemsize, torch.from_numpy(np.empty(0, array.dtype)).dtype
         on_gpu = device.type == "cuda" and size <= 0.8 * torch.cuda.mem_get_info(device)[0]
         message = f"{array.name[1:]}: {size / 1e9:.3g} GB"
-        # That load as much: those of one training (oclam.parallel), and stages side by side (oclam.slices).
+        # Others load as much as this process: of one training (oclam.parallel), stages side by side (oclam.slices).
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get("OCLAM_JOBS", 1))
         if not on_gpu and size > 0.5 * available_memory() / processes:
             mapped = range(array.shape[0]) if isinstance(episodes, range) else episodes  # all ranges share one file
@@ -226,20 +226,15 @@ class FrameSampler:
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
         self.samples = episodes * (steps - 1)
         self.steps_per_epoch = -(-self.samples // batch_size)
-        self._orders = {}
+        self._order = lru_cache(1)(
+            lambda epoch: torch.randperm(self.samples, generator=torch_rng("order", seed, epoch)))
 
     def batch(self, step: int) -> torch.Tensor:
         """Flat indices (B,) of the frames of a training step."""
         places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = places // self.samples, places % self.samples
-        orders = {epoch: self._order(epoch) for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)}
-        sample = torch.cat([order[places[epochs == epoch]] for epoch, order in orders.items()])
-        self._orders = {int(epochs[-1]): orders[int(epochs[-1])]}
+        sample = torch.cat([self._order(epoch)[places[epochs == epoch]] for epoch in epochs.unique().tolist()])
         return frame_of(sample, self.steps)
-
-    def _order(self, epoch):
-        order = self._orders.get(epoch)
-        return torch.randperm(self.samples, generator=torch_rng("order", self.seed, epoch)) if order is None else order
 
 
 class TripleSampler(FrameSampler):

@@ -65,7 +65,7 @@ def _await_silence(path, wait, patience):
                 silent = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
                 with suppress(FileNotFoundError):  # another one that waits was faster
                     path.rename(silent)
-                    if silent.read_text() != seen[0]:  # so it was here, and holds it by now
+                    if silent.read_text() != seen[0]:  # one that waited has just taken the lease: it stays
                         with suppress(FileExistsError):
                             os.link(silent, path)
                     silent.unlink()

@@ -23,8 +23,7 @@ def main():
     params = load("encoder", "expert.folder")
     settings = params.encoder
     if settings.source == "distill":
-        distilled(params)
-        return
+        return distilled(params)
     source = paths.embedded_encoder if settings.source == "embedded" else watched(settings.source, "encoder.source")
     save_encoder(paths.encoder, make_encoder(source, settings.name).resize(settings.image_size))
 
@@ -38,6 +37,8 @@ def watched(source, parameter):
 
 
 def distilled(params):
+    from oclam import envs  # late: only distillation renders; but before the checkpoint, which knows loaded code
+
     settings = params.encoder
     student = new_student(settings.image_size)
     key = "encoder.teacher_weights"
@@ -45,7 +46,9 @@ def distilled(params):
     teacher.resize(student.grid * teacher.patch_size)  # as many patches as the student's
     checkpoint = Checkpoint("encoder", params,
                             [paths.backgrounds, Path(params.expert.folder), paths.embedded_encoder.parent])
-    frames = rendered(settings.distill_frames, Path(params.expert.folder), checkpoint.folder / "frames.npy")
+    environments = [envs.make(task, "distracted", envs.DEFAULT, paths.backgrounds) for task in TASKS]
+    frames = rendered(environments, settings.distill_frames, Path(params.expert.folder),
+                      checkpoint.folder / "frames.npy")
     targets = teach(teacher.to(best_device()), frames, checkpoint.folder)
     distill(student, frames, targets, checkpoint, steps=settings.distill_steps, batch_size=settings.distill_batch,
             learning_rate=settings.distill_learning_rate)
@@ -54,15 +57,12 @@ def distilled(params):
     checkpoint.remove()
 
 
-def rendered(count, experts, path):
+def rendered(environments, count, experts, path):
     """The frames to learn from, uint8 (N, H, W, 3), made once for an interrupted stage."""
     def write(file):
-        from oclam import envs  # late: only distillation needs a renderer
-
         policies = {task: load_expert(experts / f"{task}.safetensors", task) for task in TASKS
                     if (experts / f"{task}.safetensors").exists()}
         print(f"encoder: experts of {', '.join(policies) or 'no task'}, random actions elsewhere", file=sys.stderr)
-        environments = [envs.make(task, "distracted", envs.DEFAULT, paths.backgrounds) for task in TASKS]
         episodes = [pixels for pixels, _ in islice(render(environments, policies), -(-count // EPISODE_FRAMES))]
         np.save(file, np.concatenate(episodes)[:count])
 

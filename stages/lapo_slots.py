@@ -6,7 +6,6 @@ import torch
 
 from oclam import paths
 from oclam.artifacts import open_zarr
-from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
 from oclam.laom.models import SLOT_MODELS
@@ -30,11 +29,10 @@ def main():
     with device:
         model = SLOT_MODELS[settings.model](slots.shape[-1], params.lapo.latent_dim, settings.hidden_dim,
                                             settings.expansion)
-    checkpoint = Checkpoint(f"{variant}-{task}-{seed}", params, [dataset.path, paths.selection(task, seed)])
     if settings.model == "laom":  # slots are centred already, and no image that could be augmented
         settings = SimpleNamespace(**settings.model_dump(), augmentation=0.0, centred=False)
-    learn(task, seed, variant, model, observe, dataset, settings, params.lapo.future_offset, params.compute, checkpoint,
-          trainer=train_laom if settings.model == "laom" else train_model)
+    learn(task, seed, variant, params, settings, model, observe, dataset, [dataset.path, paths.selection(task, seed)],
+          trainer=train_laom if params.lapo_slots.model == "laom" else train_model)
 
 
 if __name__ == "__main__":

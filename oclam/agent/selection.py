@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from oclam.params import SlotSelect
 from oclam.ridge import Moments, best_ridge
+from oclam.slots.components import hard_masks
 
 THUMBNAIL = 8  # edge of a masked view in pixels: enough to see limbs move, few enough to fit on thousands of frames
 MARGIN = 1.0  # standard errors over trajectories by which a further slot must lower the error
@@ -54,8 +55,7 @@ def masked_thumbnails(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
         frames: uint8 (T, H, W, 3).
         masks: soft, (T, K, G, G).
     """
-    slots = torch.arange(masks.shape[1])[:, None, None]
-    inside = (torch.from_numpy(masks.argmax(1))[:, None] == slots).float()
+    inside = hard_masks(torch.from_numpy(masks))
     images = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
     large = F.interpolate(inside, images.shape[2:]).split(1, 1)
     return torch.stack([F.adaptive_avg_pool2d(images * mask, THUMBNAIL).flatten(1) for mask in large], 1).numpy()
@@ -93,7 +93,7 @@ def choose_slots(thumbnails: Sequence[np.ndarray], actions: Sequence[np.ndarray]
     thumbnails and from the vectors of `learned_from`. In thumbnails alone a slot of background can help, since it shows
     how the camera moves.
 
-    learned_from: a set of slots -> the vectors (T, D) of every trajectory that models would learn from.
+    learned_from: a set of slots -> `oclam.agent.store.masked_components` of every trajectory, (T, D) each.
     """
     probes, leader = {}, None
     judged = cache(lambda chosen: probe(learned_from(chosen), actions))
@@ -140,7 +140,6 @@ def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Seque
     """The slots that the section slot_select asks for, `chosen`, with probes on the labelled trajectories: slots.json.
 
     Args:
-        select: the parameters' section slot_select.
         manual: the slots chosen by hand, or None for the automatic choice.
         frames, masks, vectors, actions: of every labelled trajectory: uint8 (T, H, W, 3), (T, K, G, G), (T, K, D) and
             (T, A).
@@ -164,6 +163,6 @@ def select_slots(select: SlotSelect, manual: Sequence[int] | None, frames: Seque
         why += " No slot predicts the actions better than the whole frame does."
     return {
         "chosen": chosen, "method": select.method, "combine": select.combine, "why": why,
-        "better_than_whole_frame": bool(better), "chosen_probe": together,
+        "better_than_whole_frame": better, "chosen_probe": together,
         "whole_frame": {"probe_mse": whole.mse, "probe_r2": whole.r2},
         "slots": [{"slot": k, **row([k])} for k in range(slots)]}

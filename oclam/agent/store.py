@@ -37,7 +37,6 @@ def write_selection(path: Path, folder: Path, slots: zarr.Group, chosen: Sequenc
         path: of the finished store: slots float16 (E, T, D), mask uint8 (E, T, H, W), frames uint8 (E, T, H, W, 3).
         slots: the store of all slots.
         chosen: slot indices.
-        select: the parameters' section slot_select.
         dataset: the frames that the slots are of.
     """
     store = folder / "selection.zarr"
@@ -118,11 +117,13 @@ def crops(frames: torch.Tensor) -> torch.Tensor:
 
 def masked_components(frames: Sequence[np.ndarray], masks: Sequence[np.ndarray], select: SlotSelect, width: int,
                       chosen: Sequence[int]) -> list[np.ndarray]:
-    """Principal components (T, width) of masked frames, as in `write_selection`, but of these trajectories alone.
+    """Principal components (T, width) of the masked frames that this choice of slots gives, of every trajectory.
+
+    They are as in `write_selection`, but of these trajectories alone, and as many for two slots as for one, so that
+    choices are compared at the same size.
 
     Args:
         frames, masks: of every trajectory: uint8 (T, H, W, 3) and of every slot, uint8 (T, K, G, G).
-        select: the parameters' section slot_select.
         chosen: slot indices.
     """
     clips = [torch.from_numpy(clip) for clip in frames]

@@ -47,7 +47,6 @@ class DistractingEnv(gymnasium.Env):
             raise UserError(explain(error.errors()[0], Env)) from None
         self.task, self.render_mode = task, render_mode
         self._env = suite.load_task(task)
-        self.state_size = suite.sizes(self._env)[1]
         domain, _ = suite.TASKS[task]
         # As the package does; the first two of dog-fetch show the ball and what the dog sees.
         camera = 2 if domain == "quadruped" or task == "dog-fetch" else 0

@@ -55,7 +55,7 @@ class _Camera(DistractingCameraEnv):
         super()._apply()
 
     def _choose_angles(self):
-        # The package looks this up in its module, where environments of either kind meet.
+        # The package reads this function from its module, which all environments share, so each sets its own.
         package_camera.cart2sphere = _PACKAGE_CART2SPHERE if self._front else _continuous_cart2sphere
 
 

@@ -119,8 +119,8 @@ def _suite_context(max_width, max_height):
     return Context(max_width, max_height)
 
 
-# oclam.suite imports both packages without OpenGL: others' renderers in this process, and the suite's own that
-# quadruped-escape asks for, find it at their first picture.
+# oclam.suite imports both packages without OpenGL. Here they get contexts that load it at the first picture: other
+# renderers in this process need one, and so does quadruped-escape, which asks for the suite's.
 if not hasattr(gl_context, "GLContext"):
     mujoco.GLContext = gl_context.GLContext = _mujoco_context
 if dm_render.BACKEND in dm_render.constants.NO_RENDERER:

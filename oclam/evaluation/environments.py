@@ -17,7 +17,7 @@ class Environments:
     The workers step other groups while one group's answers are used.
 
     Args:
-        groups: of functions that make an environment each; they can be pickled where this process has used OpenGL.
+        groups: of functions that make an environment each; picklable, where this process has used OpenGL.
         workers: processes, by default one a core.
     """
 

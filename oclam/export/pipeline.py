@@ -72,7 +72,7 @@ def _policy(folder, budget):
 
 def _latent_action_model(tensors, about):
     task, seed, variant = about["task"], about["seed"], about["variant"]
-    row, components = VARIANTS[variant], 0
+    row, components, parts = VARIANTS[variant], 0, {}
     if row.observes not in ("frames", "masked frames", "weighted frames", "slots"):
         raise UserError(f"{variant}: an exported model cannot make {row.observes} from frames; add how to "
                         "HubLatentActionModel in oclam/export/models.py")
@@ -86,8 +86,6 @@ def _latent_action_model(tensors, about):
             parts |= {"crop_mean": torch.from_numpy(selection["mean"][:]),
                       "basis": torch.from_numpy(selection["basis"][:])}
             components = len(parts["basis"])
-    else:
-        parts = {}
     path = paths.probe(task, seed, variant)
     probe = read_json(path) if _is_there(path) else {}
     terms = {"ridge_mse": "probe error, held out", "ridge_r2": "probe R², held out", "online_mse": "online probe error",

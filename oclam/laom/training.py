@@ -121,6 +121,4 @@ def learn_laom(task: str, seed: int, variant: str, params: SimpleNamespace, labe
         model = LaomModel(3 * lapo.frame_stack, dataset.pixels.shape[2], lapo.latent_dim, lapo.encoder_scale,
                           lapo.residual_blocks, params.laom.hidden_dim, params.laom.expansion)
     model.to(memory_format=torch.channels_last)
-    checkpoint = Checkpoint(f"{variant}-{task}-{seed}", (params, labels), inputs)
-    learn(task, seed, variant, model, observe, dataset, params.laom, lapo.future_offset, params.compute, checkpoint,
-          partial(train_laom, labels=labels))
+    learn(task, seed, variant, params, params.laom, model, observe, dataset, inputs, partial(train_laom, labels=labels))

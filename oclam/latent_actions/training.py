@@ -1,7 +1,8 @@
 """Training of latent action models with the online probe, and writing of their outputs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -47,7 +48,6 @@ def train_model(model: nn.Module, observe: Callable, sampler: TripleSampler, act
         sampler: gives flat indices t, t+1 and t+k, each (B,).
         actions: (N, A), one a frame of the sampler's episodes; NaN where it is not known, which the probe leaves out.
         settings: the section lapo or lapo_slots.
-        compute: the section compute.
         units: of the probe.
     Returns: about 200 rows of step, loss and probe_mse, each a mean over the updates since the last.
     """
@@ -105,23 +105,24 @@ def projection(latents: torch.Tensor) -> torch.Tensor:
     return F.pad(points, (0, 2 - points.shape[1]))
 
 
-def learn(task: str, seed: int, variant: str, model: nn.Module, observe: Callable, dataset: Dataset, settings,
-          future_offset: int, compute: Compute, checkpoint: Checkpoint, trainer: Callable = train_model) -> None:
+def learn(task: str, seed: int, variant: str, params: SimpleNamespace, settings, model: nn.Module, observe: Callable,
+          dataset: Dataset, inputs: Sequence[Path], trainer: Callable = train_model) -> None:
     """Train one variant and write its weights, losses, latent actions, probes, and examples and points for the report.
 
     Args:
         task, seed, variant: name the artifacts.
+        params: all that the stage loaded: the section compute, lapo.future_offset, and what the result depends on.
+        settings: the section lapo, lapo_slots or laom.
         model: of `oclam.latent_actions.models`.
         observe: of `oclam.latent_actions.observations`.
         dataset: of the variant's view.
-        settings: the section lapo, lapo_slots or laom.
-        future_offset: the largest k of IDM(t, t+k).
-        compute: the section compute.
-        checkpoint: an `oclam.checkpoint.Checkpoint`.
+        inputs: the artifacts that were read.
         trainer: `train_model` or one like it.
     """
     device, steps, total = next(model.parameters()).device, dataset.steps, dataset.episodes + dataset.test_episodes
-    sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, future_offset, f"lapo {task} {seed}")
+    checkpoint, compute = Checkpoint(f"{variant}-{task}-{seed}", params, inputs), params.compute
+    sampler = TripleSampler(dataset.episodes, steps, settings.batch_size, params.lapo.future_offset,
+                            f"lapo {task} {seed}")
     actions = torch.from_numpy(dataset.actions)
     rows = trainer(model, observe, sampler, actions[:dataset.episodes].flatten(0, 1), settings, compute, checkpoint,
                    units=dataset.action_units(range(dataset.episodes)))
@@ -200,6 +201,4 @@ def learn_from_images(task: str, seed: int, variant: str, params: SimpleNamespac
         model = ImageLatentActionModel(3 * params.lapo.frame_stack, dataset.pixels.shape[2], params.lapo.latent_dim,
                                        params.lapo.encoder_scale, params.lapo.residual_blocks)
     model.to(memory_format=torch.channels_last)
-    checkpoint = Checkpoint(f"{variant}-{task}-{seed}", params, inputs)
-    learn(task, seed, variant, model, observe, dataset, params.lapo, params.lapo.future_offset, params.compute,
-          checkpoint)
+    learn(task, seed, variant, params, params.lapo, model, observe, dataset, inputs)

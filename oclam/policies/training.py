@@ -48,16 +48,11 @@ def new_actor(card: Card, published: bool, device: torch.device) -> Actor:
     A random head's first errors are large, and the updates that reduce them kill units of the ReLU6 before the head
     (reports/measurements.md, What limits cloning).
     """
-    actor = seeded(card.actor, "bc", card.task, card.seed).to(device)
+    torch.manual_seed(seed_of("bc", card.task, card.seed))
+    actor = card.actor().to(device)
     if not published:
         nn.init.zeros_(actor.head.weight)
     return actor
-
-
-def seeded(make: Callable[[], nn.Module], *purpose) -> nn.Module:
-    """make(), with random numbers that depend on the purpose alone."""
-    torch.manual_seed(seed_of(*purpose))
-    return make()
 
 
 def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: FrameSampler, steps: int,
@@ -70,7 +65,6 @@ def regress(network: nn.Module, inputs: Callable, targets: Callable, sampler: Fr
         inputs, targets: functions of flat indices (B,), such as `oclam.datasets.FrameStacks`.
         sampler: gives the indices of a step.
         steps, warmup: updates in all, and of the warm-up.
-        compute: the section compute.
         loss_of: one of `LOSSES`.
     Returns: rows of step and loss.
     """
@@ -119,7 +113,6 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
         start: gives the policy to begin with.
         card: the policy's description, without a budget.
         settings: the section finetune.
-        compute: the section compute.
         checkpoints: one for each budget.
         frozen: train the decoder alone, on the actor's outputs for the labelled frames, which are computed once.
     """
@@ -131,7 +124,8 @@ def fine_tune(start: Callable[[], Policy], card: Card, dataset: Dataset, setting
         inputs = Frames(latents, device).gather
     for budget in settings.budgets:
         purpose = f"finetune {card.task} {card.seed} {budget}"
-        policy = seeded(start, purpose).to(device)
+        torch.manual_seed(seed_of(purpose))
+        policy = start().to(device)
         if settings.decoder_init == "default":
             for layer in list(policy.decoder)[::2]:
                 layer.reset_parameters()

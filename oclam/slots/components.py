@@ -15,7 +15,7 @@ import zarr
 from torch.nn import functional as F
 
 from oclam.progress import Progress
-from oclam.slots.registration import SPAN, mask_moments, poses
+from oclam.slots.registration import SPAN, mask_moments, poses, register
 
 CROP = 16  # edge of a slot's crop in pixels
 TRANSFORM = 4  # numbers of a slot's transform: x, y, angle, scale
@@ -32,7 +32,7 @@ def sample(episodes: int, steps: int) -> torch.Tensor:
     return torch.arange(0, episodes * steps, stride)
 
 
-def _hard_masks(masks):
+def hard_masks(masks: torch.Tensor) -> torch.Tensor:
     """For every slot, the patches where its mask is the highest: masks (T, K, G, G) -> float (T, K, G, G)."""
     return (masks.argmax(1, keepdim=True) == torch.arange(masks.shape[1])[:, None, None]).float()
 
@@ -47,7 +47,7 @@ def slot_transforms(masks: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
         masks: uint8 (T, K, G, G), soft.
         reference: (K, 3), mean moments of the slots' masks: angle 0 and scale 1 by definition.
     """
-    hard = _hard_masks(masks)
+    hard = hard_masks(masks)
     axis = torch.arange(masks.shape[-1]) * 2 / masks.shape[-1] - 1 + 1 / masks.shape[-1]
     area = hard.sum((2, 3))
     centres = torch.stack([(hard.sum(2) * axis).sum(2), (hard.sum(3) * axis).sum(2)]) / area.clamp(min=1)  # (2, T, K)
@@ -69,11 +69,7 @@ def aligned_crops(frames: torch.Tensor, masks: torch.Tensor, transforms: torch.T
     images = frames.movedim(-1, 1).float() / 255
     mask = F.interpolate(masks[:, None].float() / 255, images.shape[2:], mode="bilinear")
     masked = torch.cat([MASK_WEIGHT * mask, mask * (images - GREY)], 1)
-    centre, angle, scale = transforms[:, :2], *transforms[:, 2:].unbind(1)
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    affine = torch.stack([torch.stack([cos, -sin, centre[:, 0]], 1), torch.stack([sin, cos, centre[:, 1]], 1)], 1)
-    grid = F.affine_grid(affine, (len(masked), 4, 2 * CROP, 2 * CROP), align_corners=False)
-    return F.avg_pool2d(F.grid_sample(masked, grid, align_corners=False), 2).flatten(1)
+    return F.avg_pool2d(register(masked, transforms[:, 2:], transforms[:, :2], 2 * CROP), 2).flatten(1)
 
 
 class Components:
@@ -106,7 +102,7 @@ def write_components(store: zarr.Group, pixels: zarr.Array, training: int) -> No
     episodes, steps, slots, width = store["slots"].shape
     reference = torch.zeros(slots, 3, dtype=torch.float64)
     for episode in range(training):
-        hard = _hard_masks(torch.from_numpy(store["masks"][episode]))
+        hard = hard_masks(torch.from_numpy(store["masks"][episode]))
         reference += torch.stack([mask_moments(hard[:, k]).mean(0) for k in range(slots)]) / training
     sampled = sample(training, steps)
     owners, times = sampled // steps, sampled % steps

@@ -37,9 +37,17 @@ def poses(moments: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return torch.stack([turn * seen, torch.where(seen, scale, 1)], 1)
 
 
-def register(images: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
-    """Images (T, C, H, W) turned back by the angle and divided by the scale of their pose (T, 2), filled with 0."""
+def register(images: torch.Tensor, poses: torch.Tensor, centres: torch.Tensor | None = None,
+             size: int | None = None) -> torch.Tensor:
+    """Images (T, C, H, W) turned back by the angle and divided by the scale of their pose (T, 2), filled with 0.
+
+    Args:
+        centres: (T, 2), x and y of what comes to the centre, where the image is 2 wide; None: 0, the image's own.
+        size: edge of the result in pixels; None: that of the images.
+    """
     angle, scale = poses.to(images.dtype).unbind(1)
-    cos, sin, zero = scale * angle.cos(), scale * angle.sin(), torch.zeros_like(scale)
-    places = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
-    return F.grid_sample(images, F.affine_grid(places, images.shape, align_corners=False), align_corners=False)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    x, y = (torch.zeros_like(poses) if centres is None else centres).to(images.dtype).unbind(1)
+    places = torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1)
+    shape = images.shape if size is None else (*images.shape[:2], size, size)
+    return F.grid_sample(images, F.affine_grid(places, shape, align_corners=False), align_corners=False)

@@ -15,9 +15,9 @@ def similarity_target(keys: torch.Tensor, later: torch.Tensor, temperature: floa
     """
     similarity = F.normalize(keys.float(), dim=-1) @ F.normalize(later.float(), dim=-1).mT
     negative = similarity < 0
-    negative &= ~negative.all(-1, keepdim=True)
-    similarity = similarity.masked_fill((similarity < 0).all(-1, keepdim=True), 0)
-    return similarity.masked_fill(negative, -torch.inf).div(temperature).softmax(-1)
+    alone = negative.all(-1, keepdim=True)  # of a patch that resembles none
+    similarity = similarity.masked_fill(alone, 0).masked_fill(negative & ~alone, -torch.inf)
+    return similarity.div(temperature).softmax(-1)
 
 
 def similarity_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from oclam.datasets import TripleSampler
 from oclam.laom import training
 from oclam.laom.models import LaomModel, SlotLaomModel
 from oclam.laom.training import Labels, learn_laom, train_laom
+from oclam.latent_actions import training as learning
 from oclam.params import Compute, Laom
 from oclam.report.tables import warnings
 from oclam.seeding import seed_of
@@ -78,7 +79,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(world, monkeypatch, labels)
 
     original = training.follow
     with monkeypatch.context() as patch:
-        patch.setattr(training, "Checkpoint", partial(Checkpoint, interval=0.0))
+        patch.setattr(learning, "Checkpoint", partial(Checkpoint, interval=0.0))
         patch.setattr(training, "follow", killed)
         with pytest.raises(KeyboardInterrupt):
             learn_laom("a-b", 0, "laom", PARAMS, labels)

@@ -217,10 +217,9 @@ def test_slots_are_standardised_by_the_training_episodes_so_that_their_scale_and
 
 def test_slots_are_learned_from_alike_but_show_no_pictures(world):
     slots = torch.randn((E + HELD_OUT) * T, 6).half()
-    dataset, checkpoint = open_dataset(paths.dataset("a-b", "distracted")), Checkpoint("slots", PARAMS)
+    dataset = open_dataset(paths.dataset("a-b", "distracted"))
     observe = SlotObservations(Frames(slots, "cpu"), 0.0, 1.0)
-    learn("a-b", 0, "lapo-slots", SlotLatentActionModel(6, 4, 8, 2), observe, dataset,
-          PARAMS.lapo, 3, PARAMS.compute, checkpoint)
+    learn("a-b", 0, "lapo-slots", PARAMS, PARAMS.lapo, SlotLatentActionModel(6, 4, 8, 2), observe, dataset, [])
     samples, _ = load_tensors(paths.samples("a-b", 0, "lapo-slots"))
     assert set(samples) == {"latents", "actions"}
     latents = zarr.open_group(paths.latents("a-b", 0, "lapo-slots"), mode="r")["latents"]
