@@ -20,7 +20,7 @@ from graphlib import TopologicalSorter
 from itertools import takewhile
 from pathlib import Path
 
-from oclam.artifacts import atomic, read_json, write_json
+from oclam.artifacts import atomic, is_absent, read_json, write_json
 from oclam.cli import one_line_errors, only_one
 from oclam.errors import UserError, one_line
 from oclam.graph import needed_for, read_stages, start_order, upstream
@@ -100,7 +100,8 @@ class Job:
         elif not self.unchanged():
             why = "parameters, code or inputs changed while it ran; the same command runs it again"
         if recorded:
-            self.write(not why, self.seconds_so_far)
+            left_out = all(map(is_absent, self.stage.outs))  # says nothing of how long the others of its kind take
+            self.write(not why, 0.0 if left_out else self.seconds_so_far)
         return why
 
     def unchanged(self) -> bool:
@@ -134,7 +135,7 @@ def time_left(rest: list[str], running: list[tuple[str, float]], jobs: int) -> s
     for path in RECORDS.glob("*.json"):
         with suppress(UserError):  # one that is damaged says so when its stage comes
             record = read_json(path)
-            if record.get("made") is not None and record.get("seconds"):  # 0: taken from DVC's cache
+            if record.get("made") is not None and record.get("seconds"):  # 0: left out, or taken from DVC's cache
                 known.setdefault(path.stem.split("@")[0], []).append(record["seconds"])
     usual = {kind: sum(seconds) / len(seconds) for kind, seconds in known.items()}
     spent = [(name.split("@")[0], seconds) for name, seconds in [*running, *((name, 0.0) for name in rest)]]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from oclam.artifacts import write_json
+from oclam.artifacts import read_json, write_json
 from oclam.cli import one_line_errors
 from oclam.errors import UserError
 from oclam.graph import read_stages
@@ -97,6 +97,13 @@ def test_the_time_left_is_what_such_stages_took(tree):
     assert time_left(["each@2", "first"], [], 1) == ", at least 2 minutes are left"  # first never ended
     assert time_left(["each@2"], [("first", 5.0)], 1) == ", at least 2 minutes are left"
     assert time_left([], [("last", 5.0)], 1) == ""  # less than half a minute
+
+
+def test_a_stage_that_was_left_out_says_nothing_of_the_time_left(tree):
+    Path("count.py").write_text("import sys\nfrom pathlib import Path\nfrom oclam.artifacts import write_absent\n"
+                                "write_absent(Path(sys.argv[2]), 'extras.it is false')\n")
+    assert run_slice(until="first")
+    assert read_json(RECORDS / "first.json")["seconds"] == 0 and run_slice(0, until="first")
 
 
 def test_no_time_is_no_work(tree):

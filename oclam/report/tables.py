@@ -361,8 +361,8 @@ def _slots(results):
         else:
             note += ("IoU, recall, area, stability and FG-ARI (of all slots) come from the simulator's segmentation "
                      "on the patch grid, those of the mask of lapo-masks on pixels; they evaluate the choice and "
-                     "are not used to make it. Stability: share of frames in which the slot covers the most of the agent. "
-                     "FG-ARI: share of those in which one slot covers all of it, even that of the whole frame.")
+                     "are not used to make it. Stability: share of frames in which the slot covers the most of the "
+                     "agent. FG-ARI: share of those in which one slot covers all of it, even that of the whole frame.")
             if best:
                 models = " and ".join(dict.fromkeys(row["model"] for row in best))
                 note += f" {models}: trained once; the slot shown is the one with the highest IoU."
