@@ -95,8 +95,8 @@ def _local(name):
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.import", description=__doc__.partition("\n")[0],
-                                     epilog=f"The new dataset's parameters go to {SCALE}; where that is there, they "
-                                     "are printed.")
+                                     epilog=f"The new dataset's parameters go to {SCALE}; where that is there, or no "
+                                     "folder for it, they are printed.")
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="HDF5 file, LeRobot or Parquet folder, folder of "
                         "videos, or a hub dataset such as lerobot/pusht")
     parser.add_argument("--to", type=Path, default=Path("data/demonstrations"), metavar="FOLDER",
@@ -117,6 +117,8 @@ def main():
                             given.image_size, given.camera)
     text = yaml.safe_dump(params, sort_keys=False)
     if SCALE.exists() or not SCALE.parent.is_dir():  # somebody may have edited it, or this is no clone
+        if SCALE.exists():
+            print(f"{SCALE}: already there, and stays as it is; the new dataset's parameters:", file=sys.stderr)
         print(text, end="")
     else:
         with atomic(SCALE) as temporary:

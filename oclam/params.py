@@ -378,7 +378,8 @@ class Params(Section):
         for task, training in self.expert.training.items():
             require(training.algorithm != "PPO" or not training.demonstrator, f"expert.training.{task}.demonstrator",
                     training.demonstrator, "only SAC and CrossQ can use a demonstrator; remove it")
-            require(not training.demonstrator or Path(self.expert.folder) in Path(training.demonstrator).parents,
+            watched = Path(training.demonstrator or "").resolve().is_relative_to(Path(self.expert.folder).resolve())
+            require(watched or not (training.demonstrator and self.expert.train and task in self.tasks),
                     f"expert.training.{task}.demonstrator", training.demonstrator,
                     f"put it in expert.folder, {self.expert.folder}, where DVC sees its changes")
         require(max(budgets) <= collect.episodes, "finetune.budgets", budgets,
@@ -455,7 +456,7 @@ def _content(path, scale=None):
     held = base.get("scale")
     if held not in (scale, Path(name).stem) and (path.parent / f"{held}.yaml").exists():
         raise UserError(f"{path}: its base holds the scale {held} now; restore it with "
-                        "`git checkout params.yaml`")
+                        "`git checkout params.yaml`, of an earlier commit if need be")
     return _merged(base, content)
 
 

@@ -100,7 +100,7 @@ class Job:
         elif not self.unchanged():
             why = "parameters, code or inputs changed while it ran; the same command runs it again"
         if recorded:
-            left_out = all(map(is_absent, self.stage.outs))  # says nothing of how long the others of its kind take
+            left_out = not why and all(map(is_absent, self.stage.outs))  # says nothing of others of its kind
             self.write(not why, 0.0 if left_out else self.seconds_so_far)
         return why
 
@@ -125,7 +125,8 @@ def last_line(stage: str) -> str:
 
 
 def time_left(rest: list[str], running: list[tuple[str, float]], jobs: int) -> str:
-    """How long the rest takes, as `, about 5 minutes are left`, or `at least` where a kind of stage never ended here.
+    """How long the rest takes, as `, about 5 minutes are left`, or `at least` where a kind of stage never ended
+    here, or was only left out.
 
     Less than half a minute, and what is quite unknown, is "".
 

@@ -37,7 +37,7 @@ def watched(source, parameter):
 
 
 def distilled(params):
-    from oclam import envs  # late: only distillation renders; but before the checkpoint, which knows loaded code
+    import oclam.envs  # noqa: F401, late: only distillation renders; but before the checkpoint, which hashes loaded code
 
     settings = params.encoder
     student = new_student(settings.image_size)
@@ -46,9 +46,7 @@ def distilled(params):
     teacher.resize(student.grid * teacher.patch_size)  # as many patches as the student's
     checkpoint = Checkpoint("encoder", params,
                             [paths.backgrounds, Path(params.expert.folder), paths.embedded_encoder.parent])
-    environments = [envs.make(task, "distracted", envs.DEFAULT, paths.backgrounds) for task in TASKS]
-    frames = rendered(environments, settings.distill_frames, Path(params.expert.folder),
-                      checkpoint.folder / "frames.npy")
+    frames = rendered(settings.distill_frames, Path(params.expert.folder), checkpoint.folder / "frames.npy")
     targets = teach(teacher.to(best_device()), frames, checkpoint.folder)
     distill(student, frames, targets, checkpoint, steps=settings.distill_steps, batch_size=settings.distill_batch,
             learning_rate=settings.distill_learning_rate)
@@ -57,12 +55,15 @@ def distilled(params):
     checkpoint.remove()
 
 
-def rendered(environments, count, experts, path):
+def rendered(count, experts, path):
     """The frames to learn from, uint8 (N, H, W, 3), made once for an interrupted stage."""
     def write(file):
+        from oclam import envs
+
         policies = {task: load_expert(experts / f"{task}.safetensors", task) for task in TASKS
                     if (experts / f"{task}.safetensors").exists()}
         print(f"encoder: experts of {', '.join(policies) or 'no task'}, random actions elsewhere", file=sys.stderr)
+        environments = [envs.make(task, "distracted", envs.DEFAULT, paths.backgrounds) for task in TASKS]
         episodes = [pixels for pixels, _ in islice(render(environments, policies), -(-count // EPISODE_FRAMES))]
         np.save(file, np.concatenate(episodes)[:count])
 

@@ -68,11 +68,11 @@ SMALL = {"cpus": 1, "gpus": 0, "memory": 0.05}
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head without cores, and a node with two."""
+    """A head without cores and with a pretended GPU, and a node with two cores."""
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20})
+        "num_cpus": 0, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20})
     found.add_node(num_cpus=2, object_store_memory=80 << 20)
     ray.init(address=found.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     yield found
@@ -98,7 +98,9 @@ def ran(word, field=1):
 def test_stages_run_in_the_order_of_the_graph_and_once(cluster, tree, capsys):
     run_graph()
     assert ran("end")[0] == "a" and set(ran("end")[1:3]) == {"b/0", "b/1"} and ran("end")[3:] == ["all"]
-    assert Path("all").read_text() == "20 steps of all" and "0 of 4 stages are done" in capsys.readouterr().out
+    assert Path("all").read_text() == "20 steps of all"
+    told = capsys.readouterr().out
+    assert "0 of 4 stages are done" in told and "no stage uses the cluster's GPUs: cluster.yaml has none for" in told
     Path("b/1").unlink()
     Path("cluster.yaml").write_text(yaml.dump({"default": {"default": SMALL | {"memory": 0.06}}}))  # nothing is stale
     Path("work-1").unlink()

@@ -104,6 +104,9 @@ def test_a_stage_that_was_left_out_says_nothing_of_the_time_left(tree):
                                 "write_absent(Path(sys.argv[2]), 'extras.it is false')\n")
     assert run_slice(until="first")
     assert read_json(RECORDS / "first.json")["seconds"] == 0 and run_slice(0, until="first")
+    Path("count.py").write_text("import time\ntime.sleep(600)")
+    assert not run_slice(1 / 60, until="first")  # over what it left as absent before
+    assert read_json(RECORDS / "first.json")["seconds"] > 0
 
 
 def test_no_time_is_no_work(tree):

@@ -215,7 +215,7 @@ def _generalisation(task, seeds, selection, largest):
 
 def _improvement(returns, lapo, variant):
     """The probability of improvement over lapo, None where there is no lapo, or it is the variant; and its interval,
-    None of a single episode."""
+    for which one episode is not enough."""
     if lapo is None or variant == "lapo":
         return dict.fromkeys(("improvement", "improvement_low", "improvement_high"))
     low, high = improvement_interval(returns, lapo) if returns.size > 1 else (None, None)

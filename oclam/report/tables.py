@@ -362,7 +362,8 @@ def _slots(results):
             note += ("IoU, recall, area, stability and FG-ARI (of all slots) come from the simulator's segmentation "
                      "on the patch grid, those of the mask of lapo-masks on pixels; they evaluate the choice and "
                      "are not used to make it. Stability: share of frames in which the slot covers the most of the "
-                     "agent. FG-ARI: share of those in which one slot covers all of it, even that of the whole frame.")
+                     "agent; together: of the slot that does so most often. FG-ARI: share of frames in which a single "
+                     "slot covers all of the agent; also 1 where one slot covers the whole frame.")
             if best:
                 models = " and ".join(dict.fromkeys(row["model"] for row in best))
                 note += f" {models}: trained once; the slot shown is the one with the highest IoU."

@@ -284,7 +284,8 @@ def test_the_command_writes_a_scale_or_prints_it_and_never_overwrites(tmp_path, 
     monkeypatch.setattr("sys.argv", ["import", str(tmp_path / "in"), "--to", str(tmp_path / "out"), "--task", "a-b",
                                      "--test-episodes", "2", "--image-size", "16", "--view", "clean"])
     command.main()
-    told = capsys.readouterr().out
+    told, note = capsys.readouterr()
+    assert f"params/imported.yaml: {'written' if earlier is None else 'already there'}" in note
     printed = yaml.safe_load(scale.read_text() if earlier is None else told)
     assert told == "" if earlier is None else scale.read_text() == earlier
     assert printed["tasks"] == ["a-b"] and printed["env"] == {"image_size": 16} and printed["base"] == "../params.yaml"
