@@ -10,7 +10,7 @@ import torch
 from oclam import paths
 from oclam.artifacts import once
 from oclam.checkpoint import Checkpoint
-from oclam.cli import run
+from oclam.cli import arguments, run
 from oclam.encoders.distill import EPISODE_FRAMES, TASKS, distill, new_student, render, teach
 from oclam.encoders.files import make_encoder, save_encoder
 from oclam.errors import UserError
@@ -20,6 +20,7 @@ from oclam.training import best_device
 
 
 def main():
+    arguments()
     params = load("encoder", "expert.folder")
     settings = params.encoder
     if settings.source == "distill":

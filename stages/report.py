@@ -2,7 +2,7 @@
 
 from oclam import paths
 from oclam.artifacts import atomic, write_absent, write_csv, write_json
-from oclam.cli import run
+from oclam.cli import arguments, run
 from oclam.params import load
 from oclam.report.gallery import draw
 from oclam.report.page import page
@@ -10,6 +10,7 @@ from oclam.report.results import gather, metrics
 
 
 def main():
+    arguments()
     params = load("scale", "tasks", "seeds", "restarts", "finetune.budgets")
     results = gather(params.scale, params.tasks, params.seeds, params.restarts, params.finetune.budgets)
     for name in ("probes", "returns", "losses", "slots", "durations"):

@@ -78,6 +78,13 @@ def test_declares_the_code_it_runs_and_no_other(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_gives_its_script_as_many_arguments_as_it_takes(stage):
+    call, = (node for node in ast.walk(ast.parse(script_of(stage).read_text()))
+             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "arguments")
+    assert len(call.args) == len(STAGES[stage]["cmd"].split()[3:])
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_declares_the_parameters_it_reads(stage):
     assert sorted(STAGES[stage].get("params", [])) == sorted(loaded_parameters(script_of(stage)))
 
