@@ -1,5 +1,6 @@
 import os
 import shutil
+import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -284,3 +285,25 @@ def test_digest_of_a_store_reads_its_checksums_alone(tmp_path):
     assert digest(tmp_path) != base
     _flip(path / "checksums.json")
     assert digest(path) != digest(path / "actions")
+
+
+def test_two_writers_of_one_path_keep_each_other_s_work_and_clear_that_of_the_dead(tmp_path):
+    path = tmp_path / "artifact"
+    (tmp_path / f".artifact.{socket.gethostname()}-{2**22 + 1}-0a1b2c3d.tmp").write_text("half")  # no such process
+    with atomic(path) as first:
+        first.write_text("first")
+        with atomic(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second" and sorted(tmp_path.iterdir()) == sorted([path, first])
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_digest_sees_the_folder_of_a_file_and_no_compiled_code(tmp_path):
+    for name in ("one/a/x", "other/b/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("same")
+    base = digest(tmp_path / "one")
+    assert digest(tmp_path / "other") != base
+    (tmp_path / "one/a/__pycache__").mkdir()
+    (tmp_path / "one/a/__pycache__/x.pyc").touch()
+    assert digest(tmp_path / "one") == base

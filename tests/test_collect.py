@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ def test_noisy_actions_are_the_policy_s_plus_the_episode_s_own_noise(undisturbed
         added = actions[noise] - np.sin(3 * states[..., :6])
         inside = np.abs(actions[noise]) < 1
         assert np.allclose(added[inside].std(), noise, rtol=0.15) and abs(added[inside].mean()) < 0.02
+        for a, b in combinations(range(5), 2):
+            assert np.abs((added[a] - added[b])[inside[a] & inside[b]]).max() >= noise
     np.testing.assert_array_equal(actions[0.0], zarr.open_group(undisturbed, mode="r")["actions"][:])
 
 
@@ -238,3 +241,8 @@ def test_every_episode_is_in_one_shard(episodes, shard_episodes):
     assert [e for shard in range(plan.shards) for e in plan.members(shard)] == list(range(episodes + 2))
     assert [plan.split(e) for e in range(episodes + 2)] == ["train"] * episodes + ["test"] * 2
     assert [e for e in range(episodes + 2) if plan.segmented(e) is not None] == [episodes]
+
+
+def test_seeds_are_the_task_s_the_collection_s_and_the_episode_s_own():
+    plans = plan_of(None), plan_of(None, seed=1), replace(plan_of(None), task="walker-run")
+    assert len({plan.seed(episode) for plan in plans for episode in range(5)}) == 15

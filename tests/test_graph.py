@@ -8,7 +8,7 @@ import yaml
 from dvc.dependency import ParamsDependency
 
 from oclam.errors import UserError
-from oclam.graph import expand, needed_for, start_order, upstream
+from oclam.graph import expand, needed_for, overlap, start_order, upstream
 from oclam.params import read
 from tests import ROOT
 
@@ -50,3 +50,8 @@ def test_the_longest_chain_ranks_first():
         shuffled = dict(sorted(needs.items(), key=lambda _: generator.random()))
         assert list(start_order(shuffled)) == sorted(shuffled, key=lambda name: -longest[name])
         assert list(start_order(shuffled).values()) == list(range(size))
+
+
+def test_paths_overlap_where_they_are_the_same_or_one_is_inside_the_other():
+    assert overlap("a/b", "a/b") and overlap("a/b", "a") and overlap("a", "a/b")
+    assert not overlap("a/b", "a/c") and not overlap("a/lapo", "a/lapo-slots") and not overlap("a/lapo-slots", "a/lapo")

@@ -115,3 +115,14 @@ def test_who_does_not_wait_is_told_of_one_that_took_over_from_the_dead(tmp_path)
     finally:
         leave.set()
         other.join()
+
+
+def test_a_holder_that_lost_it_keeps_no_other_s_alive(tmp_path):
+    path = tmp_path / "stage"
+    with hold(path, True, PATIENCE):
+        path.write_text("elsewhere 1 dead\n")
+        time.sleep(PATIENCE / 6)
+        touched = path.stat().st_mtime_ns
+        time.sleep(PATIENCE / 3)
+        assert path.stat().st_mtime_ns == touched
+    assert path.read_text() == "elsewhere 1 dead\n"

@@ -380,3 +380,29 @@ def test_dvc_s_record_stays_where_parameters_change_while_it_is_written(tree, mo
     with pytest.raises(UserError, match="^dvc.lock is as before: parameters, code or inputs changed while"):
         record()
     assert (lock.read_bytes() if lock.exists() else None) == before
+
+
+def test_a_stage_runs_again_when_its_command_changes(tree):
+    assert run_slice(10, "first") and ran() == ["a"]
+    first = PIPELINE["stages"]["first"] | {"cmd": "python count.py dvc.yaml a"}
+    Path("dvc.yaml").write_text(yaml.dump({"stages": {"first": first}}))
+    for expected in (["a"], []):
+        assert run_slice(10) and ran() == expected
+
+
+@two_cores
+def test_stages_side_by_side_have_a_gpu_each(tree, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    Path("count.py").write_text(BESIDE.replace('"made"', 'os.environ["CUDA_VISIBLE_DEVICES"]'))
+    each = PIPELINE["stages"]["each"] | {"params": ["compute"], "deps": ["count.py"]}
+    Path("dvc.yaml").write_text(yaml.dump({"stages": {"each": each}}))
+    assert run_slice(1) and {Path(f"b/{k}").read_text() for k in range(2)} == {"5", "7"}
+
+
+def test_seconds_of_an_interrupted_run_count_for_the_same_version_alone(tree):
+    params = read().model_dump()
+    stage = read_stages(params)["first"]
+    Job(stage, params).write(done=False, seconds=60.0)
+    assert Job(stage, params).spent == 60
+    Path("count.py").write_text(COUNT + "# changed\n")
+    assert Job(stage, params).spent == 0

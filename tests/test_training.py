@@ -240,3 +240,12 @@ def test_saves_are_an_interval_apart(monkeypatch):
 
 def test_frozen_parameters_are_counted_but_not_trainable():
     assert count_parameters(nn.Linear(3, 2), nn.Linear(5, 4).requires_grad_(False)) == {"total": 32, "trainable": 8}
+
+
+def test_a_checkpoint_belongs_to_the_script_that_runs(tmp_path, monkeypatch):
+    script, folders = tmp_path / "script.py", set()
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__=str(script)))
+    for text in ("a = 1", "a = 2", "a = 1"):
+        script.write_text(text)
+        folders.add(Checkpoint("stage", {}).folder)
+    assert len(folders) == 2

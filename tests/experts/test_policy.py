@@ -8,6 +8,7 @@ import pytest
 from oclam import suite
 from oclam.errors import UserError
 from oclam.experts.policy import ExpertPolicy, load_expert, main, measure, save_expert
+from oclam.seeding import seed_of
 
 TASK = "cheetah-run"  # 17 observations, 6 actions
 
@@ -117,3 +118,15 @@ def test_returns_depend_on_purpose_and_nothing_else(monkeypatch):
     first = measure(mlp, 2, "a")
     np.testing.assert_array_equal(first, measure(mlp, 2, "a"))
     assert not np.array_equal(first, measure(mlp, 2, "b")) and first[0] != first[1]
+
+
+def test_a_return_is_the_sum_of_an_episode_s_rewards(monkeypatch):
+    environment, mlp, rewards = suite.load_task(TASK), policy(), []
+    environment._step_limit = 20
+    environment.task.random.seed(seed_of("expert", TASK, "a", 0) % 2**32)
+    step = environment.reset()
+    while not step.last():
+        step = environment.step(mlp(suite.flatten(step.observation)))
+        rewards.append(step.reward)
+    monkeypatch.setattr(suite, "load_task", lambda _: environment)
+    assert measure(mlp, 1, "a") == pytest.approx(sum(rewards)) and len(rewards) == 20 and sum(rewards) > max(rewards)

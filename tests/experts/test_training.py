@@ -120,3 +120,45 @@ def test_training_keeps_the_best_policy_and_resumes_after_a_kill(tmp_path, monke
 def test_unknown_hyperparameter_is_named():
     with pytest.raises(UserError, match=r"expert.training.cheetah-run.hyperparameters: n_step given"):
         expert.Learner("cheetah-run", training(n_step=3))
+
+
+def test_the_claimed_return_is_of_episodes_that_had_no_part_in_the_choice(tmp_path, monkeypatch):
+    purposes = []
+
+    def measured(policy, episodes, *purpose):
+        purposes.append(purpose)
+        return np.zeros(episodes)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(expert, "Learner", Scripted)
+    for module in ("training", "policy"):
+        monkeypatch.setattr(f"oclam.experts.{module}.measure", measured)
+    expert.train_expert("cheetah-run", training(steps=20), Checkpoint("best", 0), 2)
+    first, second, claim = purposes
+    assert first == second != claim
+
+
+def test_no_return_of_several_steps_crosses_the_end_of_a_round(learner):
+    if buffer := getattr(learner.model, "replay_buffer", None):
+        last = buffer.pos - 1
+        assert not buffer.timeouts[last].all()
+        learner.advance(lambda: True)
+        assert buffer.timeouts[last].all()
+
+
+def test_a_full_replay_buffer_is_resumed_whole():
+    one, other = (expert.Learner("cheetah-run", training("SAC")) for _ in range(2))
+    buffer, resumed = one.model.replay_buffer, other.model.replay_buffer
+    buffer.rewards[:] = np.random.default_rng(0).normal(size=buffer.rewards.shape)
+    buffer.pos, buffer.full = 3, True
+    other.load_state_dict(one.state_dict())
+    np.testing.assert_array_equal(resumed.rewards, buffer.rewards)
+    assert (resumed.pos, resumed.full) == (3, True)
+
+
+@pytest.mark.parametrize(("algorithm", "rates"), [("PPO", [0.01, 0.005, 0.0002]), ("SAC", [0.0003] * 3)])
+def test_ppo_alone_scales_rewards_and_lowers_its_rate_over_all_rounds(algorithm, rates):
+    learner, found = expert.Learner("cheetah-run", training(algorithm)), []
+    for learner.steps in (0, 24, 48):
+        found.append(learner.model.lr_schedule(1.0))
+    assert found == pytest.approx(rates) and learner.normaliser.norm_reward == (algorithm == "PPO")

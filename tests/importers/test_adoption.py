@@ -90,3 +90,12 @@ def test_an_episode_has_all_its_actions_or_none(folder):
 def test_without_rewards_there_are_no_returns(folder):
     change(folder, "rewards", slice(None), np.nan)
     assert adopt(folder) is None
+
+
+def test_a_link_in_place_of_a_dataset_is_refused_since_dvc_does_not_see_what_is_behind_it(folder):
+    path, elsewhere = folder / "kitchen-sweep/distracted.zarr", folder.with_name("elsewhere.zarr")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(UserError, match="distracted.zarr: a link to a folder, which DVC does not follow"):
+        adopt(folder)
+    assert not folder.with_name("out.zarr").exists()

@@ -13,7 +13,7 @@ import yaml
 
 from oclam.datasets import open_dataset
 from oclam.errors import UserError
-from oclam.importers.parquet import Table
+from oclam.importers.parquet import Table, picture
 
 pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs the extra pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -301,3 +301,36 @@ def test_an_image_size_that_no_model_takes_is_refused_at_once(tmp_path, monkeypa
     monkeypatch.setattr("sys.argv", ["import", str(tmp_path / "nowhere"), "--image-size", size])
     with pytest.raises(UserError, match=f"--image-size: {size} given, a multiple of 8 from 16 to 1024 is needed"):
         command.main()
+
+
+def test_colours_arrive_as_they_were_in_files_and_in_lists():
+    image = np.random.default_rng(0).integers(256, size=(4, 6, 3), dtype=np.uint8)
+    for value in (png(image), png(image)["bytes"], image.tolist()):
+        np.testing.assert_array_equal(picture(value, "here"), image)
+
+
+def test_of_several_cameras_the_named_one_is_read_also_where_its_pictures_stand_in_the_rows(tmp_path):
+    write_lerobot(tmp_path / "in")
+    path = tmp_path / "in/meta/info.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"features": info["features"] | {"wrist": {"dtype": "image"}}}))
+    for path, part in zip(sorted((tmp_path / "in/data").rglob("*.parquet")), ([0, 1], [2]), strict=True):
+        kept = Table([path])
+        table(path, {name: list(kept.values(name, 0, kept.rows)) for name in kept.names} | {
+            "wrist": [png(255 - grey(i, t)) for i, t in steps(*part)[0]]})
+    command.import_sources([str(tmp_path / "in")], tmp_path / "out", "a-b", test_episodes=1, camera="wrist")
+    expected = 255 - np.array([[LEVEL * i + 3 * t for t in range(18)] for i in range(3)])
+    shown = open_dataset(tmp_path / "out/a-b/distracted.zarr").pixels[:]
+    np.testing.assert_array_equal(shown, np.broadcast_to(expected[:, :, None, None, None], shown.shape))
+
+
+def test_rows_that_reach_into_another_trajectory_are_refused(tmp_path):
+    write_lerobot(tmp_path / "in")
+    path = tmp_path / "in/meta/episodes/chunk-000/file-000.parquet"
+    kept = Table([path])
+    columns = {name: list(kept.values(name, 0, 3)) for name in kept.names}
+    columns["dataset_from_index"][1] -= 1  # all rows but the first are trajectory 1's
+    columns["dataset_to_index"][1] -= 1
+    table(path, columns)
+    with pytest.raises(UserError, match="in: rows 17 to 42 are not all of episode 1, as meta/episodes says"):
+        imported(tmp_path, tmp_path / "in")

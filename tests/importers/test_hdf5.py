@@ -196,3 +196,15 @@ def test_the_command_says_one_line_about_what_is_no_hdf5(tmp_path):
     command = [sys.executable, "-m", "oclam.import", tmp_path / "text.hdf5", "--to", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_frames_and_actions_keep_their_order_when_episodes_are_read_in_parts(published, tmp_path, monkeypatch):
+    monkeypatch.setattr("oclam.importers.hdf5.BLOCK", 5)
+    moments = np.arange(STEPS)
+    with h5py.File(published, "a") as file:
+        for group in file.values():
+            group["obs"][:], group["actions"][:] = moments[:, None, None, None], moments[:, None]
+    import_hdf5(published, tmp_path / "out.zarr", test_episodes=2)
+    dataset = open_dataset(tmp_path / "out.zarr")
+    assert (dataset.pixels[:] == moments[:, None, None, None]).all()
+    assert (dataset.actions == moments[:, None]).all()

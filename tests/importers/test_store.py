@@ -7,7 +7,7 @@ import pytest
 
 from oclam.datasets import open_dataset
 from oclam.errors import Absent, UserError
-from oclam.importers.store import Episode, Source, write_dataset
+from oclam.importers.store import SHARD_EPISODES, Episode, Source, write_dataset
 
 
 def source(lengths, name="some", actions=2, **given):
@@ -120,3 +120,8 @@ def test_sources_of_other_widths_do_not_mix(tmp_path):
     other = Source("other", [16], source([16]).read, 3, 1, {})
     with pytest.raises(UserError, match=r"some, other: actions of \[2, 3\] numbers"):
         write(tmp_path / "out.zarr", source([16, 16]), other)
+
+
+def test_masks_of_held_out_episodes_are_kept_beyond_the_first_shard(tmp_path):
+    dataset = write(tmp_path / "out.zarr", source([16] * (SHARD_EPISODES + 3)), test_episodes=2)
+    np.testing.assert_array_equal(dataset.group["segmentation"][:], np.broadcast_to(np.arange(16) < 8, (2, 16, 16, 16)))
