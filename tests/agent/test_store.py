@@ -9,6 +9,7 @@ import zarr
 from torch.nn import functional as F
 
 from oclam.agent import store
+from oclam.artifacts import load_tensors
 from tests import Killed, contents
 
 EPISODES, STEPS, SIZE = 9, 12, 16
@@ -99,3 +100,20 @@ def test_an_interrupted_selection_resumes_to_the_same_bytes(made, tmp_path, monk
                 context.setattr(store, "register", None)
                 write("killed")
         assert write("killed") == whole
+
+
+def test_a_preview_shows_held_out_frames_beside_their_masks_and_what_their_vectors_say_of_them(made, tmp_path):
+    slots, dataset = made
+    slots.attrs["vectors"], dataset.steps = "components", STEPS
+    select = SimpleNamespace(combine="concatenate", masks="soft", registered=False)
+    store.write_selection(tmp_path / "out", tmp_path / "work", slots, [0, 2], select, dataset)
+    selection, path = zarr.open_group(tmp_path / "out", mode="r"), tmp_path / "preview.safetensors"
+    store.write_preview(path, dataset, None, slots["masks"][6:], selection, range(6, EPISODES), [0, 2])
+    found, about = load_tensors(path)
+    for i, place in enumerate(zip(about["episodes"], about["steps"], strict=True)):
+        np.testing.assert_array_equal(found["frames"][i], dataset.pixels[place])
+        np.testing.assert_array_equal(found["masks"][i], slots["masks"][place])
+        view = selection["basis"][:] @ selection["slots"][place].astype(float) + selection["mean"][:]
+        view = 255 * view.reshape(3, store.CROP, store.CROP).transpose(1, 2, 0).clip(0, 1)
+        np.testing.assert_allclose(found["decoded"][i], view, rtol=0, atol=1.01)
+    np.testing.assert_array_equal(found["animation_frames"], dataset.pixels[6])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from oclam.backgrounds import footage
+from oclam.backgrounds.generated import GeneratedVideos
 from oclam.errors import UserError
 
 
@@ -287,3 +288,27 @@ def test_a_folder_without_videos_or_with_a_broken_one_is_one_line(tmp_path):
         read(footage.videos_from(parameters(source="folder", path=str(tmp_path)), 16, None))
     with pytest.raises(UserError, match="is no folder"):
         footage.folder(tmp_path / "nowhere")
+
+
+def test_red_stays_red_in_pictures_and_in_videos(tmp_path):
+    colour = [200, 40, 90]
+    write_clip(tmp_path / "a.mp4", [colour] * 3)
+    (tmp_path / "b").mkdir()
+    cv2.imwrite(str(tmp_path / "b/0.png"), picture(colour)[..., ::-1])  # OpenCV has blue first
+    videos = footage.footage(tmp_path)
+    assert len(videos) == 2
+    for _, pictures in videos:
+        np.testing.assert_allclose(next(iter(pictures())).mean((0, 1)), colour, atol=4)
+
+
+def test_generated_videos_of_evaluation_are_half_as_many_and_of_their_own_split():
+    found = footage.videos_from(parameters(source="generated", videos=3, frames=2), 16, None)
+    for split, count in (("train", 3), ("test", 2)):
+        for (_, video), expected in zip(found[split], GeneratedVideos(split, count, 2, 16, seed=0), strict=True):
+            np.testing.assert_array_equal(video, expected)
+
+
+def test_a_smaller_square_has_the_means_of_blocks_of_pixels():
+    image = np.random.default_rng(0).integers(256, size=(48, 32, 3), dtype=np.uint8)
+    blocks = image.reshape(16, 3, 16, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(footage.square(image, 16), blocks, atol=0.51)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from oclam.checkpoint import Checkpoint
-from oclam.encoders.distill import EPISODE_FRAMES, distill, flip, new_student, relations, render, teach
+from oclam.encoders.distill import EPISODE_FRAMES, Distillation, distill, flip, new_student, relations, render, teach
 
 
 class FakeEnv:
@@ -129,3 +129,34 @@ def test_a_new_student_is_always_the_same_and_small():
     first, second = new_student(64), new_student(64)
     assert all(torch.equal(left, right) for left, right in zip(first.parameters(), second.parameters(), strict=True))
     assert first.grid == 16 and first.about["source"] == "random"
+
+
+def test_losses_are_of_standardised_outputs_and_of_cosines_between_centred_ones():
+    torch.manual_seed(0)
+    mean, std, targets = torch.randn(2, 6), torch.rand(2, 6) + 0.5, torch.randn(4, 2, 16, 6)
+    model, images = Distillation(new_student(16), mean, std), torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8)
+    prediction = relation = 0
+    for k, output in enumerate(model.student.encode(images)):
+        centred = targets[:, k] - mean[k]
+        normal = (output - output.mean(-1, keepdim=True)) / (output.var(-1, False, keepdim=True) + 1e-5).sqrt()
+        found = model.heads[k](normal)
+        prediction += 1 - F.cosine_similarity(found, centred / std[k], dim=-1).mean()
+        prediction += F.smooth_l1_loss(found, centred / std[k])
+        relation += (relations(output) - relations(centred)).square().mean()
+    torch.testing.assert_close(model(images, targets)["loss"], prediction + 10 * relation)
+
+
+def test_an_epoch_shows_every_pair_of_neighbours_once_with_what_the_teacher_says_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(0).integers(256, size=(64, 16, 16, 3), dtype=np.uint8)
+    energy, seen, forward = np.square(frames, dtype=int).sum((1, 2, 3)).tolist(), [], Distillation.forward
+
+    def watched(model, images, targets):  # some of them mirrored, which keeps a frame's energy
+        torch.testing.assert_close(targets, torch.stack(FakeTeacher()(images), 1), rtol=0, atol=1e-3)
+        seen.extend(energy.index(image.long().square().sum().item()) for image in images)
+        return forward(model, images, targets)
+
+    monkeypatch.setattr(Distillation, "forward", watched)
+    distill(new_student(16), frames, teach(FakeTeacher(), frames, tmp_path), Checkpoint("encoder", 8, interval=0),
+            steps=8, batch_size=8, learning_rate=2e-3)
+    assert sorted(zip(seen[::2], seen[1::2], strict=True)) == [(k, k + 1) for k in range(0, 64, 2)]

@@ -159,3 +159,10 @@ def test_dinov2_from_a_local_file():
     (expected,) = reference.forward_intermediates(encoder.pixels(frames(1, 64)), indices=1, output_fmt="NLC",
                                                   intermediates_only=True)
     torch.testing.assert_close(features, expected, atol=2e-3, rtol=0)  # timm resamples positions in float16
+
+
+def test_an_encoder_of_timm_has_the_mean_and_deviation_that_it_was_trained_with(tmp_path):
+    name = "deit_tiny_patch16_224"
+    save_file(timm.create_model(name).state_dict(), tmp_path / "timm.safetensors")
+    about = make_encoder(tmp_path / "timm.safetensors", name).about
+    assert (about["mean"], about["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of ImageNet

@@ -2,6 +2,7 @@
 import pytest
 import timm
 import torch
+from torch.nn import functional as F
 
 from oclam.encoders.files import load_encoder, save_encoder
 from oclam.encoders.frozen import FrozenEncoder
@@ -80,3 +81,12 @@ def test_another_image_size_keeps_what_is_not_position(tmp_path):
     assert all(torch.equal(after[key], before[key]) for key in before if key != "pos_embed")
     save_encoder(tmp_path / "encoder.safetensors", encoder)
     torch.testing.assert_close(load_encoder(tmp_path / "encoder.safetensors")(frames()), encoder(frames()))
+
+
+def test_larger_frames_are_shrunk_without_aliasing_and_smaller_ones_enlarged_without_a_filter():
+    encoder, stripes = small(), torch.zeros(1, 96, 96, 3, dtype=torch.uint8)
+    stripes[:, :, ::2] = 255  # finer than the pixels of a third of the size, where all are grey: 0 between -1 and 1
+    assert encoder.pixels(stripes)[..., 1:-1].abs().max() < 0.1
+    images = frames(size=20)
+    enlarged = F.interpolate(images.movedim(-1, 1) / 255, (32, 32), mode="bicubic").clamp(0, 1)
+    torch.testing.assert_close(encoder.pixels(images), 2 * enlarged - 1)

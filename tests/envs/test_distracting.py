@@ -249,3 +249,10 @@ def test_masks_do_not_disturb_the_pixels(make):
 def test_unknown_names_are_one_line(changes, line):
     with pytest.raises(UserError, match=line):
         envs.DistractingEnv(**changes)
+
+
+def test_without_a_store_each_split_has_videos_of_its_own():
+    train, test = (envs.DistractingEnv(params=SMALL, split=split, image_size=16) for split in ("train", "test"))
+    assert (train._background._videos[0] != test._background._videos[0]).any()
+    train.close()
+    test.close()

@@ -122,3 +122,26 @@ def test_a_small_texture_changes_little_with_real_video():
         return footage.square(cv2.cvtColor(cv2.imread(str(files[k])), cv2.COLOR_BGR2RGB), size)
 
     assert 0 < change_by_a_smaller_texture("cheetah-run", frame_of, edge=128, pictures=len(files)) < 3
+
+
+def test_camera_and_colours_have_scales_of_their_own():
+    params = envs.DEFAULT.model_copy(update={"camera_scale": 0.3, "color_scale": 0.2})
+    _, wrappers = distractors.distract(suite.load_task("cheetah-run"), "cheetah", 0, params)
+    camera, color = wrappers["camera"], wrappers["color"]
+    camera.reset()
+    assert camera._max_radius / camera._min_radius == pytest.approx(1.45 / 0.85)  # -50 % to +150 % of the scale
+    assert color._max_delta == pytest.approx(0.2)
+
+
+def test_an_episode_begins_with_any_video_any_frame_and_in_both_directions():
+    videos = [np.full((5, 16, 16, 3), 10 * k, np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None]
+              for k in range(3)]
+    background = distractors.Background(suite.load_task("cheetah-run").physics, "cheetah", videos, True)
+    begun = set()
+    for seed in range(300):
+        background.reset(seed)
+        first = int(background._texels[0])
+        background.step()
+        begun.add((first, int(np.sign(int(background._texels[0]) - first))))
+    inside = {(10 * k + t, way) for k in range(3) for t in (1, 2, 3) for way in (-1, 1)}
+    assert inside < begun and {first for first, _ in begun} == {10 * k + t for k in range(3) for t in range(5)}

@@ -126,3 +126,22 @@ def test_masks_are_shares_on_the_grid(model):
     masks = model.masks(model.slots(projected[:, None])[:, 0], projected)
     assert masks.shape == (4, 3, model.grid**2)
     torch.testing.assert_close(masks.sum(1), torch.ones(4, model.grid**2))
+
+
+def test_soft_tokens_become_hard_as_the_temperature_falls(model):
+    tokens = []
+    model.vae["decoder"].register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0]))
+    for temperature in (1.0, 1e-4):
+        model.temperature.fill_(temperature)
+        model(torch.rand(2, 2, 3, 16, 16), torch.randn(2, 3, 8))
+    soft, hard = (values.max(1).values for values in tokens)
+    assert soft.mean() < 0.9 and hard.min() > 0.99
+
+
+@pytest.mark.parametrize(("decoder", "branches"), [(False, 2), (True, 3)])
+def test_residual_branches_start_smaller_the_more_of_them_there_are(decoder, branches):
+    torch.manual_seed(0)
+    for block in Stack(128, blocks=2, dropout=0.0, decoder=decoder).blocks:
+        for layer, inputs, outputs in ((block.attention.output, 128, 128), (block.mlp[1], 512, 128)):
+            expected = (2 / (inputs + outputs) / (2 * branches)) ** 0.5  # Xavier's, by the root of all branches
+            assert layer.weight.std().item() == pytest.approx(expected, rel=0.02)

@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from oclam.slots.steve import DiscreteVae, Steve, to_unit
+from oclam.slots.steve import DiscreteVae, Steve, make_steve, to_unit
 
 VOCABULARY = 512
 
@@ -65,3 +67,23 @@ def test_no_few_tokens_take_all():
         optimizer.step()
     used = vae(images)[1].flatten().bincount(minlength=VOCABULARY)
     assert (used > 0).sum() > 50 and used.max() < 0.2 * used.sum()
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_features_stand_row_by_row_where_the_image_has_them(published):
+    torch.manual_seed(0)
+    steve = SimpleNamespace(published=published, feature_hidden=8, decoder_hidden=8, decoder_layers=1, vocabulary=16)
+    model, images = make_steve(steve, 64, slots=3, slot_dim=8), torch.rand(2, 3, 64, 64)
+    images[1] = images[0]
+    images[1, :, 16:20, 44:48] += 1  # around row 18 and column 46
+    before, after = model.project(images).unflatten(1, (model.grid, model.grid))
+    change, line = (after - before).square().sum(-1), (torch.arange(model.grid) + 0.5) * 64 / model.grid
+    place = [(change.sum(axis) * line).sum().item() / change.sum().item() for axis in (1, 0)]
+    assert place == pytest.approx([18, 46], abs=5)
+
+
+def test_a_frame_starts_with_a_token_of_its_own(model):
+    slots, tokens = torch.randn(2, 3, 8), torch.zeros(2, 16, dtype=torch.long)
+    before = model.next_token(tokens, slots)[:, 0]
+    model.token.weight.data[:VOCABULARY] += 1  # of all tokens that an image can have
+    assert torch.equal(model.next_token(tokens, slots)[:, 0], before)

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 import zarr
 
 from oclam import paths
 from oclam.checkpoint import Checkpoint
 from oclam.errors import UserError
-from oclam.slots.models import make_observer
+from oclam.params import Ocp
+from oclam.slots.models import make_model, make_observer
 from oclam.slots.steve import make_steve, to_unit
 from oclam.slots.training import SLOT_RATE, clips_of, train_slots
 from oclam.slots.videosaur import VideoSaur
@@ -114,3 +116,56 @@ def test_more_decoded_patches_than_there_are_is_one_line():
     observer(patches)
     with pytest.raises(UserError, match=f"ocp.decoded_patches: {patches + 1} given, the encoder has {patches} patches"):
         observer(patches + 1)
+
+
+def test_every_step_has_noise_and_patches_of_its_own_and_in_time_all_patches_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, given = VideoSaur(12, 16, slots=3, slot_dim=8, feature_hidden=8, decoder_hidden=8, decoder_layers=1), []
+    model.register_forward_pre_hook(lambda module, inputs: given.append(inputs[2:]))
+    settings = SimpleNamespace(**vars(SETTINGS) | {"steps": 30, "decoded_patches": 4})
+    train_slots(model, lambda *_, **__: (torch.randn(2, 2, 16, 12),) * 2, settings, Checkpoint("steps", SETTINGS),
+                seed=0, forward=nullcontext, compiled=False)
+    noise, decoded = map(torch.stack, zip(*given, strict=True))
+    assert len(noise.unique(dim=0)) == 30 and decoded.shape == (30, 4)
+    assert decoded.unique().tolist() == list(range(16))
+
+
+def first_step(published, **changes):
+    """A STEVE before and after the first step on noise."""
+    steve = SimpleNamespace(published=published, feature_hidden=8, decoder_hidden=8, decoder_layers=1, vocabulary=64)
+    torch.manual_seed(0)
+    model, settings = make_steve(steve, 16, slots=3, slot_dim=8), SimpleNamespace(**vars(SETTINGS) | changes)
+    before = deepcopy(model)
+    train_slots(model, lambda *_, **__: (torch.rand(2, 2, 3, 16, 16),), settings, Checkpoint("first", SETTINGS),
+                seed=0, forward=nullcontext, compiled=False)
+    return before, model
+
+
+@pytest.mark.parametrize(("published", "norm"), [(False, 2), (True, torch.inf)])
+def test_gradients_are_clipped_by_their_length_and_as_published_by_their_largest_entry(
+        published, norm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, model = first_step(published, steps=1, clip_norm=0.01)
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert gradient.norm(norm).item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_published_autoencoder_encoder_and_decoder_learn_at_rates_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = first_step(published=True, steps=1, warmup_steps=4)
+    for part, share in (("vae", 1), ("encoder", 1 / 3 / 4), ("decoder", 1 / 4)):  # the first of four steps of warm-up
+        parameters = (model.get_submodule(part).parameters() for model in models)
+        moved = max((a - b).abs().max().item() for a, b in zip(*parameters, strict=True))
+        assert moved == pytest.approx(share * SETTINGS.learning_rate, rel=1e-3)  # Adam's first step is the rate
+
+
+@pytest.mark.parametrize(("published", "masks"), [(True, "attention"), (False, "decoder")])
+def test_the_model_is_what_the_section_ocp_says(published, masks):
+    section = yaml.safe_load((ROOT / "params.yaml").read_text())["ocp"] | {"published": published, "masks": masks}
+    section |= {"similarity_weight": 0.2, "similarity_temperature": 0.3, "reconstruction_weight": 0.4,
+                "contrast_weight": 0.6, "contrast_temperature": 0.7}
+    saur, contrast = (make_model(Ocp(**section | {"model": name}), None, SimpleNamespace(dim=12, grid=4), 16)
+                      for name in ("videosaur", "slotcontrast"))
+    for model in (saur, contrast):
+        assert model.slots.attention.published == published and model.masked_by == masks and model.grid == 4
+    assert (saur.weights, saur.temperature, contrast.weight, contrast.temperature) == ((0.2, 0.4), 0.3, 0.6, 0.7)

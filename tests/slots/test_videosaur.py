@@ -139,3 +139,11 @@ def test_biases_of_the_published_mlps_start_at_zero(published):
     biases = [layer.bias for part in (model.features[1:], model.decoder.renderer) for layer in part
               if isinstance(layer, torch.nn.Linear)]
     assert len(biases) == 5 and all((bias == 0).all() == published for bias in biases)
+
+
+def test_both_losses_are_of_the_slots_of_their_own_frames():
+    (features, keys, noise), model = clip(), small(reconstruction_weight=1.0)
+    outputs = model.decode(model.slots(model.project(features), noise=noise), slice(None))
+    losses, target = model(features, keys, noise), similarity_target(keys[:, :-1], keys[:, 1:], 0.075)
+    torch.testing.assert_close(losses["similarity"], similarity_loss(outputs[:, :-1, :, :16], target))
+    torch.testing.assert_close(losses["reconstruction"], (outputs[..., 16:] - features).square().mean())
