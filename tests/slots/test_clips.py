@@ -50,3 +50,10 @@ def test_another_seed_has_other_clips(kept):
     one, other = (Clips(frames, lambda rows: (rows,), episodes=100, steps=7, length=3, batch_size=5, kept=kept,
                         seed=seed)(0)[0] for seed in (0, 1))
     assert not torch.equal(one, other)
+
+
+def test_in_time_every_kept_clip_is_given():
+    frames = Frames(torch.arange(100 * 7).view(-1, 1), "cpu")
+    clips = Clips(frames, lambda rows: (rows,), episodes=100, steps=7, length=3, batch_size=5, kept=8, seed=0)
+    given = torch.cat([clips(step)[0] for step in range(20)])
+    assert len(given[:, 0].unique()) == 8
