@@ -242,7 +242,8 @@ IMPOSSIBLE = {  # several changes that do not go together: the key at fault, wha
     "expert.training.hopper-hop.demonstrator": (
         {"expert.training.hopper-hop.demonstrator": "data/experts/../hopper.safetensors", "expert.train": True,
          "tasks": ["hopper-hop"]},
-        "'data/experts/../hopper.safetensors' given, put it in expert.folder, data/experts, where DVC sees its chang"),
+        "'data/experts/../hopper.safetensors' given, put it in expert.folder, data/experts, where DVC sees its "
+        "changes"),
     "ocp.window": ({"ocp.window": 1001}, "1001 given, an episode has collect.steps = 1000"),
     "slot_select.manual.walker-run": ({"slot_select.manual": {"walker-run": [0]}}, "[0] given, tasks are cheetah-run"),
     "seeds": ({"seeds": [0, 0]}, "[0, 0] given, each value may appear only once"),

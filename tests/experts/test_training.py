@@ -138,12 +138,13 @@ def test_the_claimed_return_is_of_episodes_that_had_no_part_in_the_choice(tmp_pa
     assert first == second != claim
 
 
+@pytest.mark.parametrize("learner", ["SAC", "CrossQ"], indirect=True)  # those with a replay buffer
 def test_no_return_of_several_steps_crosses_the_end_of_a_round(learner):
-    if buffer := getattr(learner.model, "replay_buffer", None):
-        last = buffer.pos - 1
-        assert not buffer.timeouts[last].all()
-        learner.advance(lambda: True)
-        assert buffer.timeouts[last].all()
+    buffer = learner.model.replay_buffer
+    last = buffer.pos - 1
+    assert not buffer.timeouts[last].all()
+    learner.advance(lambda: True)
+    assert buffer.timeouts[last].all()
 
 
 def test_a_full_replay_buffer_is_resumed_whole():
