@@ -13,7 +13,7 @@ def main():
     arguments()
     params = load("scale", "tasks", "seeds", "restarts", "finetune.budgets")
     results = gather(params.scale, params.tasks, params.seeds, params.restarts, params.finetune.budgets)
-    for name in ("probes", "returns", "losses", "slots", "durations"):
+    for name in ("probes", "returns", "episodes", "losses", "slots", "durations"):
         rows = getattr(results, name)
         write_csv(paths.reports / f"{name}.csv", rows) if rows else write_absent(
             paths.reports / f"{name}.csv", f"there are no {name}")

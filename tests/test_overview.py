@@ -1,23 +1,23 @@
 """Ratios and shares of known numbers, and README's tables, which are those of the published runs."""
 
-
 import pytest
 
-from oclam.artifacts import read_csv, write_csv
+from oclam.artifacts import read_csv, write_csv, write_json
 from oclam.errors import UserError
 from oclam.overview import overview
 from tests import ROOT
 
 
-def publish(folder, task, errors, returns, full):
+def publish(folder, task, errors, returns, full, expert=200):
     """A run of two seeds whose variance of actions is 1, and whose returns differ by budget around `returns`."""
     write_csv(folder / "probes.csv", [
         {"task": task, "variant": name, "state_variance_kept": 0.5 if name == "laom" else None, "action_variance": 1.0,
          "ridge_mse": error + change} for name, error in errors.items() for change in (-0.01, 0.01)])
     write_csv(folder / "returns.csv", [
-        {"task": task, "variant": name, "budget": budget, "mean": mean + change} for name, mean in returns.items()
-        for budget, change in ((8, 100), (64, -5), (128, 5))] + [
-        {"task": task, "variant": name, "budget": 0, "mean": mean} for name, mean in full.items()])
+        {"task": task, "variant": name, "budget": budget, "mean": mean + change, "stderr": 4.0}
+        for name, mean in returns.items() for budget, change in ((8, 10), (64, -5), (128, 5))] + [
+        {"task": task, "variant": name, "budget": 0, "mean": mean, "stderr": None} for name, mean in full.items()])
+    write_json(folder / "metrics.json", {"return": {task: {"expert": expert}}})
     return folder
 
 
@@ -27,43 +27,59 @@ def runs(tmp_path):
     for task in ("walker-run", "cheetah-run"):
         (tmp_path / task).mkdir()
     return [publish(tmp_path / "walker-run", "walker-run", {"lapo": 0.6, "lapo-slots": 0.2, "lapo-no-distractors": 0.1},
-                    {"lapo": 20, "lapo-slots": 30, "lapo-no-distractors": 60, "scratch": 10}, full),
+                    {"lapo": 20, "lapo-slots": 30, "lapo-no-distractors": 80, "scratch": 10}, full),
             publish(tmp_path / "cheetah-run", "cheetah-run",
                     {"lapo": 0.4, "lapo-slots": 0.4, "laom": 0.8, "lapo-no-distractors": 0.2},
-                    {"lapo": 40, "lapo-slots": 60, "lapo-no-distractors": 60}, full)]
+                    {"lapo": 40, "lapo-slots": 60, "lapo-no-distractors": 60}, full, expert=400)]
 
 
-def test_ratios_and_recovery_are_of_means_over_tasks(runs):
-    text = overview(runs)
-    probes, returns = text.split("\n\n")
-    assert "| R² (paper) | cheetah-run | walker-run | times better than lapo (paper) | recovery |" in probes
+def test_probe_errors_are_compared_by_the_mean_of_ratios_and_recovery_by_means(runs):
+    probes, *_ = overview(runs).split("\n\n")
+    assert "| R² (paper) | cheetah-run | walker-run | times better than lapo (paper) | recovery (paper) |" in probes
     assert "| lapo | 0.60 (0.68) | 0.40 (0.84) | 1 | – |" in probes
-    assert "| lapo-slots | 0.60 (0.91) | 0.80 (0.88) | 2 (2.5) | 50% |" in probes  # errors 1, 1/3; clean 1/2, 1/6
+    # Ours: errors 1, 1/3, without distractors 1/2, 1/6. Paper: 3.1, 5.3 of 11.2, 7.0; 1.0, 2.7.
+    assert "| lapo-slots | 0.60 (0.91) | 0.80 (0.88) | 2 (2.5) | 50% (63%) |" in probes
     assert "| laom | 0.20 | – | 0.5 | -200% |" in probes
-    assert "| lapo-slots | 60.0: 60% (50%) | 30.0: 30% (8%) | 1.5 (2.1) | 40% |" in returns  # 64 and 128 labels
-    assert "| lapo-no-distractors | 60.0: 30% (69%) | 60.0: 30% (22%) | 2.2 (4.2) | – |" in returns
-    assert "| scratch | – | 10.0: 10% | 0.5 | – |" in returns
+
+
+def test_returns_are_shares_of_the_demonstrations_and_compared_by_means(runs):
+    _, returns, _ = overview(runs).split("\n\n")
+    # Of 400 and 200, with 64 and 128 labels. Paper: 50% of 823 of 838, 8.4% of 749 of 740; lapo 23%, 4%.
+    assert "| lapo | 10.0 ± 1.0 (22.6) | 10.0 ± 2.0 (4.0) | 10.0 ± 1.1 (13.3) | 1 | – |" in returns
+    assert "| lapo-slots | 15.0 ± 1.0 (49.1) | 15.0 ± 2.0 (8.5) | 15.0 ± 1.1 (28.8) | 1.5 (2.2) | 29% (48%)" in returns
+    assert "| lapo-no-distractors | 15.0 ± 1.0 (69.2) | 40.0 ± 2.0 (21.9) | 27.5 ± 1.1 (45.5) | 2.8 (3.4) |" in returns
+    assert "| scratch | – | 5.0 ± 2.0 | – | 0.5 | – |" in returns  # of the only task where it is known
+    assert "| bc | 25.0 (98.2) | 50.0 (101.2) | 37.5 (99.7) | 3.8 (7.5) | – |" in returns
+
+
+def test_returns_by_label_budget_are_means_over_tasks(runs):
+    *_, budgets = overview(runs).split("\n\n")
+    assert budgets == ("| labelled trajectories | 8 | 64 | 128 |\n|---|---|---|---|\n"
+                       "| lapo | 13.8 ± 1.1 | 8.1 ± 1.1 | 11.9 ± 1.1 |\n| lapo-slots | 18.8 ± 1.1 | 13.1 ± 1.1 | "
+                       "16.9 ± 1.1 |\n| lapo-no-distractors | 31.2 ± 1.1 | 25.6 ± 1.1 | 29.4 ± 1.1 |\n"
+                       "| scratch | – | – | – |\n")
 
 
 def test_a_variant_that_no_run_has_has_no_row(runs):
     assert "laom-labels" not in overview(runs) and "laom" not in overview(runs[:1])
 
 
-def test_where_lapo_or_bc_return_nothing_a_dash_stands(tmp_path):
-    run = publish(tmp_path, "hopper-hop", {"lapo": 0.0, "lapo-slots": 0.5}, {"lapo": 0, "lapo-slots": 30},
-                  {"bc": 0, "bc-no-distractors": 0})
-    for name in ("probes", "returns"):
-        rows = read_csv(run / f"{name}.csv")
-        key = "ridge_mse" if name == "probes" else "mean"
-        write_csv(run / f"{name}.csv", [row | ({key: 0.0} if row["variant"] in ("lapo", "bc") else {}) for row in rows])
-    probes, returns = overview([run]).split("\n\n")
-    assert "| lapo-slots | 0.50 (0.82) | – (2.5) | – |" in probes
-    assert "| lapo-slots | 30.0: – (16%) | – (5) | – |" in returns
+@pytest.mark.parametrize("expert", [0, None])
+def test_where_lapo_or_the_demonstrations_return_nothing_a_dash_stands(tmp_path, expert):
+    publish(tmp_path, "hopper-hop", {"lapo": 0.0, "lapo-slots": 0.5}, {"lapo": 0, "lapo-slots": 30}, {})
+    rows = read_csv(tmp_path / "probes.csv")
+    write_csv(tmp_path / "probes.csv", [row | ({"ridge_mse": 0.0} if row["variant"] == "lapo" else {}) for row in rows])
+    probes, returns, _ = overview([tmp_path]).split("\n\n")
+    assert "| lapo-slots | 0.50 (0.82) | – | – |" in probes
+    assert "| lapo-slots | 15.0 ± 2.0 (13.2) | 15.0 ± 2.0 (13.2) | – | – |" in returns
+    write_json(tmp_path / "metrics.json", {"return": {"hopper-hop": {"expert": expert}}})
+    assert "lapo-slots" not in overview([tmp_path]).split("\n\n")[1]
 
 
-def test_a_run_that_was_not_published_is_named(runs):
-    (runs[1] / "returns.csv").unlink()
-    with pytest.raises(UserError, match="cheetah-run/returns.csv"):
+@pytest.mark.parametrize("name", ["probes.csv", "returns.csv", "metrics.json"])
+def test_a_run_that_was_not_published_is_named(runs, name):
+    (runs[1] / name).unlink()
+    with pytest.raises(UserError, match=f"cheetah-run/{name}"):
         overview(runs)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from tests import ROOT
 
-SMALL = {"durations.csv", "losses.csv", "probes.csv", "returns.csv", "slots.csv", "metrics.json", "figures/a.svg"}
+SMALL = {"durations.csv", "episodes.csv", "losses.csv", "probes.csv", "returns.csv", "slots.csv", "metrics.json",
+         "figures/a.svg"}
 
 
 def run(*words):

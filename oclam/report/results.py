@@ -30,10 +30,10 @@ class Results:
     scale: str
     tasks: list
     seeds: list
-    episodes: int  # evaluation episodes of a policy
     probes: list  # task, seed, variant; errors of the action probes
     dimensions: list  # task, seed, variant, dimension of the action; the ridge probe's error there
     returns: list  # task, variant, budget, labels used; statistics over seeds and episodes, also as shares
+    episodes: list  # task, seed, variant, backgrounds, budget, episode; its return
     generalisation: list  # task, variant, budget, labels used; statistics on training and on unseen backgrounds
     losses: list  # task, seed, stage, variant, step, loss
     slots: list  # task, seed, slot; its measures
@@ -47,7 +47,8 @@ class Results:
     @property
     def stamp(self) -> str:
         """Scale, seeds and episodes, which are shown with every number."""
-        return f"{self.scale.capitalize()} scale, {_count(len(self.seeds), 'seed')}, {_count(self.episodes, 'episode')}"
+        episodes = max((row["episodes"] for row in self.returns), default=0)  # of a policy
+        return f"{self.scale.capitalize()} scale, {_count(len(self.seeds), 'seed')}, {_count(episodes, 'episode')}"
 
 
 def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], budgets: list[int]) -> Results:
@@ -69,10 +70,12 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], 
     probed = [(task, seed, variant, read_json(path)) for task in tasks for seed in seeds for variant in LATENT
               if not is_absent(path := paths.probe(task, seed, variant))]
     return Results(
-        scale, list(tasks), list(seeds), max((row["episodes"] for row in returns), default=0),
+        scale, list(tasks), list(seeds),
         probes=[_probe(*names, selection, largest) for names in probed],
         dimensions=[row for names in probed for row in _dimensions(*names)],
         returns=returns,
+        episodes=[{"task": task, "seed": seed, "variant": variant, **row} for task in tasks for seed in seeds
+                  for variant in _that_acted(task, seeds) for row in read_csv(paths.evaluation(task, seed, variant))],
         generalisation=[row for task in tasks for row in _generalisation(task, seeds, selection, largest)],
         losses=[row for task in tasks for seed in seeds for row in _losses(task, seed, kept(task, seed))],
         slots=[{"task": task, "seed": seed, **unprobed, **unmeasured, **row, "chosen": row["slot"] in table["chosen"]}

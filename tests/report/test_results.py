@@ -2,6 +2,7 @@
 
 import json
 from contextlib import chdir
+from itertools import product
 
 import numpy as np
 import pytest
@@ -76,6 +77,16 @@ def test_generalisation_is_the_largest_budget_on_both_backgrounds(results):
         assert row["budget"] == (0 if row["variant"] == "bc" else 8)
         mean = tree.mean_return(row["variant"], row["budget"])
         assert (row["train_mean"], row["test_mean"]) == pytest.approx((2 * mean, mean))
+
+
+def test_returns_and_generalisation_are_means_of_the_listed_episodes(results):
+    for row in results.returns:
+        found = select(results.episodes, variant=row["variant"], budget=row["budget"], backgrounds="test")
+        assert [(each["seed"], each["episode"]) for each in found] == list(product(tree.SEEDS, range(tree.EPISODES)))
+        assert np.mean([each["return"] for each in found]) == pytest.approx(row["mean"])
+    for row in results.generalisation:
+        found = select(results.episodes, variant=row["variant"], budget=row["budget"], backgrounds="train")
+        assert np.mean([each["return"] for each in found]) == pytest.approx(row["train_mean"])
 
 
 def test_a_policy_that_earns_nothing_normalises_nothing(written, monkeypatch):
