@@ -22,6 +22,7 @@ from oclam.importers.store import write_dataset
 from oclam.importers.videos import from_videos
 
 SCALE = Path("params/imported.yaml")
+BUDGETS, SELECTION = (1, 8, 32), 8  # labelled trajectories that params.yaml asks for, to fine-tune and to choose slots
 
 
 def import_sources(names: list[str], folder: Path, task: str | None = None, view: str | None = None,
@@ -65,8 +66,18 @@ def import_sources(names: list[str], folder: Path, task: str | None = None, view
     print(f"{target}: {found['episodes']} episodes to train on, {found['test_episodes']} held out, of {found['steps']} "
           "steps", file=sys.stderr)
     counts = {key: found[key] for key in ("episodes", "test_episodes", "segmented_episodes", "steps")}
-    return {"base": "../params.yaml", "scale": "imported", "tasks": [task], "env": {"image_size": image_size},
-            "collect": {"source": "files", "path": str(folder), **counts}}
+    params = {"base": "../params.yaml", "scale": "imported", "tasks": [task], "env": {"image_size": image_size},
+              "collect": {"source": "files", "path": str(folder), **counts}}
+    few = found["labelled"] or found["episodes"]
+    if few < max(BUDGETS):
+        params["finetune"] = {"budgets": [budget for budget in BUDGETS if budget <= few]}
+    if few < SELECTION:
+        params["slot_select"] = {"labelled_episodes": max(few, 2)}
+    if not found["labelled"]:
+        params["slot_select"] = params.get("slot_select", {}) | {"method": "manual", "manual": {task: [0]}}
+        print("no actions are known to choose slots by, so slot 0 is taken: look at the slots in the report, then name "
+              "the agent's in slot_select.manual", file=sys.stderr)
+    return params
 
 
 def _only(option, found):

@@ -23,13 +23,14 @@ from oclam.artifacts import load_tensors
 from oclam.cli import one_line_errors
 from oclam.datasets import FrameSampler, open_dataset
 from oclam.encoders.files import check_name
+from oclam.encoders.frozen import check_image_size
 from oclam.errors import UserError
 from oclam.laom.models import SLOT_MODELS, LaomModel
 from oclam.latent_actions.models import ImageLatentActionModel
 from oclam.params import Ocp, Params, read
 from oclam.policies.networks import ActionDecoder, Actor
 from oclam.policies.training import updates_of
-from oclam.slots.models import make_model
+from oclam.slots.models import check_patches, make_model
 from oclam.slots.steve import make_steve
 from oclam.training import count_parameters, update_counts
 from oclam.variants import ALL_LABELS, LATENT, PAPER_OCP, VARIANTS
@@ -144,6 +145,7 @@ class Plan:
             name, options = about.get("name", name), about.get("kwargs", {})
         check_name(name)
         vit = timm.create_model(name, num_classes=0, **options | {"img_size": settings.image_size})
+        check_image_size(settings.image_size, vit.patch_embed.patch_size[0])
         vit.norm = nn.Identity()
         return vit.requires_grad_(False)
 
@@ -160,6 +162,7 @@ class Plan:
         else:
             vit, frame = self.encoder, torch.empty(1, 3, *2 * [self.params.encoder.image_size])
             frozen, patches = self.measure(vit, lambda: vit.forward_features(frame)), vit.patch_embed.num_patches
+            check_patches(ocp, patches)
             observer = SimpleNamespace(dim=vit.embed_dim, grid=round(patches**0.5))
             model = make_model(ocp, None, observer, self.params.env.image_size)
             clip = 2 * [torch.empty(1, ocp.clip_length, patches, vit.embed_dim)]  # features and keys
@@ -247,8 +250,9 @@ class Plan:
 
     def lapo(self, variant: str) -> Cost:
         row, latent_dim = VARIANTS[variant], self.params.lapo.latent_dim
-        on_slots, masked = row.observes == "slots", row.observes == "weighted frames"
-        section = "lapo_slots" if on_slots else row.model
+        data = {"frames": self.pixels, "masked frames": self.pixels, "weighted frames": self.pixels + self.mask,
+                "slots": 2 * self.slot_width}[row.observes]
+        section = "lapo_slots" if row.observes == "slots" else row.model
         settings, (model, label) = getattr(self.params, section), self.latent_action_models[section]
         samples, flops = self.samples(settings), 0
         if section == "laom":
@@ -259,7 +263,7 @@ class Plan:
                     flops=flops + samples * model.both + self.frames * label.forward,
                     disk=4 * model.size + 2 * self.frames * latent_dim,
                     memory=16 * model.size + settings.batch_size * model.activations,
-                    data=self.frames * (2 * self.slot_width if on_slots else self.pixels + masked * self.mask))
+                    data=self.frames * data)
 
     def actor(self, outputs: int) -> Measured:
         bc, size = self.params.bc, self.params.env.image_size

@@ -61,6 +61,11 @@ class Variant:
     supervised: bool = False
     extra: str | None = None
 
+    @property
+    def on_slots(self) -> bool:
+        """Whether it observes the chosen slots or their masks, so that the labels that chose them count as used."""
+        return self.observes not in (None, "frames")
+
 
 def _by_task(*values):
     return dict(zip(TASKS, values, strict=True))

@@ -28,9 +28,9 @@ def main():
     manual = select.manual[task] if select.method == "manual" else None
     try:
         labelled = dataset.labelled(select.labelled_episodes, seed, "slot_select.labelled_episodes")
-    except Absent:
+    except Absent as error:
         if manual is None:
-            raise
+            raise Absent(f"{error} to choose slots by; set slot_select.method: manual") from None
         labelled, found = [], manual_selection(select, manual, slots["masks"].shape[2])
     else:
         frames, masks = [dataset.pixels[e] for e in labelled], [slots["masks"][e] for e in labelled]

@@ -9,6 +9,7 @@ from oclam.agent.selection import choose_model
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
+from oclam.errors import Absent
 from oclam.params import load
 from oclam.slots.components import write_components
 from oclam.slots.extraction import extract_slots, find_masks
@@ -30,9 +31,13 @@ def main():
     models = [load_weights(make_model(ocp, params.steve, observer, dataset.pixels.shape[2]), path).to(device)
               for path in weights]
 
-    best, errors = 0, []
+    best, errors, labelled = 0, [], []
     if len(models) > 1:
-        labelled = dataset.labelled(params.slot_select.labelled_episodes, seed, "slot_select.labelled_episodes")
+        try:
+            labelled = dataset.labelled(params.slot_select.labelled_episodes, seed, "slot_select.labelled_episodes")
+        except Absent as error:
+            print(f"{error} to choose a restart by; restart {params.restarts[0]} is kept", file=sys.stderr)
+    if labelled:
         frames, actions = [dataset.pixels[e] for e in labelled], dataset.normalised_actions(labelled)
         masks = find_masks(models, observer, frames, window=ocp.window, forward=forward)
         best, errors = choose_model(masks, frames, actions)

@@ -74,7 +74,9 @@ def loaded_parameters(path):
 @pytest.mark.parametrize("stage", STAGES)
 def test_declares_the_code_it_runs_and_no_other(stage):
     templates = {file for file in declared_code(stage) if file.suffix == ".j2"}
-    assert declared_code(stage) == sorted({script_of(stage)} | closure(script_of(stage)) | templates)
+    declared, needed = declared_code(stage), {script_of(stage)} | closure(script_of(stage)) | templates
+    add, remove = ([file.name for file in files] for files in (needed - set(declared), set(declared) - needed))
+    assert declared == sorted(needed), f"dvc.yaml, {stage}: add {add}, remove {remove}"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -103,7 +105,7 @@ def test_every_variant_has_its_stages_and_no_stage_has_another():
                 VARIANTS[variant].view == "clean")
             if stage in LATENT:
                 masked = any("selection.zarr" in dep for dep in STAGES[stage]["deps"])
-                assert masked == (VARIANTS[variant].observes in ("masked frames", "weighted frames", "slots"))
+                assert masked == VARIANTS[variant].on_slots
 
 
 def test_every_script_is_a_stage():

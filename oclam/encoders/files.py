@@ -99,8 +99,8 @@ def _hub_file(name, key, parameter):
     try:
         return Path(hf_hub_download(repository, WEIGHTS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{parameter}: {repository} cannot be downloaded ({one_line(error)}); name a local file "
-                        f"instead, its {WEIGHTS}") from None
+        raise UserError(f"{parameter}: {repository} cannot be downloaded ({one_line(error)}); {_by_hand(repository)}"
+                        ) from None
 
 
 def _check_hub(repository, parameter):
@@ -110,5 +110,9 @@ def _check_hub(repository, parameter):
     except urllib.error.HTTPError:
         return  # it answered
     except OSError as error:
-        raise UserError(f"{parameter}: the hub at {constants.ENDPOINT} is out of reach ({error}); name "
-                        f"a local file instead, such as {WEIGHTS} of the repository {repository}") from None
+        raise UserError(f"{parameter}: the hub at {constants.ENDPOINT} is out of reach ({error}); "
+                        f"{_by_hand(repository)}") from None
+
+
+def _by_hand(repository):
+    return f"put {WEIGHTS} of the repository {repository} in data/encoders and name its path here"

@@ -65,9 +65,7 @@ class FrozenEncoder(nn.Module):
 
     def resize(self, image_size: int) -> "FrozenEncoder":
         """This encoder, its position embeddings resampled for another image size."""
-        if image_size % self.patch_size:
-            raise UserError(f"encoder.image_size: {image_size} given, allowed are multiples of the encoder's patch, "
-                            f"{self.patch_size} pixels")
+        check_image_size(image_size, self.patch_size)
         self.vit.set_input_size((image_size, image_size))
         self.image_size, self.grid = image_size, image_size // self.patch_size
         self.about |= {"image_size": image_size, "kwargs": self.about["kwargs"] | {"img_size": image_size}}
@@ -76,3 +74,10 @@ class FrozenEncoder(nn.Module):
     def train(self, mode: bool = True) -> "FrozenEncoder":
         """Stay in evaluation mode, without dropout and stochastic depth."""
         return super().train(False)
+
+
+def check_image_size(image_size: int, patch_size: int) -> None:
+    """Raise UserError unless patches of this edge cover images of that edge, both in pixels."""
+    if image_size % patch_size:
+        raise UserError(f"encoder.image_size: {image_size} given, allowed are multiples of the encoder's patch, "
+                        f"{patch_size} pixels")

@@ -52,7 +52,8 @@ class Source:
 
 def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps: int | None, image_size: int,
                   test_episodes: int) -> dict:
-    """Write the episodes of all sources to `path`; returns the dataset's attributes, `steps` among them.
+    """Write the episodes of all sources to `path`; returns the dataset's attributes, `steps` among them, and how many
+    training episodes are `labelled`: have actions.
 
     Every recording is cut into episodes of `steps` frames; what remains at its end is left out. Frames become square
     as background videos do. All episodes of the last recordings, of sources with actions if there is one, are held
@@ -67,7 +68,12 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
     values are not finite or of another width.
     """
     sources = sorted(sources, key=lambda source: source.actions > 0)  # those with actions last, since they are held out
-    steps = min([MOST, *(length for source in sources for length in source.lengths)]) if steps is None else steps
+    if steps is None:
+        lengths = [length for source in sources for length in source.lengths]
+        steps = min([MOST, *lengths])
+        if 2 * steps < min(MOST, typical := int(np.median(lengths or [0]))):
+            print(f"the shortest trajectory has {steps} frames, so all episodes have; --steps {typical} leaves shorter "
+                  "ones out", file=sys.stderr)
     if not LEAST <= steps <= MOST:
         raise UserError(f"--steps: {steps} frames an episode, {LEAST} to {MOST} are allowed; longer ones are cut, "
                         "shorter ones left out")
@@ -110,7 +116,7 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
             "task": task, "view": view, "episodes": trained, "test_episodes": held_out, "steps": steps,
             "segmented_episodes": len(masks),
             "source": [{"name": source.name, **source.about} for source in sources]})
-    return attributes
+    return attributes | {"labelled": max(labelled - held_out, 0)}
 
 
 def _held_out(pieces, wanted):

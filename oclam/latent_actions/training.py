@@ -173,9 +173,8 @@ def open_frames(task: str, seed: int, variant: str, stack: int, device: torch.de
     """The dataset of a variant's view, what the variant observes of it, and the artifacts that were read."""
     dataset = open_dataset(paths.dataset(task, view_of(variant)), task)
     episodes, inputs = range(dataset.episodes + dataset.test_episodes), [dataset.path]
-    observes = VARIANTS[variant].observes
-    pixels, masks = dataset.pixels, None
-    if observes != "frames":
+    observes, pixels, masks = VARIANTS[variant].observes, dataset.pixels, None
+    if VARIANTS[variant].on_slots:
         inputs.append(paths.selection(task, seed))
         selection = open_zarr(inputs[-1])
         if observes == "masked frames":

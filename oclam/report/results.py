@@ -20,7 +20,6 @@ _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
 CLEAN = "lapo-no-distractors"
 COMPARED = ("steve", "slotcontrast")  # stages that train a model beside that of ocp
 RECOVERING = tuple(name for name in LATENT if name not in ("lapo", CLEAN))
-_ON_SLOTS = tuple(name for name in LATENT if VARIANTS[name].observes in ("masked frames", "weighted frames", "slots"))
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def labels_used(variant: str, budget: int, selection: int, largest: int) -> int 
     row = VARIANTS[variant]
     if row.labels == "all":
         return None
-    return max(budget, selection if variant in _ON_SLOTS else 0, largest if row.supervised else 0)
+    return max(budget, selection if row.on_slots else 0, largest if row.supervised else 0)
 
 
 def _probe(task, seed, variant, table, selection, largest):

@@ -25,10 +25,15 @@ def make_observer(ocp: Ocp, encoder: Path, device: torch.device) -> Callable:
     if ocp.model == "steve":
         return to_unit
     frozen = load_encoder(encoder)
-    if (ocp.decoded_patches or 1) > frozen.grid**2:
-        raise UserError(f"ocp.decoded_patches: {ocp.decoded_patches} given, the encoder has {frozen.grid**2} patches "
-                        "at encoder.image_size; null takes all")
+    check_patches(ocp, frozen.grid**2)
     return frozen.to(device)
+
+
+def check_patches(ocp: Ocp, patches: int) -> None:
+    """Raise UserError where an encoder of so many patches has fewer than `ocp.decoded_patches`."""
+    if (ocp.decoded_patches or 1) > patches:
+        raise UserError(f"ocp.decoded_patches: {ocp.decoded_patches} given, the encoder has {patches} patches "
+                        "at encoder.image_size; null takes all")
 
 
 def make_model(ocp: Ocp, steve: Steve | None, observer: Callable, image_size: int) -> torch.nn.Module:

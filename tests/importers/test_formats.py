@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 from itertools import accumulate
+from pathlib import Path
 
 import av
 import cv2
@@ -14,6 +15,8 @@ import yaml
 from oclam.datasets import open_dataset
 from oclam.errors import UserError
 from oclam.importers.parquet import Table, picture
+from oclam.params import read
+from tests import ROOT
 
 pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs the extra pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -294,6 +297,21 @@ def test_the_command_writes_a_scale_or_prints_it_and_never_overwrites(tmp_path, 
     monkeypatch.setattr("sys.argv", ["import", str(tmp_path / "in"), "--test-episodes", "1"])
     with pytest.raises(UserError, match="--test-episodes: 1 given, probes need 2 or more"):
         command.main()
+
+
+@pytest.mark.parametrize(("lengths", "budgets", "chosen_by"), [([40] * 4, [1], 2), ([800, 40, 40], [1, 8], 8)])
+def test_the_scale_of_few_episodes_asks_for_no_more_labels_and_runs(tmp_path, monkeypatch, lengths, budgets, chosen_by):
+    """The first trajectories are trained on, in episodes of 40; the last two are held out."""
+    for i, length in enumerate(lengths):
+        write_video(tmp_path / f"in/{i}.mp4", [grey(i, t % 20) for t in range(length)])
+    (tmp_path / "params").mkdir()
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    scale = command.import_sources(["in"], Path("data/demonstrations"), "a-b", steps=40, test_episodes=2)
+    command.SCALE.write_text(yaml.safe_dump(scale))
+    params = read(command.SCALE)
+    assert params.finetune.budgets == budgets and params.slot_select.labelled_episodes == chosen_by
+    assert params.slot_select.method == "manual" and params.slot_select.manual == {"a-b": [0]}  # videos have no actions
 
 
 @pytest.mark.parametrize("size", ["8", "60", "1032", "0", "-16"])

@@ -40,6 +40,12 @@ def test_trajectories_are_cut_into_episodes_and_whole_ones_are_held_out(tmp_path
     assert (dataset.rewards == 1).all()
 
 
+@pytest.mark.parametrize(("lengths", "told"), [([16, 33, 40], True), ([16, 32, 40], False)])
+def test_a_short_trajectory_that_sets_the_length_of_all_is_told(tmp_path, capsys, lengths, told):
+    write(tmp_path / "out.zarr", source(lengths))
+    assert ("shortest trajectory has 16 frames, so all episodes have; --steps 33" in capsys.readouterr().err) == told
+
+
 def test_of_a_source_s_frames_two_are_in_memory_at_once(tmp_path):
     large, alive = [], []
 
@@ -79,6 +85,13 @@ def test_videos_without_actions_are_trained_on_and_never_labelled(tmp_path):
     assert dataset.with_actions == [2] and dataset.labelled(1, 0, "budget") == [2]
     with pytest.raises(UserError, match="budget: 2 given, .* has 1 training episodes with actions"):
         dataset.labelled(2, 0, "budget")
+
+
+@pytest.mark.parametrize(("sources", "labelled"), [
+    ([source([16] * 4)], 3), ([source([16] * 2), source([32], "video", 0)], 1), ([source([16] * 4, actions=0)], 0)])
+def test_how_many_training_episodes_are_labelled_is_returned(tmp_path, sources, labelled):
+    found = write_dataset(tmp_path / "out.zarr", sources, "kitchen-sweep", "distracted", 16, 16, 1)
+    assert found["labelled"] == labelled
 
 
 def test_films_alone_have_no_labels(tmp_path):

@@ -2,15 +2,18 @@
 
 import re
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from oclam import paths
 from oclam.artifacts import save_tensors
-from oclam.report.gallery import draw
+from oclam.params import Ocp
+from oclam.report.gallery import OCP_MODELS, draw
 from oclam.report.page import page
 from oclam.report.results import gather, select
 from oclam.report.tables import answers, number, tables, warnings
+from oclam.slots.models import LOSSES
 from oclam.variants import VARIANTS, normaliser
 from tests.report import tree as tree
 
@@ -192,6 +195,10 @@ def test_other_models_stand_beside_the_chosen_slots_of_their_own_seed(results, m
         assert [cell.value for cell in cells.values()] == [
             "–", "–", "–", number(iou), "0.500", "0.250", "0.750", "0.625"]
         assert row(entry, "chosen, together")["FG-ARI"].value == "0.500"
+
+
+def test_every_object_centric_model_has_a_name_in_the_report_and_losses():
+    assert set(get_args(Ocp.model_fields["model"].annotation)) == OCP_MODELS.keys() == LOSSES.keys() | {"steve"}
 
 
 @pytest.mark.parametrize(("model", "name"), [("videosaur", "VideoSAUR"), ("steve", "ocp (STEVE)"),

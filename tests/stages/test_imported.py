@@ -68,11 +68,12 @@ def test_the_report_has_the_variants_that_exist(project):
 def test_from_films_alone_latent_actions_are_learned_on_slots_chosen_by_hand(tmp_path):
     write_dataset(tmp_path / "data/demonstrations" / TASK / "distracted.zarr", [trajectories("videos", 6, False)], TASK,
                   "distracted", None, SIZE, 2)
-    build(tmp_path, tasks=[TASK], restarts=[0], slot_select={"method": "manual", "manual": {TASK: [1]}},
+    build(tmp_path, tasks=[TASK], restarts=[0, 1], slot_select={"method": "manual", "manual": {TASK: [1]}},
           collect={"source": "files", "episodes": 4, "test_episodes": 2, "segmented_episodes": 0})
     with chdir(tmp_path):
         table = read_json(paths.slot_table(TASK, 0))
         assert table["chosen"] == [1] and table["labels"] == 0 and "no actions are known" in table["why"]
+        assert table["restart"] == 0 and not table["restart_errors"]  # without actions the first one is kept
         learned = {name for name in OBSERVED if name in LATENT and not is_absent(paths.latents(TASK, 0, name))}
         assert learned == set(OBSERVED) & set(LATENT) - {"laom-labels"}
         assert "Chosen by hand" in Path(paths.reports / "index.html").read_text()
