@@ -72,11 +72,9 @@ def import_sources(names: list[str], folder: Path, task: str | None = None, view
     if few < max(BUDGETS):
         params["finetune"] = {"budgets": [budget for budget in BUDGETS if budget <= few]}
     if few < SELECTION:
-        params["slot_select"] = {"labelled_episodes": max(few, 2)}
+        params["slot_select"] = {"labelled_episodes": few}
     if not found["labelled"]:
         params["slot_select"] = params.get("slot_select", {}) | {"method": "manual", "manual": {task: [0]}}
-        print("no actions are known to choose slots by, so slot 0 is taken: look at the slots in the report, then name "
-              "the agent's in slot_select.manual", file=sys.stderr)
     return params
 
 
@@ -135,6 +133,9 @@ def main():
         with atomic(SCALE) as temporary:
             temporary.write_text(text)
         print(f"{SCALE}: written; `make repro SCALE={SCALE.stem}` runs it", file=sys.stderr)
+        if "manual" in params.get("slot_select", {}):
+            print("No actions are known to choose slots by, so it takes slot 0: look at the slots in the report, then "
+                  "name the agent's in slot_select.manual", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 
 from oclam.artifacts import read_csv, read_json
 from oclam.cli import one_line_errors
+from oclam.errors import UserError
 from oclam.report.results import CLEAN, RECOVERING, select
 from oclam.report.statistics import recovery
 from oclam.report.tables import PAPER_EXPERT, paper_r2
@@ -20,17 +21,21 @@ FEW = tuple(name for name, row in VARIANTS.items() if row.labels == "few")
 def overview(runs: Sequence[Path | str]) -> str:
     """Three tables with a row for each variant: R² of the ridge probe and returns by task, returns by label budget.
 
-    Returns are in % of the demonstrations'; ± is returns.csv's standard error, of seeds where there are several, else
-    of episodes. Probe errors are compared by the mean of the tasks' ratios, as their units differ; returns by the ratio
-    of means over tasks, as in the paper. Recovery (arXiv 2502.09680v3) is of means over tasks, of errors divided by
-    lapo's or of returns in %. A dash stands for what was not measured or has no divisor.
+    Returns are in % of the demonstrations', the paper's in % of its expert's; ± is returns.csv's standard error (of
+    several budgets the mean, of a mean over tasks by their squares). Probe errors are compared by the mean of the
+    tasks' ratios, as their units differ; returns by the ratio of means over tasks. Recovery (arXiv 2502.09680v3)
+    compares means over tasks: of returns in %, and of errors divided by lapo's of the task. A dash stands for what was
+    not measured or has no divisor.
 
-    runs: folders of `make publish`, each with other tasks. Raises UserError for a missing or damaged table.
+    runs: folders of `make publish`, each with other tasks. Raises UserError for a missing or damaged table, and for two
+    runs of one task.
     """
     probes, returns = ([row for run in runs for row in read_csv(Path(run) / name)]
                        for name in ("probes.csv", "returns.csv"))
-    experts = {task: values["expert"] for run in runs
-               for task, values in read_json(Path(run) / "metrics.json")["return"].items()}
+    found = [(task, values["expert"]) for run in runs
+             for task, values in read_json(Path(run) / "metrics.json")["return"].items()]
+    if len(experts := dict(found)) < len(found):
+        raise UserError(f"{', '.join(map(str, runs))}: two runs have the same task; name one of each")
     tasks = sorted(experts, key=lambda task: ([*ACTION_VARIANCE, task].index(task), task))  # the paper's first
     return "\n".join([_probes(probes, tasks), _returns(returns, tasks, experts), _by_budget(returns, tasks, experts)])
 
@@ -51,14 +56,14 @@ def _probes(rows, tasks):
 
 def _returns(rows, tasks, experts):
     names = (*FEW, *ALL_LABELS)
-    asked = [row for row in rows if row["budget"] in PAPER_BUDGETS or row["budget"] == 0]
+    asked = [row for row in rows if row["budget"] in (0, *PAPER_BUDGETS)]
     ours, spreads = (_shares(asked, key, names, tasks, experts) for key in ("mean", "stderr"))
     theirs = {name: np.array([_paper_share(name, task) for task in tasks]) for name in names}
 
     def cells(name):
-        columns = zip(_and_mean(ours[name]), [*spreads[name], _of_mean(spreads[name])], _and_mean(theirs[name]),
-                      strict=True)
-        return [_cell(value, ".1f", spread, paper) for value, spread, paper in columns]
+        value, spread, paper = ours[name], spreads[name], theirs[name]
+        return [_cell(each, ".1f", *others) for each, *others in zip(
+            [*value, value.mean()], [*spread, _of_mean(spread)], [*paper, paper.mean()], strict=True)]
 
     heads = ["% of the demonstrations' return (paper)", *tasks, "mean", "times lapo's (paper)", "recovery (paper)"]
     return _table(heads, {name: cells(name) + _compared(name, ours, theirs, lower=False) for name in _present(ours)})
@@ -66,20 +71,20 @@ def _returns(rows, tasks, experts):
 
 def _by_budget(rows, tasks, experts):
     budgets = sorted({row["budget"] for row in rows} - {0})
-    ours, spreads = ([_shares(select(rows, budget=budget), key, FEW, tasks, experts) for budget in budgets]
-                     for key in ("mean", "stderr"))
+    grids = [[_shares(select(rows, budget=budget), key, FEW, tasks, experts) for key in ("mean", "stderr")]
+             for budget in budgets]
     return _table(["labelled trajectories", *map(str, budgets)], {
-        name: [_cell(values[name].mean(), ".1f", _of_mean(errors[name]))
-               for values, errors in zip(ours, spreads, strict=True)]
-        for name in _present(ours[0])})
+        name: [_cell(means[name].mean(), ".1f", _of_mean(errors[name])) for means, errors in grids]
+        for name in FEW if select(rows, variant=name)})
 
 
 def _grid(rows, key, names, tasks):
     """{variant: means of a column (tasks,), NaN where there is none}."""
-    found = {(name, task): [row[key] for row in select(rows, variant=name, task=task) if row[key] is not None]
-             for name in names for task in tasks}
-    return {name: np.array([np.mean(found[name, task]) if found[name, task] else np.nan for task in tasks])
-            for name in names}
+    def mean(name, task):
+        found = [row[key] for row in select(rows, variant=name, task=task) if row[key] is not None]
+        return np.mean(found) if found else np.nan
+
+    return {name: np.array([mean(name, task) for task in tasks]) for name in names}
 
 
 def _shares(rows, key, names, tasks, experts):
@@ -94,10 +99,6 @@ def _paper_share(name, task):
     return share * whole / PAPER_EXPERT.get(task, np.nan)
 
 
-def _and_mean(values):
-    return [*values, values.mean()]
-
-
 def _of_mean(spreads):
     """The standard error of the mean over tasks."""
     return np.sqrt(np.square(spreads).sum()) / len(spreads)
@@ -109,18 +110,22 @@ def _present(grid):
 
 def _compared(name, ours, theirs, lower):
     """Cells: how many times better than lapo, and recovery, each with the paper's."""
-    pairs = []
-    for table in (ours, theirs):
-        known = ~np.isnan(table[name]) & ~np.isnan(table["lapo"])
-        value, lapo, clean = (table[row][known] for row in (name, "lapo", CLEAN))
-        times = share = None
-        if known.any() and lapo.mean() > 0 and value.all():
-            times = (lapo / value).mean() if lower else value.mean() / lapo.mean()
-        if known.any() and name in RECOVERING and not np.isnan(clean).any():
-            share = recovery(value.mean(), lapo.mean(), clean.mean(), lower)
-        pairs.append((times, share))
-    (times, share), (paper_times, paper_share) = pairs
-    return [_cell(times, ".2g", paper=paper_times if name != "lapo" else None), _cell(share, ".0%", paper=paper_share)]
+    (times, share), (paper_times, paper_share) = (_against_lapo(name, table, lower) for table in (ours, theirs))
+    return [_cell(times, ".2g", paper=None if name == "lapo" else paper_times), _cell(share, ".0%", paper=paper_share)]
+
+
+def _against_lapo(name, table, lower):
+    """The two numbers, over the tasks where both this variant and lapo are known; None for what has no divisor."""
+    known = ~np.isnan(table[name] + table["lapo"])
+    if not known.any():
+        return None, None
+    value, lapo, clean = (table[row][known] for row in (name, "lapo", CLEAN))
+    if lower:
+        times = (lapo / value).mean() if value.all() else None
+    else:
+        times = value.mean() / lapo.mean() if lapo.any() else None
+    recovers = name in RECOVERING and not np.isnan(clean).any()
+    return times, recovery(value.mean(), lapo.mean(), clean.mean(), lower) if recovers else None
 
 
 def _cell(value, form, spread=np.nan, paper=None):

@@ -30,7 +30,8 @@ def main():
         labelled = dataset.labelled(select.labelled_episodes, seed, "slot_select.labelled_episodes")
     except Absent as error:
         if manual is None:
-            raise Absent(f"{error} to choose slots by; set slot_select.method: manual") from None
+            raise Absent(f"{error} to choose slots by; set slot_select: {{method: manual, manual: {{{task}: [0]}}}}"
+                         ) from None
         labelled, found = [], manual_selection(select, manual, slots["masks"].shape[2])
     else:
         frames, masks = [dataset.pixels[e] for e in labelled], [slots["masks"][e] for e in labelled]

@@ -76,6 +76,22 @@ def test_where_lapo_or_the_demonstrations_return_nothing_a_dash_stands(tmp_path,
     assert "lapo-slots" not in overview([tmp_path]).split("\n\n")[1]
 
 
+def test_a_return_of_nothing_counts_and_a_budget_without_a_variant_has_a_dash(tmp_path):
+    publish(tmp_path, "hopper-hop", {"lapo": 0.5}, {"lapo": 10, "lapo-slots": 5}, {})
+    rows = read_csv(tmp_path / "returns.csv")
+    rows = [row | {"mean": 0.0 if row["variant"] == "lapo-slots" else row["mean"]} for row in rows
+            if (row["variant"], row["budget"]) != ("lapo-slots", 8)]
+    write_csv(tmp_path / "returns.csv", rows)
+    _, returns, budgets = overview([tmp_path]).split("\n\n")
+    assert "| lapo-slots | 0.0 ± 2.0 (13.2) | 0.0 ± 2.0 (13.2) | 0 (5) | – |" in returns
+    assert "| lapo-slots | – | 0.0 ± 2.0 | 0.0 ± 2.0 |" in budgets
+
+
+def test_two_runs_of_one_task_are_not_averaged(runs):
+    with pytest.raises(UserError, match="two runs have the same task"):
+        overview([*runs, runs[0]])
+
+
 @pytest.mark.parametrize("name", ["probes.csv", "returns.csv", "metrics.json"])
 def test_a_run_that_was_not_published_is_named(runs, name):
     (runs[1] / name).unlink()

@@ -187,7 +187,7 @@ def test_slotcontrast_beside_ocp_is_the_model_that_ocp_would_train():
     ("encoder.image_size=66", "encoder.image_size: 66 given, allowed are multiples of the encoder's patch, 4 pixels"),
     ("encoder.image_size=28", "ocp.decoded_patches: 64 given, the encoder has 49 patches"),
 ])
-def test_what_does_not_exist_is_named(change, line):
+def test_what_does_not_exist_or_fit_is_named(change, line):
     with pytest.raises(UserError, match=line):
         plan("params.yaml", change).costs()
 

@@ -99,8 +99,8 @@ def _hub_file(name, key, parameter):
     try:
         return Path(hf_hub_download(repository, WEIGHTS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{parameter}: {repository} cannot be downloaded ({one_line(error)}); {_by_hand(repository)}"
-                        ) from None
+        raise UserError(f"{parameter}: {repository} cannot be downloaded ({one_line(error)}); "
+                        f"{_by_hand(repository, parameter)}") from None
 
 
 def _check_hub(repository, parameter):
@@ -111,8 +111,8 @@ def _check_hub(repository, parameter):
         return  # it answered
     except OSError as error:
         raise UserError(f"{parameter}: the hub at {constants.ENDPOINT} is out of reach ({error}); "
-                        f"{_by_hand(repository)}") from None
+                        f"{_by_hand(repository, parameter)}") from None
 
 
-def _by_hand(repository):
-    return f"put {WEIGHTS} of the repository {repository} in data/encoders and name its path here"
+def _by_hand(repository, parameter):
+    return f"put {WEIGHTS} of the repository {repository} in data/encoders and set {parameter} to its path"

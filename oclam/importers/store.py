@@ -52,8 +52,8 @@ class Source:
 
 def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps: int | None, image_size: int,
                   test_episodes: int) -> dict:
-    """Write the episodes of all sources to `path`; returns the dataset's attributes, `steps` among them, and how many
-    training episodes are `labelled`: have actions.
+    """Write the episodes of all sources to `path`. Returns the dataset's attributes, and `labelled`: how many training
+    episodes have actions.
 
     Every recording is cut into episodes of `steps` frames; what remains at its end is left out. Frames become square
     as background videos do. All episodes of the last recordings, of sources with actions if there is one, are held
@@ -70,8 +70,8 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
     sources = sorted(sources, key=lambda source: source.actions > 0)  # those with actions last, since they are held out
     if steps is None:
         lengths = [length for source in sources for length in source.lengths]
-        steps = min([MOST, *lengths])
-        if 2 * steps < min(MOST, typical := int(np.median(lengths or [0]))):
+        steps, typical = min([MOST, *lengths]), min(MOST, int(np.median(lengths or [0])))
+        if 2 * steps < typical:
             print(f"the shortest trajectory has {steps} frames, so all episodes have; --steps {typical} leaves shorter "
                   "ones out", file=sys.stderr)
     if not LEAST <= steps <= MOST:
@@ -87,6 +87,10 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
     if 0 < labelled <= held_out:
         raise UserError(f"{names}: {labelled} episodes with actions; --test-episodes {test_episodes} holds out all of "
                         "them, and some are needed to learn from")
+    if len(pieces) - held_out < 2 or labelled - held_out == 1:
+        which = "episode with actions" if labelled else "episode"
+        raise UserError(f"{names}: --test-episodes {test_episodes} leaves one {which} to train on, 2 are needed; lower "
+                        "it or --steps")
     if left := sum(length for source in sources for length in source.lengths) - steps * len(pieces):
         print(f"{left} frames do not fill episodes of {steps} and are left out", file=sys.stderr)
     with atomic(path) as temporary:
@@ -116,7 +120,7 @@ def write_dataset(path: Path, sources: list[Source], task: str, view: str, steps
             "task": task, "view": view, "episodes": trained, "test_episodes": held_out, "steps": steps,
             "segmented_episodes": len(masks),
             "source": [{"name": source.name, **source.about} for source in sources]})
-    return attributes | {"labelled": max(labelled - held_out, 0)}
+    return attributes | {"labelled": labelled and labelled - held_out}
 
 
 def _held_out(pieces, wanted):

@@ -173,16 +173,16 @@ def open_frames(task: str, seed: int, variant: str, stack: int, device: torch.de
     """The dataset of a variant's view, what the variant observes of it, and the artifacts that were read."""
     dataset = open_dataset(paths.dataset(task, view_of(variant)), task)
     episodes, inputs = range(dataset.episodes + dataset.test_episodes), [dataset.path]
-    observes, pixels, masks = VARIANTS[variant].observes, dataset.pixels, None
-    if VARIANTS[variant].on_slots:
+    row, pixels, masks = VARIANTS[variant], dataset.pixels, None
+    if row.on_slots:
         inputs.append(paths.selection(task, seed))
         selection = open_zarr(inputs[-1])
-        if observes == "masked frames":
-            pixels = selection["frames"]
-        elif observes == "weighted frames":
-            masks = Frames.load(selection["mask"], episodes, device)
-        else:
-            raise UserError(f"{variant}: observes {observes}; add how to `open_frames` in {__file__}")
+    if row.observes == "masked frames":
+        pixels = selection["frames"]
+    elif row.observes == "weighted frames":
+        masks = Frames.load(selection["mask"], episodes, device)
+    elif row.observes != "frames":
+        raise UserError(f"{variant}: observes {row.observes}; add how to `open_frames` in {__file__}")
     frames = FrameStacks(Frames.load(pixels, episodes, device), stack=stack, steps=dataset.steps)
     return dataset, FrameObservations(frames, masks, background_weight), inputs
 

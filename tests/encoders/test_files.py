@@ -100,7 +100,8 @@ def test_a_hub_out_of_reach_is_one_line_after_seconds(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("oclam.encoders.files.try_to_load_from_cache", lambda *_: None)
     started = time.monotonic()
-    with pytest.raises(UserError, match="^encoder.source: .*local file.*model.safetensors of .*vit_tiny") as error:
+    message = "^encoder.source: .*; put model.safetensors of the repository .*vit_tiny.* in data/encoders"
+    with pytest.raises(UserError, match=message) as error:
         make_encoder("hub", "vit_tiny_patch16_224.augreg_in21k")
     one_line(error)
     assert time.monotonic() - started < 8
@@ -143,7 +144,8 @@ def test_a_hub_that_refuses_is_one_line(monkeypatch):
     monkeypatch.setattr("oclam.encoders.files.try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr("oclam.encoders.files._check_hub", lambda *_: None)
     monkeypatch.setattr("oclam.encoders.files.hf_hub_download", refuses)
-    with pytest.raises(UserError, match="^encoder.source: .* cannot be downloaded .nothing here.;") as error:
+    message = "^encoder.source: .* cannot be downloaded .nothing here.; put .* and set encoder.source to its path$"
+    with pytest.raises(UserError, match=message) as error:
         make_encoder("hub", "vit_tiny_patch16_224.augreg_in21k")
     one_line(error)
     with pytest.raises(UserError, match="^encoder.name: 'vit_base_patch8_224.dinoo' given"):

@@ -212,9 +212,9 @@ def test_parquet_without_a_needed_column_is_refused(tmp_path, change, message):
 ])
 def test_parquet_with_values_of_another_kind_is_refused(tmp_path, observation, action, message):
     good = cv2.imencode(".png", grey(0, 0))[1].tobytes()
-    observations = [good, observation] * 20 if isinstance(observation, bytes) else [observation] * 40
-    table(tmp_path / "in/a.parquet", {"observation": observations, "action": [[0.0], action] * 20,
-                                      "episode": [0] * 20 + [1] * 20})
+    observations = [good, observation] * 30 if isinstance(observation, bytes) else [observation] * 60
+    table(tmp_path / "in/a.parquet", {"observation": observations, "action": [[0.0], action] * 30,
+                                      "episode": [0] * 20 + [1] * 20 + [2] * 20})
     with pytest.raises(UserError, match=message):
         imported(tmp_path, tmp_path / "in")
 
@@ -279,6 +279,7 @@ def test_a_source_that_is_not_there_and_a_task_that_is_none_are_told(tmp_path, s
 @pytest.mark.parametrize("earlier", [None, "mine: 1\n", ""])  # "": a shell's redirection makes it before the command
 def test_the_command_writes_a_scale_or_prints_it_and_never_overwrites(tmp_path, capsys, monkeypatch, earlier):
     write_videos(tmp_path / "in")
+    write_video(tmp_path / "in/3.mp4", [grey(0, t) for t in range(18)])
     monkeypatch.chdir(tmp_path)
     scale = tmp_path / "params/imported.yaml"
     scale.parent.mkdir()
@@ -300,7 +301,7 @@ def test_the_command_writes_a_scale_or_prints_it_and_never_overwrites(tmp_path, 
 
 
 @pytest.mark.parametrize(("lengths", "budgets", "chosen_by"), [([40] * 4, [1], 2), ([800, 40, 40], [1, 8], 8)])
-def test_the_scale_of_few_episodes_asks_for_no_more_labels_and_runs(tmp_path, monkeypatch, lengths, budgets, chosen_by):
+def test_the_scale_of_few_videos_can_be_read_and_takes_slot_0(tmp_path, monkeypatch, lengths, budgets, chosen_by):
     """The first trajectories are trained on, in episodes of 40; the last two are held out."""
     for i, length in enumerate(lengths):
         write_video(tmp_path / f"in/{i}.mp4", [grey(i, t % 20) for t in range(length)])
@@ -311,7 +312,22 @@ def test_the_scale_of_few_episodes_asks_for_no_more_labels_and_runs(tmp_path, mo
     command.SCALE.write_text(yaml.safe_dump(scale))
     params = read(command.SCALE)
     assert params.finetune.budgets == budgets and params.slot_select.labelled_episodes == chosen_by
-    assert params.slot_select.method == "manual" and params.slot_select.manual == {"a-b": [0]}  # videos have no actions
+    assert params.slot_select.method == "manual" and params.slot_select.manual == {"a-b": [0]}
+
+
+def test_the_scale_asks_for_no_more_labels_than_trajectories_with_actions_give(tmp_path):
+    write_parquet(tmp_path / "in")
+    for i in range(9):
+        write_video(tmp_path / f"videos/{i}.mp4", [grey(0, t) for t in range(18)])
+    scale = command.import_sources([str(tmp_path / name) for name in ("in", "videos")], tmp_path / "out", "a-b",
+                                   steps=18, test_episodes=1)
+    assert scale["collect"]["episodes"] == 11
+    assert scale["finetune"] == {"budgets": [1]} and scale["slot_select"] == {"labelled_episodes": 2}
+
+
+def test_the_import_knows_how_many_labels_params_yaml_asks_for():
+    small = read(ROOT / "params.yaml")
+    assert command.BUDGETS == tuple(small.finetune.budgets) and command.SELECTION == small.slot_select.labelled_episodes
 
 
 @pytest.mark.parametrize("size", ["8", "60", "1032", "0", "-16"])

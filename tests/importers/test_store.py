@@ -40,10 +40,11 @@ def test_trajectories_are_cut_into_episodes_and_whole_ones_are_held_out(tmp_path
     assert (dataset.rewards == 1).all()
 
 
-@pytest.mark.parametrize(("lengths", "told"), [([16, 33, 40], True), ([16, 32, 40], False)])
-def test_a_short_trajectory_that_sets_the_length_of_all_is_told(tmp_path, capsys, lengths, told):
+@pytest.mark.parametrize(("lengths", "instead"), [([16, 33, 40], 33), ([16, 1100, 1100], 1000), ([16, 32, 40], None)])
+def test_a_short_trajectory_that_sets_the_length_of_all_is_told(tmp_path, capsys, lengths, instead):
     write(tmp_path / "out.zarr", source(lengths))
-    assert ("shortest trajectory has 16 frames, so all episodes have; --steps 33" in capsys.readouterr().err) == told
+    told = f"shortest trajectory has 16 frames, so all episodes have; --steps {instead} leaves shorter ones out"
+    assert (told if instead else "shortest") in capsys.readouterr().err or instead is None
 
 
 def test_of_a_source_s_frames_two_are_in_memory_at_once(tmp_path):
@@ -61,12 +62,12 @@ def test_of_a_source_s_frames_two_are_in_memory_at_once(tmp_path):
 
 
 def test_true_masks_of_held_out_episodes_become_the_segmentation(tmp_path):
-    dataset = write(tmp_path / "out.zarr", source([16, 16, 16]), test_episodes=2)
+    dataset = write(tmp_path / "out.zarr", source([16] * 4), test_episodes=2)
     np.testing.assert_array_equal(dataset.group["segmentation"][:], np.broadcast_to(np.arange(16) < 8, (2, 16, 16, 16)))
 
 
 def test_the_segmentation_s_row_i_is_held_out_episode_i(tmp_path):
-    plain, shown = source([16, 16], masks=None), source([16])
+    plain, shown = source([16] * 3, masks=None), source([16])
     none = write(tmp_path / "a.zarr", plain, shown, test_episodes=2)  # held out: plain, shown
     assert none.attrs["segmented_episodes"] == 0 and "segmentation" not in none.group
     one = write(tmp_path / "b.zarr", plain, shown, source([16], masks=None), test_episodes=2)  # shown, plain
@@ -79,23 +80,23 @@ def test_some_episodes_with_actions_are_left_to_learn_from(tmp_path):
 
 
 def test_videos_without_actions_are_trained_on_and_never_labelled(tmp_path):
-    dataset = write(tmp_path / "out.zarr", source([16, 16]), source([32], "video", 0), steps=16)
-    assert (dataset.episodes, dataset.test_episodes) == (3, 1)  # the video's two first
+    dataset = write(tmp_path / "out.zarr", source([16] * 3), source([32], "video", 0), steps=16)
+    assert (dataset.episodes, dataset.test_episodes) == (4, 1)  # the video's two first
     assert np.isnan(dataset.actions[:2]).all() and np.isnan(dataset.rewards[:2]).all()
-    assert dataset.with_actions == [2] and dataset.labelled(1, 0, "budget") == [2]
-    with pytest.raises(UserError, match="budget: 2 given, .* has 1 training episodes with actions"):
-        dataset.labelled(2, 0, "budget")
+    assert dataset.with_actions == sorted(dataset.labelled(2, 0, "budget")) == [2, 3]
+    with pytest.raises(UserError, match="budget: 3 given, .* has 2 training episodes with actions"):
+        dataset.labelled(3, 0, "budget")
 
 
 @pytest.mark.parametrize(("sources", "labelled"), [
-    ([source([16] * 4)], 3), ([source([16] * 2), source([32], "video", 0)], 1), ([source([16] * 4, actions=0)], 0)])
+    ([source([16] * 4)], 3), ([source([16] * 3), source([32], "video", 0)], 2), ([source([16] * 4, actions=0)], 0)])
 def test_how_many_training_episodes_are_labelled_is_returned(tmp_path, sources, labelled):
     found = write_dataset(tmp_path / "out.zarr", sources, "kitchen-sweep", "distracted", 16, 16, 1)
     assert found["labelled"] == labelled
 
 
 def test_films_alone_have_no_labels(tmp_path):
-    dataset = write(tmp_path / "out.zarr", source([20, 20], actions=0))
+    dataset = write(tmp_path / "out.zarr", source([20] * 3, actions=0))
     with pytest.raises(Absent, match="has no actions"):
         dataset.labelled(1, 0, "budget")
 
@@ -109,9 +110,8 @@ def test_films_alone_have_no_labels(tmp_path):
     ({"rewards": np.full(16, np.inf)}, "trajectory 0 has rewards that are not finite"),
 ])
 def test_what_is_damaged_is_refused_and_leaves_nothing(tmp_path, given, message):
-    broken = source([16, 16])
-    read = broken.read
-    broken = Source("some", [16, 16], lambda i: Episode(**(vars(read(i)) | given)), 2, 1, {})
+    read = source([16] * 3).read
+    broken = Source("some", [16] * 3, lambda i: Episode(**(vars(read(i)) | given)), 2, 1, {})
     with pytest.raises(UserError, match=message):
         write(tmp_path / "out.zarr", broken)
     assert list(tmp_path.iterdir()) == []
@@ -122,11 +122,17 @@ def test_what_is_damaged_is_refused_and_leaves_nothing(tmp_path, given, message)
     ([20, 30], {"steps": 0}, "--steps: 0 frames an episode, 16 to 1000"),
     ([20, 30], {"steps": 40}, "0 episodes of 40 frames"),
     ([20, 30], {"test_episodes": 2}, "2 episodes of 20 frames; --test-episodes 2"),
+    ([20, 30], {}, "--test-episodes 1 leaves one episode with actions to train on, 2 are needed"),
     ([20, 30], {"test_episodes": 0}, "--test-episodes 0"), ([], {}, "0 episodes of 1000 frames"),
 ])
 def test_lengths_and_counts_that_do_not_fit_are_told(tmp_path, lengths, options, message):
     with pytest.raises(UserError, match=message):
         write(tmp_path / "out.zarr", source(lengths), **options)
+
+
+def test_one_video_is_not_enough_to_train_on(tmp_path):
+    with pytest.raises(UserError, match="--test-episodes 1 leaves one episode to train on, 2 are needed"):
+        write(tmp_path / "out.zarr", source([20, 20], actions=0))
 
 
 def test_sources_of_other_widths_do_not_mix(tmp_path):
