@@ -2,19 +2,16 @@
 
 `python -m oclam.cluster` skips what is done and resumes what is not, as `oclam.slices` does, whose records it shares.
 `cluster.yaml` says what each stage needs; a change of it makes nothing stale. DVC is called on this host alone.
-Nodes share this folder, or exchange data by a DVC remote (`--remote`) and get code and parameters from Ray.
+Nodes share this folder, or exchange code, parameters and data by a DVC remote (`--remote`).
 """
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
 from graphlib import TopologicalSorter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import yaml
@@ -38,7 +35,7 @@ except ModuleNotFoundError:
     sys.exit("error: Ray is not installed; run `make setup`, or pip install -e '.[cluster]'")
 
 LEASES = Path(".resume/leases")
-SHIPPED = ("oclam", "stages", "dvc.yaml", "params.yaml")  # to nodes that do not share the folder, in which they run
+CODE = ("oclam", "stages", "dvc.yaml", "params.yaml")  # what every stage needs, on nodes that do not share the folder
 LOG_END = 50_000  # characters of a log; Ray keeps larger results on the node, which may leave
 RETRIES = 100  # of a task whose node died; each resumes from the stage's checkpoint
 
@@ -104,17 +101,14 @@ def _run_elsewhere(remote: Remote, inputs: dict[str, Version], name: str,
 
 
 def _enter_own_folder() -> None:
-    """Go to a copy of what Ray shipped: Ray empties its own folder when another node starts on the same host."""
-    shipped = Path.cwd()
-    if shipped.parent.name != "working_dir_files":  # an earlier task of this process has gone to the copy
-        return
-    own = shipped.parents[2] / "oclam" / shipped.name  # in the session's folder, where `ray start --temp-dir` says
-    if not own.exists():
-        own.parent.mkdir(exist_ok=True)
-        with TemporaryDirectory(dir=own.parent) as copy:
-            tree = shutil.copytree(shipped, Path(copy, "tree"))
-            with suppress(OSError):  # where another task has just put its copy
-                os.rename(tree, own)
+    """Go to the node's folder for this code and these parameters, where `ray start --temp-dir` says.
+
+    Not to Ray's own, from which the modules of this process come: every other node that starts on the same host
+    removes and unpacks it again.
+    """
+    shipped = Path(os.environ["PYTHONPATH"].split(os.pathsep)[0])  # named after its content
+    own = shipped.parents[2] / "oclam" / shipped.name
+    own.mkdir(parents=True, exist_ok=True)
     os.chdir(own)
 
 
@@ -125,12 +119,12 @@ def _duration(stage: Stage) -> list[str]:
 
 
 def _inputs(stage: Stage, stages: dict[str, Stage]) -> list[str]:
-    """The files and folders that the stage reads, without those that Ray ships or that have absolute paths."""
+    """The files and folders that the stage reads, without those that have absolute paths."""
     made = [out for other in upstream(stage, stages) for out in stages[other].outs]
     found = [[out for out in made if overlap(out, dep)] or [dep] for dep in stage.deps]
     found += map(_duration, stages.values()) if stage.name == "report" else []
-    return [path for paths in found for path in paths if not os.path.isabs(path)
-            and not any(overlap(path, shipped) for shipped in SHIPPED)]
+    return [*filter(os.path.exists, CODE), *(path for paths in found for path in paths if not os.path.isabs(path)
+                                             and not any(overlap(path, code) for code in CODE))]
 
 
 class _Exchange:
@@ -138,7 +132,7 @@ class _Exchange:
 
     def __init__(self, remote, stages, params):
         self.remote, self.stages, self.params = remote, stages, params
-        self.pushed, self.jobs, self.shipped = {}, {}, _shipped()
+        self.pushed, self.jobs, self.code = {}, {}, _code()
 
     def submit(self, name, options, patience):
         """Let Ray run the stage; raises UserError when its inputs cannot be sent."""
@@ -157,7 +151,7 @@ class _Exchange:
         job = self.jobs[name]
         job.log.parent.mkdir(parents=True, exist_ok=True)
         job.log.write_text(log)
-        if made and self.shipped != _shipped():
+        if made and self.code != _code():
             raise UserError("code or parameters changed here while it ran; the same command runs it again")
         for path, version in made.items():
             self.remote.pull(path, version)
@@ -166,9 +160,9 @@ class _Exchange:
             job.write(done=True)
 
 
-def _shipped():
-    """The content of what Ray ships, as hashes."""
-    return [digest(path) for path in SHIPPED if Path(path).exists()]
+def _code():
+    """Code and parameters, as hashes."""
+    return [digest(path) for path in CODE if Path(path).exists()]
 
 
 def _run(name: str, patience: float) -> str:
@@ -324,7 +318,8 @@ def main():
     remote = Remote.named(arguments.remote) if arguments.remote else None
     ours = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     environment = {"env_vars": {"PYTHONPATH": ours}} if remote is None else {
-        "working_dir": os.getcwd(), "excludes": [f"/{path}" for path in os.listdir() if path not in SHIPPED]}
+        "working_dir": os.getcwd(), "excludes": [f"/{path}" for path in os.listdir() if path not in CODE],
+        "config": {"eager_install": False}}  # only on nodes that run stages
     with only_one("pipeline"), hold(LEASES.with_name("driver"), wait=False, patience=arguments.patience):
         trust_dvc_lock()
         try:

@@ -25,10 +25,11 @@ from dvc.repo import Repo  # noqa: E402
 from oclam.cluster import (  # noqa: E402
     LEASES,
     Resources,
+    _code,
     _enter_own_folder,
     _Exchange,
     _impossible,
-    _shipped,
+    _inputs,
     _wanted,
     main,
     read_resources,
@@ -197,7 +198,8 @@ def test_nodes_that_share_no_folder_exchange_data_by_a_dvc_remote(cluster, tree,
     unknown = subprocess.run([*command, "nowhere"], env=environment, capture_output=True, text=True)
     assert unknown.stderr == "error: --remote: 'nowhere' given, `dvc remote list` has store\n"
     Path("fail").touch()  # here, so that no stage sees it
-    subprocess.run([*command, "store"], env=environment, check=True)
+    first = subprocess.run([*command, "store"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert first.returncode == 0, first.stdout
     assert not Path("ran").exists() and not Path("work-a").exists()  # it all ran in the node's folder
     status = subprocess.run([*dvc, "status"], capture_output=True, text=True)
     assert "up to date" in status.stdout
@@ -222,22 +224,26 @@ def test_what_a_node_made_of_code_that_changed_meanwhile_is_not_taken(tree, tmp_
     with pytest.raises(UserError, match="^code or parameters changed here while it ran"):
         exchange.receive("first", made, "its log")
     assert not Path("a").exists() and (LOGS / "first.log").read_text() == "its log"
-    exchange.shipped = _shipped()
+    exchange.code = _code()
     exchange.receive("first", made, "its log")
     assert Path("a").read_text() == "made" and Job(stages["first"], exchange.params).done
 
 
-def test_every_task_of_a_node_works_in_one_copy_of_what_ray_shipped(tmp_path, monkeypatch):
+def test_every_task_of_a_node_works_in_one_folder_also_where_ray_removes_its_own(tmp_path, monkeypatch):
     (package := tmp_path / "session/runtime_resources/working_dir_files/package").mkdir(parents=True)
-    (package / "params.yaml").write_text("scale: tiny")
-    for _ in range(2):  # processes
-        monkeypatch.chdir(package)
-        for _ in range(2):  # tasks
-            _enter_own_folder()
-            assert Path.cwd() == tmp_path / "session/oclam/package"
-            assert Path("params.yaml").read_text() == "scale: tiny" and (os.listdir("..") == ["package"])
-        Path("made").touch()
-    assert not (package / "made").exists()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package), "/other"]))
+    monkeypatch.chdir(package)
+    package.rmdir()  # as another node does that starts on this host
+    for _ in range(2):
+        _enter_own_folder()
+        assert Path.cwd() == tmp_path / "session/oclam/package"
+
+
+def test_a_node_pulls_code_and_parameters_before_data(tree):
+    Path("oclam").mkdir()
+    Path("a").touch()
+    stages = read_stages(read().model_dump())
+    assert _inputs(stages["each@0"], stages) == ["oclam", "dvc.yaml", "params.yaml", "stage.py", "a"]
 
 
 def test_a_dataset_that_no_stage_wrote_is_not_replaced_by_a_node_s(tree):
