@@ -51,6 +51,7 @@ publish:
 	mkdir -p "reports/$(RUN)"
 	cp -rf reports/figures reports/*.csv reports/metrics.json params.yaml "reports/$(RUN)"
 	git rev-parse HEAD > "reports/$(RUN)/commit"
+	python -m oclam.published "reports/$(RUN)"
 
 setup: system $(VENV)/made
 

@@ -10,6 +10,7 @@ from tests import ROOT
 
 SMALL = {"durations.csv", "episodes.csv", "losses.csv", "probes.csv", "returns.csv", "slots.csv", "metrics.json",
          "figures/a.svg"}
+PAGE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'README.md').write_text('page')"
 
 
 def run(*words):
@@ -28,7 +29,8 @@ def tree(tmp_path, monkeypatch):
         shutil.copy(ROOT / name, name)
     for name in ("oclam", "stages"):
         Path(name).mkdir()
-        Path(name, "code.py").write_text("")
+        Path(name, "__init__.py").touch()
+    Path("oclam/published.py").write_text(PAGE)
     run("git", "init", "-q")
     run("git", "add", ".")
     run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all")
@@ -40,7 +42,7 @@ def test_what_is_small_is_kept_for_git_with_its_parameters_and_commit(tree):
         assert run("make", "publish", "RUN=study").returncode == 0
     run("git", "add", ".")
     kept = {name.removeprefix("reports/study/") for name in run("git", "ls-files", "reports/study").stdout.split()}
-    assert kept == SMALL | {"params.yaml", "commit"}
+    assert kept == SMALL | {"params.yaml", "commit", "README.md"}
     assert all(Path("reports/study", name).read_text() == f"this is {name}" for name in SMALL)
     assert Path("reports/study/commit").read_text() == run("git", "rev-parse", "HEAD").stdout
 
@@ -54,7 +56,7 @@ def test_a_name_with_a_space_is_one_folder_and_leaves_others_alone(tree):
 def test_code_that_no_commit_holds_is_refused(tree):
     Path("params.yaml").write_text("of this run")  # which is kept beside the results, and so may differ
     assert run("make", "publish", "RUN=study").returncode == 0
-    Path("oclam/code.py").write_text("changed")
+    Path("oclam/published.py").write_text("changed")
     refused = run("make", "publish", "RUN=other")
     assert refused.returncode and refused.stderr.startswith("error: commit oclam, stages and dvc.yaml first")
     assert not Path("reports/other").exists()
