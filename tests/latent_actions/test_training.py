@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import shutil
@@ -14,6 +15,7 @@ from oclam import paths
 from oclam.artifacts import is_absent, load_tensors, read_csv, read_json
 from oclam.checkpoint import FOLDER, Checkpoint
 from oclam.datasets import Frames, FrameStacks, TripleSampler, open_dataset, stack_index, transition_of
+from oclam.errors import UserError
 from oclam.laom.models import SlotLaomModel
 from oclam.laom.training import train_laom
 from oclam.latent_actions import training as lapo_training
@@ -116,6 +118,13 @@ def test_the_first_loss_is_of_the_next_frame_and_the_latent_action_to_a_future_o
     expected = error.mean() if weight is None else (weight * error).sum() / weight.sum()
     row, = read_csv(paths.log(paths.lapo("a-b", 1, variant)))
     assert row["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_what_a_new_variant_observes_is_asked_for_where_it_is_opened(world, monkeypatch):
+    row = dataclasses.replace(lapo_training.VARIANTS["lapo"], observes="edges")
+    monkeypatch.setitem(lapo_training.VARIANTS, "lapo", row)
+    with pytest.raises(UserError, match="^lapo: observes edges; add how to `open_frames` in "):
+        open_frames("a-b", 0, "lapo", 2, "cpu")
 
 
 def test_held_out_actions_have_no_part_in_training(world):

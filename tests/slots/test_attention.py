@@ -114,6 +114,15 @@ def test_clusters_are_those_of_normalised_features_in_float32_whatever_their_pre
     assert torch.equal(models[0].init.mean, models[1].init.mean)
 
 
+def test_clusters_begin_at_random_by_the_seed():
+    torch.manual_seed(0)
+    features, models = torch.randn(2, 3, 15, 32), [RecurrentSlots(3, 32) for _ in range(3)]
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        model.start_from_clusters(features, seed)
+    assert torch.equal(models[0].init.mean, models[1].init.mean)
+    assert not torch.allclose(models[0].init.mean, models[2].init.mean)
+
+
 def test_slots_that_start_from_clusters_divide_patches_by_cluster():
     torch.manual_seed(0)
     model, kinds = RecurrentSlots(3, 32), torch.arange(90) % 3
