@@ -8,7 +8,7 @@ import numpy as np
 
 from oclam.artifacts import read_csv, read_json
 from oclam.cli import one_line_errors
-from oclam.errors import UserError
+from oclam.errors import Absent, UserError
 from oclam.report.results import CLEAN, RECOVERING, select
 from oclam.report.statistics import recovery
 from oclam.report.tables import PAPER_EXPERT, paper_r2
@@ -18,7 +18,7 @@ PAPER_BUDGETS = range(32, 129)  # of the label budgets whose mean return the pap
 FEW = tuple(name for name, row in VARIANTS.items() if row.labels == "few")
 
 
-def overview(runs: Sequence[Path | str]) -> str:
+def overview(runs: Sequence[Path | str]) -> list[str]:
     """Three tables with a row for each variant: R² of the ridge probe and returns by task, returns by label budget.
 
     Returns are in % of the demonstrations', the paper's in % of its expert's; ± is returns.csv's standard error (of
@@ -27,17 +27,24 @@ def overview(runs: Sequence[Path | str]) -> str:
     compares means over tasks: of returns in %, and of errors divided by lapo's of the task. A dash stands for what was
     not measured or has no divisor.
 
-    runs: folders of `make publish`, each with other tasks. Raises UserError for a missing or damaged table, and for two
-    runs of one task.
+    runs: folders of `make publish`, each with other tasks; what a run could not measure has no rows. Raises UserError
+    for a missing or damaged table, and for two runs of one task.
     """
-    probes, returns = ([row for run in runs for row in read_csv(Path(run) / name)]
+    probes, returns = ([row for run in runs for row in _rows(Path(run) / name)]
                        for name in ("probes.csv", "returns.csv"))
     found = [(task, values["expert"]) for run in runs
              for task, values in read_json(Path(run) / "metrics.json")["return"].items()]
     if len(experts := dict(found)) < len(found):
         raise UserError(f"{', '.join(map(str, runs))}: two runs have the same task; name one of each")
     tasks = sorted(experts, key=lambda task: ([*ACTION_VARIANCE, task].index(task), task))  # the paper's first
-    return "\n".join([_probes(probes, tasks), _returns(returns, tasks, experts), _by_budget(returns, tasks, experts)])
+    return [_probes(probes, tasks), _returns(returns, tasks, experts), _by_budget(returns, tasks, experts)]
+
+
+def _rows(path):
+    try:
+        return read_csv(path)
+    except Absent:
+        return []
 
 
 def _probes(rows, tasks):
@@ -59,13 +66,14 @@ def _returns(rows, tasks, experts):
     asked = [row for row in rows if row["budget"] in (0, *PAPER_BUDGETS)]
     ours, spreads = (_shares(asked, key, names, tasks, experts) for key in ("mean", "stderr"))
     theirs = {name: np.array([_paper_share(name, task) for task in tasks]) for name in names}
+    mean = ["mean"] * (len(tasks) > 1)
 
     def cells(name):
         value, spread, paper = ours[name], spreads[name], theirs[name]
-        return [_cell(each, ".1f", *others) for each, *others in zip(
-            [*value, value.mean()], [*spread, _of_mean(spread)], [*paper, paper.mean()], strict=True)]
+        columns = [*zip(value, spread, paper, strict=True), (value.mean(), _of_mean(spread), paper.mean())]
+        return [_cell(each, ".1f", *others) for each, *others in columns[:len(tasks) + len(mean)]]
 
-    heads = ["% of the demonstrations' return (paper)", *tasks, "mean", "times lapo's (paper)", "recovery (paper)"]
+    heads = ["% of the demonstrations' return (paper)", *tasks, *mean, "times lapo's (paper)", "recovery (paper)"]
     return _table(heads, {name: cells(name) + _compared(name, ours, theirs, lower=False) for name in _present(ours)})
 
 
@@ -143,7 +151,7 @@ def _table(heads, lines):
 def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.overview", description="README's tables over tasks.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a published run, as reports/study-cpu-*")
-    print(overview(parser.parse_args().runs))
+    print(*overview(parser.parse_args().runs), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,33 @@
 """The page of a published run: `python -m oclam.published reports/NAME` writes its README.md.
 
-GitHub shows it beside the run's files, unlike the report's own page, which holds videos and is not in Git.
+GitHub shows it beside the run's files; the report's own page holds videos and is not in Git.
 """
 
 import argparse
 from pathlib import Path
 
-from oclam.artifacts import atomic, read_csv, read_json
+from oclam.artifacts import atomic, is_absent, read_csv, read_json
 from oclam.cli import one_line_errors
-from oclam.overview import overview
+from oclam.overview import PAPER_BUDGETS, overview
 from oclam.params import read
+from oclam.variants import VARIANTS
 
-SECTIONS = {  # of the pictures: the first word of their names, heading, caption
-    "returns": ("Return against labelled trajectories", "Interquartile means with 95% bootstrap intervals; the dashed "
-                "line is cloning of all true actions."),
-    "probes": ("Errors of the action probes", "Dark: ridge regression on held-out trajectories; pale: the paper's "
-               "online probe, on training batches."),
-    "slots": ("Slots", "Frames of held-out episodes, the input of lapo-masks, the image decoded from the chosen "
-              "slots' vector, and every slot."),
-    "models": ("Slot models", "The same frames divided by other slot models (the paper's Figure 4)."),
+PICTURES = {  # the first word of a file's name: heading, caption
+    "returns": ("Returns, in % of bc's", "Not of the demonstrations', as in the tables: 100 is cloning of all true "
+                "actions in the same view, which may itself return little. Lines are interquartile means, bands their "
+                "95% bootstrap intervals."),
+    "probes": ("Errors of the action probes", "Dark: ridge regression on held-out trajectories. Pale: the paper's "
+               "online probe, on training batches. Bars are means over seeds, dots single seeds."),
+    "slots": ("Slots", "Frames of held-out episodes, the simulator's mask of the agent, the input of lapo-masks, the "
+              "image decoded from the vector that lapo-slots observes, and every slot; in the video the frame, all "
+              "slots, and the input of lapo-masks."),
+    "models": ("Slot models", "The run's slot model and others, on the same frames (as the paper's Figure 4)."),
     "reconstructions": ("Predictions of the forward model", "Predicted and true next frame; then the prediction with "
                         "another example's latent action, and the difference."),
-    "latents": ("Latent actions", "Their first two principal components, coloured by the true action."),
+    "latents": ("Latent actions", "Held-out ones on their first two principal components, coloured by the true "
+                "action."),
     "losses": ("Training losses", "Those of different variants are not comparable."),
-    "episode": ("Policies", "The beginning of their first evaluation episode."),
+    "episode": ("Policies", "The beginning of the first evaluation episode, at the largest label budget."),
 }
 
 
@@ -33,32 +37,71 @@ def published(run: Path | str) -> str:
     run: a folder of `make publish`. Raises UserError that names a missing or damaged file.
     """
     run = Path(run)
-    params, tasks = read(run / "params.yaml"), read_json(run / "metrics.json")["return"]
-    seconds = sum(row["seconds"] or 0 for row in read_csv(run / "durations.csv"))
-    seeds = f"seed{'s' * (len(params.seeds) > 1)} {', '.join(map(str, params.seeds))}"
+    params, tasks = read(run / "params.yaml"), list(read_json(run / "metrics.json")["return"])
+    probes, returns, by_budget = overview([run])
+    budgets = [str(budget) for budget in params.finetune.budgets if budget in PAPER_BUDGETS]
+    spread = "of seeds" if len(params.seeds) > 1 else "of one policy's episodes"
+    tables = [
+        ("How much of the true actions the latent actions hold", "R² of a ridge regression on held-out trajectories; "
+         "the paper's is of its own probe, on training batches.", probes),
+        ("What policies return, in % of the demonstrations'", f"Mean of {' and '.join(budgets)} labelled trajectories, "
+         f"on backgrounds that no training saw; ± is the standard error {spread}.", returns),
+        ("The same by number of labelled trajectories", f"For fine-tuning. {_labels_before(run)}", by_budget)]
     return "\n".join([
-        f"# {run.name}: {', '.join(tasks)}\n",
-        f"Scale {params.scale}, {seeds}, distractors of colour {params.env.color_scale:g} and camera "
-        f"{params.env.camera_scale:g}; {seconds / 3600:.1f} hours of all stages together. [Parameters](params.yaml), "
-        "[commit](commit), [what the columns mean](../README.md). In brackets the paper's numbers; returns are in "
-        "% of the demonstrations'.\n",
-        overview([run]), *(part for name, words in SECTIONS.items() for part in _section(run, name, *words))])
+        f"# {run.name}: {', '.join(tasks)}\n", f"{_setting(run, params)}\n",
+        *(f"## {heading}\n\n{caption}\n\n{table}" for heading, caption, table in tables if table.count("\n") > 2),
+        *(section for kind in PICTURES for section in _pictures(run, kind, tasks))])
 
 
-def _section(run, name, heading, caption):
-    """The heading, caption and pictures of one kind, videos as links; nothing where there are none."""
-    found = [path.relative_to(run).as_posix() for path in sorted(run.glob(f"figures/{name}-*"))]
-    shown = [f"[{Path(path).stem}]({path})\n" if path.endswith(".mp4") else f"![{Path(path).stem}]({path})\n"
-             for path in found]
-    return [f"## {heading}\n", f"{caption}\n", *shown] if shown else []
+def _setting(run, params):
+    env = params.env
+    seeds = f"seed {params.seeds[0]}" if len(params.seeds) == 1 else \
+        f"seeds {', '.join(map(str, params.seeds))} (pictures: {params.seeds[0]})"
+    distractors = [word for word, there in (("video", env.background), (f"colour {env.color_scale:g}", env.color),
+                                            (f"camera {env.camera_scale:g}", env.camera)) if there]
+    hours = sum(row["seconds"] or 0 for row in read_csv(run / "durations.csv")) / 3600
+    return (f"Scale {params.scale}, {seeds}, {params.collect.episodes} episodes of {params.collect.steps} steps, "
+            f"distractors: {', '.join(distractors) or 'none'}. Its stages took {hours:.1f} hours, one after the other. "
+            "In brackets are the paper's numbers, of 5,000 episodes of 1,000 steps with colour 0.1 and camera 0.1. "
+            "[Parameters](params.yaml), [commit](commit), [what was found](../measurements.md), "
+            "[terms](../../README.md#result), [columns of the CSV files](../README.md).")
+
+
+def _labels_before(run):
+    """Which variants have used labels before fine-tuning, as a sentence."""
+    rows = [] if is_absent(run / "probes.csv") else read_csv(run / "probes.csv")
+    before = {}  # number of labels -> variants
+    for row in rows:
+        before.setdefault(row["labels"], {})[row["variant"]] = None
+    return " ".join(f"Before it {', '.join(names)} used {labels}." for labels, names in before.items() if labels)
+
+
+def _pictures(run, kind, tasks):
+    """The section of one kind of pictures in the variants' order, videos as links; nothing where there are none."""
+    def named(path):
+        label = path.stem.removeprefix(f"{kind}-")
+        return label.removeprefix(tasks[0]).removesuffix(tasks[0]).strip("-") if len(tasks) == 1 else label
+
+    order = {name: place for place, name in enumerate(VARIANTS)}
+    found = sorted(run.glob(f"figures/{kind}-*"), key=lambda path: (order.get(named(path), -1), path.name))
+    if found:
+        heading, caption = PICTURES[kind]
+        yield f"## {heading}\n\n{caption}\n"
+    for path in found:
+        label, link = named(path), path.relative_to(run).as_posix()
+        if path.suffix == ".mp4":
+            yield f"[{label or 'video'}]({link})\n"
+        else:
+            yield (f"**{label}**\n\n" if label else "") + f"![{path.stem}]({link})\n"
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m oclam.published", description="Writes README.md of a run.")
     parser.add_argument("run", type=Path, help="folder of make publish, as reports/study-cpu-walker-run")
     run = parser.parse_args().run
+    page = published(run)
     with atomic(run / "README.md") as file:
-        file.write_text(published(run), encoding="utf-8")
+        file.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

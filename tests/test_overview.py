@@ -2,7 +2,7 @@
 
 import pytest
 
-from oclam.artifacts import read_csv, write_csv, write_json
+from oclam.artifacts import read_csv, write_absent, write_csv, write_json
 from oclam.errors import UserError
 from oclam.overview import overview
 from tests import ROOT
@@ -34,7 +34,7 @@ def runs(tmp_path):
 
 
 def test_probe_errors_are_compared_by_the_mean_of_ratios_and_recovery_by_means(runs):
-    probes, *_ = overview(runs).split("\n\n")
+    probes, *_ = overview(runs)
     assert "| R² (paper) | cheetah-run | walker-run | times better than lapo (paper) | recovery (paper) |" in probes
     assert "| lapo | 0.60 (0.68) | 0.40 (0.84) | 1 | – |" in probes
     # Ours: errors 1, 1/3, without distractors 1/2, 1/6. Paper: 3.1, 5.3 of 11.2, 7.0; 1.0, 2.7.
@@ -43,7 +43,7 @@ def test_probe_errors_are_compared_by_the_mean_of_ratios_and_recovery_by_means(r
 
 
 def test_returns_are_shares_of_the_demonstrations_and_compared_by_means(runs):
-    _, returns, _ = overview(runs).split("\n\n")
+    _, returns, _ = overview(runs)
     # Of 400 and 200, with 64 and 128 labels. Paper: 50% of 823 of 838, 8.4% of 749 of 740; lapo 23%, 4%.
     assert "| lapo | 10.0 ± 1.0 (22.6) | 10.0 ± 2.0 (4.0) | 10.0 ± 1.1 (13.3) | 1 | – |" in returns
     assert "| lapo-slots | 15.0 ± 1.0 (49.1) | 15.0 ± 2.0 (8.5) | 15.0 ± 1.1 (28.8) | 1.5 (2.2) | 29% (48%)" in returns
@@ -53,7 +53,7 @@ def test_returns_are_shares_of_the_demonstrations_and_compared_by_means(runs):
 
 
 def test_returns_by_label_budget_are_means_over_tasks(runs):
-    *_, budgets = overview(runs).split("\n\n")
+    *_, budgets = overview(runs)
     assert budgets == ("| labelled trajectories | 8 | 64 | 128 |\n|---|---|---|---|\n"
                        "| lapo | 13.8 ± 1.1 | 8.1 ± 1.1 | 11.9 ± 1.1 |\n| lapo-slots | 18.8 ± 1.1 | 13.1 ± 1.1 | "
                        "16.9 ± 1.1 |\n| lapo-no-distractors | 31.2 ± 1.1 | 25.6 ± 1.1 | 29.4 ± 1.1 |\n"
@@ -61,7 +61,7 @@ def test_returns_by_label_budget_are_means_over_tasks(runs):
 
 
 def test_a_variant_that_no_run_has_has_no_row(runs):
-    assert "laom-labels" not in overview(runs) and "laom" not in overview(runs[:1])
+    assert "laom-labels" not in "".join(overview(runs)) and "laom" not in "".join(overview(runs[:1]))
 
 
 @pytest.mark.parametrize("expert", [0, None])
@@ -69,11 +69,11 @@ def test_where_lapo_or_the_demonstrations_return_nothing_a_dash_stands(tmp_path,
     publish(tmp_path, "hopper-hop", {"lapo": 0.0, "lapo-slots": 0.5}, {"lapo": 0, "lapo-slots": 30}, {})
     rows = read_csv(tmp_path / "probes.csv")
     write_csv(tmp_path / "probes.csv", [row | ({"ridge_mse": 0.0} if row["variant"] == "lapo" else {}) for row in rows])
-    probes, returns, _ = overview([tmp_path]).split("\n\n")
+    probes, returns, _ = overview([tmp_path])
     assert "| lapo-slots | 0.50 (0.82) | – | – |" in probes
-    assert "| lapo-slots | 15.0 ± 2.0 (13.2) | 15.0 ± 2.0 (13.2) | – | – |" in returns
+    assert "| lapo-slots | 15.0 ± 2.0 (13.2) | – | – |" in returns
     write_json(tmp_path / "metrics.json", {"return": {"hopper-hop": {"expert": expert}}})
-    assert "lapo-slots" not in overview([tmp_path]).split("\n\n")[1]
+    assert "lapo-slots" not in overview([tmp_path])[1]
 
 
 def test_a_return_of_nothing_counts_and_a_budget_without_a_variant_has_a_dash(tmp_path):
@@ -82,14 +82,23 @@ def test_a_return_of_nothing_counts_and_a_budget_without_a_variant_has_a_dash(tm
     rows = [row | {"mean": 0.0 if row["variant"] == "lapo-slots" else row["mean"]} for row in rows
             if (row["variant"], row["budget"]) != ("lapo-slots", 8)]
     write_csv(tmp_path / "returns.csv", rows)
-    _, returns, budgets = overview([tmp_path]).split("\n\n")
-    assert "| lapo-slots | 0.0 ± 2.0 (13.2) | 0.0 ± 2.0 (13.2) | 0 (5) | – |" in returns
+    _, returns, budgets = overview([tmp_path])
+    assert "| lapo-slots | 0.0 ± 2.0 (13.2) | 0 (5) | – |" in returns
     assert "| lapo-slots | – | 0.0 ± 2.0 | 0.0 ± 2.0 |" in budgets
 
 
 def test_two_runs_of_one_task_are_not_averaged(runs):
     with pytest.raises(UserError, match="two runs have the same task"):
         overview([*runs, runs[0]])
+
+
+def test_a_single_task_has_no_mean_and_what_was_not_measured_no_rows(runs):
+    write_absent(runs[1] / "returns.csv", "there are no returns")
+    probes, returns, budgets = overview(runs[1:])
+    assert "| lapo-slots | 0.60 (0.91) |" in probes
+    assert returns.splitlines() == ["| % of the demonstrations' return (paper) | cheetah-run | times lapo's (paper) | "
+                                    "recovery (paper) |", "|---|---|---|---|"]
+    assert len(budgets.splitlines()) == 2
 
 
 @pytest.mark.parametrize("name", ["probes.csv", "returns.csv", "metrics.json"])
@@ -101,5 +110,5 @@ def test_a_run_that_was_not_published_is_named(runs, name):
 
 def test_the_tables_of_the_readme_are_those_of_the_published_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for table in overview(sorted(ROOT.glob("reports/study-cpu-*"))).split("\n\n"):
+    for table in overview(sorted(ROOT.glob("reports/study-cpu-*"))):
         assert table.strip() in readme
