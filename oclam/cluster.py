@@ -103,8 +103,8 @@ def _run_elsewhere(remote: Remote, inputs: dict[str, Version], name: str,
 def _enter_own_folder() -> None:
     """Go to the node's folder for this code and these parameters, where `ray start --temp-dir` says.
 
-    Not to Ray's own, from which the modules of this process come: every other node that starts on the same host
-    removes and unpacks it again.
+    Not to Ray's own, from which the modules of this process come: before its first stage, every other node on the
+    same host removes and unpacks it again.
     """
     shipped = Path(os.environ["PYTHONPATH"].split(os.pathsep)[0])  # named after its content
     own = shipped.parents[2] / "oclam" / shipped.name
@@ -128,11 +128,11 @@ def _inputs(stage: Stage, stages: dict[str, Stage]) -> list[str]:
 
 
 class _Exchange:
-    """Exchange of artifacts with nodes that do not share this folder, by a remote."""
+    """Exchange of code and artifacts with nodes that do not share this folder, by a remote."""
 
     def __init__(self, remote, stages, params):
         self.remote, self.stages, self.params = remote, stages, params
-        self.pushed, self.jobs, self.code = {}, {}, _code()
+        self.pushed, self.jobs = {}, {}
 
     def submit(self, name, options, patience):
         """Let Ray run the stage; raises UserError when its inputs cannot be sent."""
@@ -140,9 +140,11 @@ class _Exchange:
         if name.startswith("collect"):  # on a node the stage could not see such a dataset
             for out in stage.outs:
                 refuse_foreign(Path(out), Path(self.params["collect"]["path"]))
+        self.jobs[name] = Job(stage, self.params)  # before its inputs are pushed: an edit after this is noticed
         inputs = _inputs(stage, self.stages)
-        self.pushed |= {path: self.remote.push(path) for path in inputs if path not in self.pushed}
-        self.jobs[name] = Job(stage, self.params)
+        for path in inputs:
+            if path not in self.pushed or self.pushed[path].content != digest(path):
+                self.pushed[path] = self.remote.push(path)
         return _run_elsewhere.options(**options).remote(
             self.remote, {path: self.pushed[path] for path in inputs}, name, patience)
 
@@ -151,18 +153,13 @@ class _Exchange:
         job = self.jobs[name]
         job.log.parent.mkdir(parents=True, exist_ok=True)
         job.log.write_text(log)
-        if made and self.code != _code():
-            raise UserError("code or parameters changed here while it ran; the same command runs it again")
+        if made and not job.unchanged():
+            raise UserError("parameters, code or inputs changed here while it ran; the same command runs it again")
         for path, version in made.items():
             self.remote.pull(path, version)
         self.pushed |= made
         if made:
             job.write(done=True)
-
-
-def _code():
-    """Code and parameters, as hashes."""
-    return [digest(path) for path in CODE if Path(path).exists()]
 
 
 def _run(name: str, patience: float) -> str:
@@ -311,8 +308,8 @@ def main():
     parser.add_argument("--patience", type=float, default=PATIENCE, metavar="SECONDS",
                         help="without a sign of life, after which a stage's process is taken for dead (default "
                         f"{PATIENCE:.0f})")
-    parser.add_argument("--remote", metavar="NAME", help="the DVC remote by which nodes exchange data, if they do not "
-                        "share this folder")
+    parser.add_argument("--remote", metavar="NAME", help="the DVC remote by which nodes exchange code and data, if "
+                        "they do not share this folder")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
     remote = Remote.named(arguments.remote) if arguments.remote else None

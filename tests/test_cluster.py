@@ -25,7 +25,6 @@ from dvc.repo import Repo  # noqa: E402
 from oclam.cluster import (  # noqa: E402
     LEASES,
     Resources,
-    _code,
     _enter_own_folder,
     _Exchange,
     _impossible,
@@ -193,6 +192,10 @@ def test_the_driver_is_killed_and_started_again_and_dvc_knows_the_result(cluster
 def test_nodes_that_share_no_folder_exchange_data_by_a_dvc_remote(cluster, tree, tmp_path):
     dvc, environment = [sys.executable, "-m", "dvc"], os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "oclam.cluster", "--address", cluster.address, "--remote"]
+    Path("stages").mkdir()
+    Path("stages/where.py").write_text("import pathlib; pathlib.Path('where').write_text(__file__)")
+    where = {"cmd": "python -m stages.where", "deps": ["stages/where.py"], "outs": ["where"]}
+    Path("dvc.yaml").write_text(yaml.dump({"stages": {**PIPELINE["stages"], "where": where}}, sort_keys=False))
     subprocess.run([*dvc, "init", "-q", "--no-scm"], check=True)
     subprocess.run([*dvc, "remote", "add", "-q", "store", tmp_path / "store"], check=True)
     unknown = subprocess.run([*command, "nowhere"], env=environment, capture_output=True, text=True)
@@ -201,15 +204,18 @@ def test_nodes_that_share_no_folder_exchange_data_by_a_dvc_remote(cluster, tree,
     first = subprocess.run([*command, "store"], env=environment, stdout=subprocess.PIPE, text=True)
     assert first.returncode == 0, first.stdout
     assert not Path("ran").exists() and not Path("work-a").exists()  # it all ran in the node's folder
+    assert "/oclam/_ray_pkg_" in Path("where").read_text()  # with the code there
     status = subprocess.run([*dvc, "status"], capture_output=True, text=True)
     assert "up to date" in status.stdout
     other = tmp_path / "other"  # what Git would carry, and the remote
-    shutil.copytree(".", other, ignore=shutil.ignore_patterns("a", "b", "all", "store", "other", ".resume", "cache"))
+    shutil.copytree(".", other, ignore=shutil.ignore_patterns("a", "b", "all", "where", "store", "other", ".resume",
+                                                               "cache"))
     subprocess.run([*dvc, "pull", "-q", "-r", "store"], cwd=other, check=True)
     for path in ("a", "b/0", "b/1", "all"):
         assert (other / path).read_bytes() == Path(path).read_bytes()
     Path("b/1").unlink()
-    subprocess.run([*command, "store"], env=environment, check=True)
+    again = subprocess.run([*command, "store"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert again.returncode == 0, again.stdout
     assert Path("b/1").read_bytes() == (other / "b/1").read_bytes()
 
 
@@ -220,11 +226,12 @@ def test_what_a_node_made_of_code_that_changed_meanwhile_is_not_taken(tree, tmp_
     Path("a").write_text("made")
     made = {"a": remote.push("a")}
     Path("a").unlink()
-    Path("params.yaml").write_text(Path("params.yaml").read_text() + "# changed\n")
-    with pytest.raises(UserError, match="^code or parameters changed here while it ran"):
+    code = Path("stage.py").read_text()
+    Path("stage.py").write_text(code + "# changed\n")
+    with pytest.raises(UserError, match="^parameters, code or inputs changed here while it ran"):
         exchange.receive("first", made, "its log")
     assert not Path("a").exists() and (LOGS / "first.log").read_text() == "its log"
-    exchange.code = _code()
+    Path("stage.py").write_text(code)
     exchange.receive("first", made, "its log")
     assert Path("a").read_text() == "made" and Job(stages["first"], exchange.params).done
 

@@ -39,6 +39,14 @@ def test_what_was_pushed_is_pulled_elsewhere_and_over_what_is_there(remote, path
     assert digest(f"new/{path}") == content
 
 
+def test_caches_and_temporary_files_stay_here(remote):
+    version = remote.push("set")
+    (Path("set/inner/__pycache__").mkdir(), Path("set/inner/__pycache__/x.pyc").touch(), Path("set/.y.swp").touch())
+    assert remote.push("set") == version
+    remote.pull("new", version)
+    assert sorted(path.name for path in Path("new").rglob("*")) == ["inner", "x", "y"]
+
+
 def test_what_is_there_already_does_not_need_the_remote(remote):
     version = remote.push("set")
     Path("../store").rename("../away")
