@@ -315,12 +315,13 @@ def main():
     remote = Remote.named(arguments.remote) if arguments.remote else None
     ours = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     environment = {"env_vars": {"PYTHONPATH": ours}} if remote is None else {
-        "working_dir": os.getcwd(), "excludes": [f"/{path}" for path in os.listdir() if path not in CODE],
+        "working_dir": os.getcwd(), "excludes": [f"/{path}" for path in {*os.listdir(), ".resume"} - {*CODE}],
         "config": {"eager_install": False}}  # only on nodes that run stages
     with only_one("pipeline"), hold(LEASES.with_name("driver"), wait=False, patience=arguments.patience):
         trust_dvc_lock()
         try:
-            ray.init(address=arguments.address, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+            ray.init(address=arguments.address or "local", include_dashboard=False, log_to_driver=False,
+                     runtime_env=environment)
         except ConnectionError as error:
             raise UserError(f"--address: {one_line(error)}") from None
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from oclam.errors import UserError
 
+LOOKS = 24  # at a silent holder's file before it is taken for dead; the holder touches it half as often
 PATIENCE = 90.0  # seconds of silence; network file systems show touches up to a minute late
 
 
@@ -56,11 +57,13 @@ def _created(path, content):
 
 
 def _await_silence(path, wait, patience):
-    """Return when the file is gone, and remove it when nothing has changed for `patience` seconds of this clock."""
-    seen = _state(path)
-    since = time.monotonic()
+    """Return when the file is gone, and remove it when nothing has changed for `patience` seconds, seen at LOOKS looks.
+
+    They are counted, since both this process and the holder may have been stopped between two of them.
+    """
+    seen, looks = _state(path), 0
     while seen is not None:
-        if time.monotonic() - since > patience:
+        if looks == LOOKS:
             if _state(path) == seen:
                 silent = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
                 with suppress(FileNotFoundError):  # another one that waits was faster
@@ -70,12 +73,13 @@ def _await_silence(path, wait, patience):
                             os.link(silent, path)
                     silent.unlink()
             return
-        time.sleep(patience / 24)
+        time.sleep(patience / LOOKS)
+        looks += 1
         if (now := _state(path)) != seen:
             if not wait and now is not None and now[0] == seen[0]:
                 raise UserError(f"{path.name} is already running, on host {now[0].split()[0]} as process "
                                 f"{now[0].split()[1]}; wait for it, or stop it")
-            seen, since = now, time.monotonic()
+            seen, looks = now, 0
 
 
 def _touch(path, mine, ended, beat):

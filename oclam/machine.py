@@ -1,6 +1,7 @@
 """What this process may use of the machine, as its control groups (version 1 or 2) grant it, and its own limits."""
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import resource
@@ -31,9 +32,16 @@ def _quotas():
             yield int(quota) / int(period)
 
 
-def end_with_parent(number: int) -> None:
-    """Ask Linux to send this process the signal `number` when its parent ends, by kill -9 too."""
+def end_with_parent(number: int, parent: int | None = None) -> None:
+    """Ask Linux to send this process the signal `number` when its parent ends, by kill -9 too.
+
+    parent: its process number, by which an end before this call is noticed; by default of `multiprocessing`'s parent.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if parent is None and (known := multiprocessing.parent_process()):
+        parent = known.pid
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), number)
 
 
 def available_memory() -> int:

@@ -86,7 +86,7 @@ class Job:
         with self.log.open("a" if self.spent else "w") as log:
             self.process = subprocess.Popen([sys.executable, *shlex.split(self.stage.cmd)[1:]], env=environment,
                                             stdout=log, stderr=log, process_group=0,
-                                            preexec_fn=partial(end_with_parent, signal.SIGTERM))
+                                            preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()))
         os.sched_setaffinity(0, ours)
 
     def end(self, recorded: bool = True) -> str:

@@ -1,6 +1,16 @@
+import os
+
 import pytest
 
+from oclam.machine import cores
 from tests import ROOT
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are a CPU's on every machine
+
+
+def pytest_xdist_auto_num_workers(config):
+    """As many as this process may use cores."""
+    return len(cores())
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def main():
         temporary.mkdir()
         (temporary / "half").touch()
         print("started", flush=True)
-        time.sleep(60)
+        time.sleep(3600)
 
 run(main)
 """
@@ -116,11 +116,11 @@ def test_a_stage_runs_once_at_a_time_and_its_end_by_a_signal_leaves_nothing(tmp_
     first = start()
     assert first.stdout.readline() == "started\n"
     second = start()
-    assert second.communicate(timeout=60)[1] == (
+    assert second.communicate(timeout=600)[1] == (
         "error: lapo-cheetah-run-0 is already running in this folder; wait for it, or stop it\n")
     assert second.returncode == 1
     first.send_signal(number)
-    assert first.communicate(timeout=60)[1] == message
+    assert first.communicate(timeout=600)[1] == message
     assert first.returncode == (-number if number == signal.SIGKILL else 128 + number)
     left = list(tmp_path.glob(".result*.tmp"))
     assert len(left) == (number == signal.SIGKILL)

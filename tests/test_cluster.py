@@ -18,6 +18,9 @@ from tests import ROOT, runs, until
 
 # Nodes talk by 127.0.0.1 alone, as Ray's do where firewalls ask for every other address.
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# A busy machine takes its time.
+os.environ |= {"RAY_agent_register_timeout_ms": "300000", "RAY_worker_register_timeout_seconds": "600",
+               "RAY_worker_niceness": "0"}
 ray = pytest.importorskip("ray", reason="needs the extra cluster")
 from dvc.fs import LocalFileSystem  # noqa: E402
 from dvc.repo import Repo  # noqa: E402
@@ -71,8 +74,10 @@ def cluster():
     """A head without cores and with a pretended GPU, and a node with two cores."""
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 0, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES")
+        found = Cluster(initialize_head=True, head_node_args={
+            "num_cpus": 0, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20})
     found.add_node(num_cpus=2, object_store_memory=80 << 20)
     ray.init(address=found.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     yield found
@@ -159,7 +164,7 @@ def test_a_stage_on_a_node_that_dies_goes_on_from_its_checkpoint_on_one_that_joi
         os.kill(int((LEASES / "first").read_text().split()[1]), signal.SIGKILL)
     cluster.remove_node(doomed, allow_graceful=False)
     Path("wait").unlink()
-    runner.join(timeout=120)
+    runner.join(timeout=600)
     assert result == [None]  # it ended without an error
     assert not truly or len(ran("start")) > 1
     assert Path("a").read_text() == "20 steps of a" and work.read_text() == "x" * 20  # not one step twice

@@ -139,7 +139,7 @@ def test_workers_end_with_their_killed_parent(tmp_path):
     assert process.stdout.readline() == b"asked\n"
     process.kill()
     try:
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

@@ -1,11 +1,14 @@
 import os
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from oclam import lease
 from oclam.errors import UserError
 from oclam.lease import hold
 
@@ -97,24 +100,39 @@ def test_all_who_wait_for_a_dead_holder_get_it_in_the_end(tmp_path):
     assert len(got) == 6 and list(tmp_path.iterdir()) == []
 
 
-def test_who_does_not_wait_is_told_of_one_that_took_over_from_the_dead(tmp_path):
+def test_of_two_who_do_not_wait_for_the_dead_one_gets_it_and_the_other_is_told(tmp_path):
     path, leave = tmp_path / "driver", threading.Event()
     path.write_text("elsewhere 1 dead\n")
 
-    def first():
-        with hold(path, False, PATIENCE):
-            leave.wait(20 * PATIENCE)
-
-    other = threading.Thread(target=first)
-    other.start()
-    time.sleep(PATIENCE / 3)
-    try:
-        with pytest.raises(UserError, match=rf"driver is already running, on host .* process {os.getpid()}; wait"):
+    def work():
+        try:
             with hold(path, False, PATIENCE):
-                raise AssertionError("held twice")
-    finally:
-        leave.set()
-        other.join()
+                leave.wait(600)
+                return "held"
+        except UserError as error:
+            leave.set()
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        told, held = sorted(pool.map(lambda _: work(), range(2)))
+    assert held == "held" and re.match(rf"driver is already running, on host .* process {os.getpid()}; wait", told)
+
+
+def test_a_stall_of_the_whole_machine_makes_nobody_dead(tmp_path, monkeypatch):
+    path, sleeps = tmp_path / "driver", []
+    path.write_text("here 1 alive\n")
+
+    def sleep(seconds):  # the first one takes far too long; then the holder, which had stopped too, goes on
+        sleeps.append(seconds)
+        time.sleep(2 * PATIENCE if len(sleeps) == 1 else 0)
+        if len(sleeps) == 3:
+            os.utime(path)
+
+    monkeypatch.setattr(lease, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    with pytest.raises(UserError, match="driver is already running, on host here"):
+        with hold(path, False, PATIENCE):
+            raise AssertionError("taken for dead")
+    assert len(sleeps) == 3
 
 
 def test_a_holder_that_lost_it_keeps_no_other_s_alive(tmp_path):

@@ -1,7 +1,9 @@
 """Cores and memory that control groups grant, of both versions, nested ones too, and how a process holds memory."""
 
+import multiprocessing
 import os
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +137,20 @@ def test_a_process_is_limited_to_the_machine_s_memory_and_to_what_it_was_given(t
     words = [sys.executable, "-c", LIMIT, str(total), str(hard)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(2**40), str(hard)]
+
+
+def test_a_parent_that_ended_before_the_call_is_noticed():
+    def child():
+        os.getppid = lambda: 1  # an orphan's
+        machine.end_with_parent(signal.SIGTERM)
+
+    def outcome(parent):
+        code = f"import os; from oclam.machine import end_with_parent; end_with_parent({signal.SIGTERM}, {parent})"
+        return subprocess.run([sys.executable, "-c", code]).returncode
+
+    assert outcome("os.getppid()") == 0 and outcome("os.getppid() + 1") == -signal.SIGTERM
+    for orphan, ended in ((child, -signal.SIGTERM), (lambda: machine.end_with_parent(signal.SIGTERM), 0)):
+        process = multiprocessing.get_context("fork").Process(target=orphan)
+        process.start()
+        process.join()
+        assert process.exitcode == ended

@@ -140,7 +140,7 @@ def in_two(*arguments):
     for process in started:
         process.start()
     for process in started:
-        process.join(120)
+        process.join(600)
     written = list(Path().glob(f"{file}-*"))
     if [process.exitcode for process in started] == [9, 9]:
         return None
@@ -225,7 +225,7 @@ def test_a_stage_on_two_devices_writes_what_it_writes_on_one(tmp_path):
         os.chdir(folder)
         project(devices)
         stage = start("stages.bc", "a-b", "0", "lapo")
-        said = stage.communicate(timeout=120)[1]
+        said = stage.communicate(timeout=600)[1]
         assert stage.returncode == 0 and said.count("host memory") == 2, said
         files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and "logs" not in path.parts}
         actor = paths.actor("a-b", 0, "lapo")
@@ -247,7 +247,7 @@ def test_what_demonstrations_do_not_allow_is_absent_on_two_devices_too():
     shutil.rmtree(paths.latents("a-b", 0, "lapo"))
     write_absent(paths.latents("a-b", 0, "lapo"), "no clean view")
     stage = start("stages.bc", "a-b", "0", "lapo")
-    said = stage.communicate(timeout=120)[1]
+    said = stage.communicate(timeout=600)[1]
     assert stage.returncode == 0 and said.endswith("absent: no clean view\n"), said
     assert is_absent(paths.actor("a-b", 0, "lapo"))
 
@@ -283,7 +283,7 @@ def main():
     Path(f"started{rank}").write_text(str(os.getpid()))
     if sys.argv[1] == "full" and rank == "1":
         raise OSError(errno.ENOSPC, "No space left", "data/x.zarr")
-    time.sleep(600)
+    time.sleep(3600)
 
 if __name__ == "__main__":
     run(main, parallel=True)
@@ -294,7 +294,7 @@ def test_the_error_of_any_process_is_one_line():
     project()
     Path("case.py").write_text(CASE)
     stage = start("case", "full")
-    said = stage.communicate(timeout=120)
+    said = stage.communicate(timeout=600)
     assert said == ("", "error: data/x.zarr: No space left; free some space, then `dvc repro` resumes\n")
     assert stage.returncode == 1
 
@@ -304,12 +304,13 @@ def test_all_processes_end_with_the_stage_and_a_second_start_is_refused(number):
     project()
     Path("case.py").write_text(CASE)
     stage = start("case", "wait")
-    until(lambda: Path("started1").exists() and Path("started0").exists(), seconds=120)
-    workers = [Path(f"started{rank}").read_text() for rank in range(2)]
+    files = [Path(f"started{rank}") for rank in range(2)]
+    until(lambda: all(file.exists() and file.read_text() for file in files), seconds=600)
+    workers = [file.read_text() for file in files]
     if number == signal.SIGTERM:
-        assert start("case", "wait").communicate(timeout=120)[1].startswith("error: case-wait is already running")
+        assert start("case", "wait").communicate(timeout=600)[1].startswith("error: case-wait is already running")
     stage.send_signal(number)
-    said = stage.communicate(timeout=120)[1]
-    until(lambda: not any(map(runs, workers)), seconds=120)
+    said = stage.communicate(timeout=600)[1]
+    until(lambda: not any(map(runs, workers)), seconds=600)
     if number == signal.SIGTERM:
         assert said == "error: stopped by a signal; `dvc repro` resumes\n" and stage.returncode == 128 + number

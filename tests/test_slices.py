@@ -18,12 +18,14 @@ from oclam.artifacts import read_json, write_json
 from oclam.cli import one_line_errors
 from oclam.errors import UserError
 from oclam.graph import read_stages
+from oclam.machine import cores
 from oclam.params import read
 from oclam.slices import (
     PARALLEL,
     RECORDS,
     Job,
     _gpus,
+    _limited,
     record,
     run_slice,
     time_left,
@@ -105,8 +107,8 @@ def test_a_stage_that_was_left_out_says_nothing_of_the_time_left(tree):
     assert run_slice(until="first")
     assert read_json(RECORDS / "first.json")["seconds"] == 0 and run_slice(0, until="first")
     Path("count.py").write_text("import time\ntime.sleep(600)")
-    assert not run_slice(1 / 60, until="first")  # over what it left as absent before
-    assert read_json(RECORDS / "first.json")["seconds"] > 0
+    while not read_json(RECORDS / "first.json")["seconds"]:  # a busy machine may need more than one slice
+        assert not run_slice(1 / 60, until="first")  # over what it left as absent before
 
 
 def test_no_time_is_no_work(tree):
@@ -134,13 +136,12 @@ else:
 
 def test_the_time_ends_a_stage_with_its_workers_and_is_counted(tree):
     Path("count.py").write_text(SLOW)
-    slices = 0
     while not Path("workers").exists():  # a busy machine may need more than one to get so far
         assert not run_slice(0.05, "first")
-        slices += 1
+    seconds = read_json(RECORDS / "first.json")["seconds"]
     until(lambda: not any(map(runs, Path("workers").read_text().split())), seconds=10)
     Path("go").touch()
-    assert run_slice(10, "first") and float(Path("spent").read_text()) >= 1.5 * slices  # of 3 s each
+    assert run_slice(10, "first") and float(Path("spent").read_text()) == seconds > 0
 
 
 def test_stages_end_with_their_runner_and_a_second_runner_is_refused(tree):
@@ -163,9 +164,9 @@ def test_the_time_before_the_runner_was_killed_counts(tree, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr("oclam.slices.STATUS_INTERVAL", 0.1)
         context.setattr(Job, "end", lambda job: end(job, recorded=False))  # as a runner killed at this moment
-        assert not run_slice(0.03, "first")
-    params = read().model_dump()
-    assert Job(read_stages(params)["first"], params).spent > 0
+        params = read().model_dump()
+        while not Job(read_stages(params)["first"], params).spent:
+            assert not run_slice(0.03, "first")
 
 
 BESIDE = """import os, sys, time
@@ -180,7 +181,7 @@ path.write_text("made")
 """
 
 
-two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+two_cores = pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")
 
 
 @two_cores
@@ -189,7 +190,7 @@ def test_jobs_run_side_by_side_and_share_the_cores(tree):
     ours = os.sched_getaffinity(0)
     assert run_slice(1) and Path("all").exists()
     first, second = (set(yaml.safe_load(Path(f"cores{k}").read_text())) for k in range(2))
-    assert first | second == ours == os.sched_getaffinity(0) and not first & second
+    assert first | second == ours == os.sched_getaffinity(0) and (_limited() or not first & second)
     with pytest.raises(UserError, match="--jobs: 0 given"):
         run_slice(1, jobs=0)
 
@@ -215,17 +216,22 @@ def test_parameters_that_cannot_be_read_for_a_moment_stop_no_other_stage(tree, c
     content = {"slow": {"cmd": "python slow.py x a", "deps": ["slow.py"], "outs": ["a"]},
                "later": {"cmd": "python count.py x b", "deps": ["count.py"], "outs": ["b"]}}
     Path("dvc.yaml").write_text(yaml.dump({"stages": content}, sort_keys=False))
-    mend = f"import time\ntime.sleep(1)\nPath('params.yaml').write_text({valid!r})\n"
+    mend = ("import time\nwhile not Path('refused').exists(): time.sleep(0.01)\n"
+            f"Path('params.yaml').write_text({valid!r})\n")
     Path("slow.py").write_text(COUNT + mend)
     start = Job.start
 
     def broken(job, *given, **environment):
-        start(job, *given, **environment)
+        try:
+            start(job, *given, **environment)
+        except UserError:
+            Path("refused").touch()
+            raise
         Path("params.yaml").write_text("updates: \n")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="^later failed, and 0 of the stages"):
         patch.setattr(Job, "start", broken)
-        run_slice(10, jobs=len(os.sched_getaffinity(0)))
+        run_slice(10, jobs=len(cores()))
     assert "later failed: params.yaml: " in capfd.readouterr().out and Path("a").exists() and not Path("b").exists()
     assert run_slice(10) and ran() == ["a", "b"]
 

@@ -74,7 +74,7 @@ def overhead():
         Path("make.py").write_text("import pathlib, sys; pathlib.Path('made', sys.argv[1]).touch()")
         Path("made").mkdir()
         Path("cluster.yaml").write_text("default: {default: {cpus: 1, gpus: 0, memory: 0.1}}")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
                  _node_ip_address="127.0.0.1", runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
         for name, run in (("Ray, first", run_graph), ("Ray", run_graph), ("side by side", run_slice)):
             for seed in range(COUNT):

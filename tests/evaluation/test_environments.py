@@ -22,7 +22,7 @@ def test_workers_end_with_their_killed_parent():
     """They hold its standard output, which ends with the last of them."""
     process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, start_new_session=True)
     try:
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

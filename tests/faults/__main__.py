@@ -32,7 +32,7 @@ from oclam.params import read
 from oclam.slices import RECORDS
 from tests.stages.tiny import build, expanded, run
 
-TIMEOUT = 120  # seconds after which a stage hangs; the longest takes five of one core
+TIMEOUT = 1200  # seconds after which a stage hangs; the longest takes five of one core
 EVENTS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir")
 SHIPPED = ("data/encoders", "data/experts", "params.yaml")  # kept in Git
 FAULTS = ("kill", "disk", "remove", "truncate", "flip", "resume", "params")
