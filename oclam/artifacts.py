@@ -223,20 +223,20 @@ def contents(path: Path) -> list[Path]:
     return found
 
 
-def passing(file: Path) -> bool:
+def is_temporary(file: Path) -> bool:
     """Whether a file is no part of a folder's content: Python's caches, an editor's files, those of `atomic`."""
     return "__pycache__" in file.parts or file.name.startswith(".") and file.suffix in (".swp", ".tmp")
 
 
 def digest(path: Path | str) -> str:
-    """The SHA-256 of a file or folder: every file's name, size and content, without `passing` ones.
+    """The SHA-256 of a file or folder: every file's name, size and content, without temporary ones.
 
     In a store with checksums, other files count by name and size alone; `open_zarr` verifies their content. Raises
     UserError as `contents` does.
     """
     path, content = _there(path), hashlib.sha256()
     found = sorted(contents(path)) if path.is_dir() else [path]
-    files = [file for file in found if file.is_file() and not passing(file)]
+    files = [file for file in found if file.is_file() and not is_temporary(file)]
     stores = {file.parent for file in files if file.name == CHECKSUMS}
     for file in files:
         content.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())

@@ -20,7 +20,7 @@ from dvc_data.hashfile.db import HashFileDB, get_odb
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
 
-from oclam.artifacts import atomic, digest, passing
+from oclam.artifacts import atomic, digest, is_temporary
 from oclam.errors import UserError, one_line
 
 
@@ -60,7 +60,7 @@ class Remote:
         content = digest(path)
         with _as_user_error(f"{path}: cannot be pushed to the remote {self.folder}"):
             objects = self._objects()
-            staged, _, found = build(objects, os.path.abspath(path), LocalFileSystem(), "md5", ignore=_Passing())
+            staged, _, found = build(objects, os.path.abspath(path), LocalFileSystem(), "md5", ignore=_Temporary())
             failed = transfer(staged, objects, {found.hash_info}, shallow=False).failed
         if failed:
             raise UserError(f"{path}: {len(failed)} of its files could not be pushed to the remote {self.folder}; "
@@ -84,13 +84,13 @@ class Remote:
                             "and its copy there, then run again")
 
 
-class _Passing:
+class _Temporary:
     """The files that DVC leaves out of a folder: those that `digest` leaves out."""
 
     def walk(self, fs, folder):
         for root, folders, files in fs.walk(folder):
             there = Path(root).relative_to(folder)
-            yield root, folders, [name for name in files if not passing(there / name)]
+            yield root, folders, [name for name in files if not is_temporary(there / name)]
 
 
 @contextmanager

@@ -265,12 +265,14 @@ def test_a_dataset_that_no_stage_wrote_is_not_replaced_by_a_node_s(tree):
         _Exchange(None, {stage.name: stage}, read().model_dump()).submit(stage.name, {}, 1.0)
 
 
-def test_a_cluster_out_of_reach_is_one_line(tree, monkeypatch):
-    def absent(**_):
+@pytest.mark.parametrize(("words", "address"), [([], "local"), (["--address", "auto"], "auto")])
+def test_a_cluster_out_of_reach_is_one_line(tree, monkeypatch, words, address):
+    def absent(**given):
+        assert given["address"] == address
         raise ConnectionError("Could not find any running Ray instance.")
 
     Repo.init(no_scm=True).close()
-    monkeypatch.setattr(sys, "argv", ["cluster", "--address", "auto"])
+    monkeypatch.setattr(sys, "argv", ["cluster", *words])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(ray, "init", absent)
     with pytest.raises(UserError, match="^--address: Could not find any running Ray instance"):
