@@ -198,6 +198,7 @@ def test_nodes_that_share_no_folder_exchange_data_by_a_dvc_remote(cluster, tree,
     dvc, environment = [sys.executable, "-m", "dvc"], os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "oclam.cluster", "--address", cluster.address, "--remote"]
     Path("stages").mkdir()
+    Path("stages/__init__.py").touch()  # so that it goes before this repository's
     Path("stages/where.py").write_text("import pathlib; pathlib.Path('where').write_text(__file__)")
     where = {"cmd": "python -m stages.where", "deps": ["stages/where.py"], "outs": ["where"]}
     Path("dvc.yaml").write_text(yaml.dump({"stages": {**PIPELINE["stages"], "where": where}}, sort_keys=False))

@@ -159,7 +159,8 @@ def test_an_environment_left_open_ends_quietly(monkeypatch, backend):
 def test_chooses_the_gpu_then_what_works(unchosen, monkeypatch, capsys, works, gpu, chosen):
     monkeypatch.setattr(rendering, "_probe", works.get)
     monkeypatch.setattr(rendering.Path, "exists", lambda path: gpu)
-    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    for name in ("PYOPENGL_PLATFORM", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MUJOCO_GL", "")
     assert rendering.choose() == chosen == os.environ["MUJOCO_GL"]
     assert f"{chosen} on {works[chosen]}" in capsys.readouterr().err
