@@ -30,7 +30,7 @@ def overview(runs: Sequence[Path | str]) -> list[str]:
     runs: folders of `make publish`, each with other tasks; what a run could not measure has no rows. Raises UserError
     for a missing or damaged table, and for two runs of one task.
     """
-    probes, returns = ([row for run in runs for row in _rows(Path(run) / name)]
+    probes, returns = ([row for run in runs for row in rows_of(Path(run) / name)]
                        for name in ("probes.csv", "returns.csv"))
     found = [(task, values["expert"]) for run in runs
              for task, values in read_json(Path(run) / "metrics.json")["return"].items()]
@@ -40,7 +40,8 @@ def overview(runs: Sequence[Path | str]) -> list[str]:
     return [_probes(probes, tasks), _returns(returns, tasks, experts), _by_budget(returns, tasks, experts)]
 
 
-def _rows(path):
+def rows_of(path: Path) -> list[dict]:
+    """The rows of a published table; none where a run could not measure it."""
     try:
         return read_csv(path)
     except Absent:

@@ -6,9 +6,9 @@ GitHub shows it beside the run's files; the report's own page holds videos and i
 import argparse
 from pathlib import Path
 
-from oclam.artifacts import atomic, is_absent, read_csv, read_json
+from oclam.artifacts import atomic, read_csv, read_json
 from oclam.cli import one_line_errors
-from oclam.overview import PAPER_BUDGETS, overview
+from oclam.overview import PAPER_BUDGETS, overview, rows_of
 from oclam.params import read
 from oclam.variants import VARIANTS
 
@@ -69,9 +69,8 @@ def _setting(run, params):
 
 def _labels_before(run):
     """Which variants have used labels before fine-tuning, as a sentence."""
-    rows = [] if is_absent(run / "probes.csv") else read_csv(run / "probes.csv")
     before = {}  # number of labels -> variants
-    for row in rows:
+    for row in rows_of(run / "probes.csv"):
         before.setdefault(row["labels"], {})[row["variant"]] = None
     return " ".join(f"Before it {', '.join(names)} used {labels}." for labels, names in before.items() if labels)
 

@@ -13,7 +13,7 @@ from oclam import envs, paths
 from oclam.agent.measures import agent_patches
 from oclam.artifacts import load_tensors, save_tensors
 from oclam.encoders.distill import new_student
-from oclam.encoders.files import load_encoder, make_encoder, save_encoder
+from oclam.encoders.files import HUB_TIMEOUT, load_encoder, make_encoder, save_encoder
 from oclam.errors import UserError
 from tests.encoders.small import NAME, frames, small
 
@@ -104,6 +104,7 @@ def test_a_hub_out_of_reach_is_one_line_without_its_many_attempts(monkeypatch):
     with pytest.raises(UserError, match=message) as error:
         make_encoder("hub", "vit_tiny_patch16_224.augreg_in21k")
     one_line(error)
+    assert HUB_TIMEOUT < 8  # seconds, for one that does not even refuse
 
 
 def test_the_embedded_encoder():
