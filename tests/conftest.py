@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 
@@ -11,6 +12,12 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are a CPU's on every machine
 def pytest_xdist_auto_num_workers(config):
     """As many as this process may use cores."""
     return len(cores())
+
+
+@pytest.fixture(autouse=True)
+def default_sigterm():
+    """SIGTERM ends a test's child processes, although a stage's main that ran in this process left its own handler."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
