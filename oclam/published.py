@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oclam.artifacts import atomic, read_csv, read_json
 from oclam.cli import one_line_errors
-from oclam.overview import PAPER_BUDGETS, overview, rows_of
+from oclam.overview import PAPER_BUDGETS, markdown, overview, rows_of
 from oclam.params import read
 from oclam.variants import VARIANTS
 
@@ -31,26 +31,51 @@ PICTURES = {  # the first word of a file's name: heading, caption
 }
 
 
+LINKS = ("[Parameters](params.yaml), [commit](commit), [what was found](../measurements.md), "
+         "[terms](../../README.md#the-pipeline), [columns of the CSV files](../README.md).")
+VIDEOS = {"test": "on backgrounds that no training saw", "train": "on the backgrounds of training"}
+
+
 def published(run: Path | str) -> str:
     """The page as Markdown: `oclam.overview`'s tables of this run alone, and its pictures, linked by relative paths.
 
     run: a folder of `make publish`. Raises UserError that names a missing or damaged file.
     """
     run = Path(run)
-    params, tasks = read(run / "params.yaml"), list(read_json(run / "metrics.json")["return"])
+    params, demonstrations = read(run / "params.yaml"), read_json(run / "metrics.json")["return"]
+    tasks = list(demonstrations)
     probes, returns, by_budget = overview([run])
     budgets = [str(budget) for budget in params.finetune.budgets if budget in PAPER_BUDGETS]
+    labels = f"Mean of {' and '.join(budgets)} labelled trajectories" if budgets else "All labels"
     spread = "of seeds" if len(params.seeds) > 1 else "of one policy's episodes"
+    wholes = [f"{whole['expert']:.0f} on {task}" for task, whole in demonstrations.items() if whole["expert"]]
     tables = [
-        ("How much of the true actions the latent actions hold", "R² of a ridge regression on held-out trajectories; "
-         "the paper's is of its own probe, on training batches.", probes),
-        ("What policies return, in % of the demonstrations'", f"Mean of {' and '.join(budgets)} labelled trajectories, "
-         f"on backgrounds that no training saw; ± is the standard error {spread}.", returns),
-        ("The same by number of labelled trajectories", f"For fine-tuning. {_labels_before(run)}", by_budget)]
+        ("How much of the true actions the latent actions hold", "R² = 1 - error / variance of a ridge regression on "
+         "held-out trajectories; the paper's is of its own probe, on training batches.", probes),
+        ("What policies return, in % of the demonstrations'", f"{labels}, {VIDEOS[params.eval.backgrounds]}; ± is the "
+         f"standard error {spread}. The demonstrations return {', '.join(wholes)}.", returns),
+        ("The same by number of labelled trajectories", f"For fine-tuning. {_labels_before(run)}", by_budget),
+        ("P(> lapo) by number of labelled trajectories", "The chance that an episode returns more than one of lapo's, "
+         "and its 95% interval by bootstrap over seeds and episodes. An interval that contains 50% shows no "
+         "difference; it describes these policies, and is too narrow for the method.", _improvements(run, tasks))]
+    paper = ("Numbers in brackets are the paper's, of 5,000 episodes of 1,000 steps with colour 0.1 and camera 0.1, on "
+             "its training videos. ") if "(paper)" in probes + returns else ""
     return "\n".join([
-        f"# {run.name}: {', '.join(tasks)}\n", f"{_setting(run, params)}\n",
+        f"# {run.name}: {', '.join(tasks)}\n", f"{_setting(run, params)} {paper}{LINKS}\n",
         *(f"## {heading}\n\n{caption}\n\n{table}" for heading, caption, table in tables if table.count("\n") > 2),
         *(section for kind in PICTURES for section in _pictures(run, kind, tasks))])
+
+
+def _improvements(run, tasks):
+    """P(> lapo) in % with its interval, a line for each variant and task, as Markdown."""
+    rows = [row for row in rows_of(run / "returns.csv") if row["budget"] and row["improvement_low"] is not None]
+    budgets, lines = sorted({row["budget"] for row in rows}), {}
+    for row in rows:
+        heading = row["variant"] if len(tasks) == 1 else f"{row['variant']}, {row['task']}"
+        lines.setdefault(heading, dict.fromkeys(budgets, "–"))[row["budget"]] = "{:.0%} ({:.0%} to {:.0%})".format(
+            row["improvement"], row["improvement_low"], row["improvement_high"])
+    return markdown(["labelled trajectories", *map(str, budgets)],
+                    {heading: cells.values() for heading, cells in lines.items()})
 
 
 def _setting(run, params):
@@ -58,13 +83,13 @@ def _setting(run, params):
     seeds = f"seed {params.seeds[0]}" if len(params.seeds) == 1 else \
         f"seeds {', '.join(map(str, params.seeds))} (pictures: {params.seeds[0]})"
     distractors = [word for word, there in (("video", env.background), (f"colour {env.color_scale:g}", env.color),
-                                            (f"camera {env.camera_scale:g}", env.camera)) if there]
+                                            (f"camera {env.camera_scale:g}", env.camera)) if there] or ["none"]
+    if params.collect.source == "files":
+        distractors = ["those of the data"]
     hours = sum(row["seconds"] or 0 for row in read_csv(run / "durations.csv")) / 3600
     return (f"Scale {params.scale}, {seeds}, {params.collect.episodes} episodes of {params.collect.steps} steps, "
-            f"distractors: {', '.join(distractors) or 'none'}. Its stages took {hours:.1f} hours, one after the other. "
-            "In brackets are the paper's numbers, of 5,000 episodes of 1,000 steps with colour 0.1 and camera 0.1. "
-            "[Parameters](params.yaml), [commit](commit), [what was found](../measurements.md), "
-            "[terms](../../README.md#result), [columns of the CSV files](../README.md).")
+            f"distractors: {', '.join(distractors)}; policies act in {params.eval.episodes} episodes. Its stages took "
+            f"{hours:.1f} hours, one after the other, in {params.compute.precision}.")
 
 
 def _labels_before(run):
@@ -76,7 +101,7 @@ def _labels_before(run):
 
 
 def _pictures(run, kind, tasks):
-    """The section of one kind of pictures in the variants' order, videos as links; nothing where there are none."""
+    """The section of one kind of pictures, videos as links; of one task in the variants' order. Nothing without any."""
     def named(path):
         label = path.stem.removeprefix(f"{kind}-")
         return label.removeprefix(tasks[0]).removesuffix(tasks[0]).strip("-") if len(tasks) == 1 else label

@@ -1,5 +1,7 @@
 """Ratios and shares of known numbers, and README's tables, which are those of the published runs."""
 
+import shutil
+
 import pytest
 
 from oclam.artifacts import read_csv, write_absent, write_csv, write_json
@@ -18,6 +20,7 @@ def publish(folder, task, errors, returns, full, expert=200):
         for name, mean in returns.items() for budget, change in ((8, 10), (64, -5), (128, 5))] + [
         {"task": task, "variant": name, "budget": 0, "mean": mean, "stderr": None} for name, mean in full.items()])
     write_json(folder / "metrics.json", {"return": {task: {"expert": expert}}})
+    shutil.copy(ROOT / "params.yaml", folder)
     return folder
 
 
@@ -50,6 +53,24 @@ def test_returns_are_shares_of_the_demonstrations_and_compared_by_means(runs):
     assert "| lapo-no-distractors | 15.0 ± 1.0 (69.2) | 40.0 ± 2.0 (21.9) | 27.5 ± 1.1 (45.5) | 2.8 (3.4) |" in returns
     assert "| scratch | – | 5.0 ± 2.0 | – | 0.5 | – |" in returns  # of the only task where it is known
     assert "| bc | 25.0 (98.2) | 50.0 (101.2) | 37.5 (99.7) | 3.8 (7.5) | – |" in returns
+
+
+@pytest.mark.parametrize("scale", ["color_scale", "camera_scale"])
+def test_harder_distractors_than_the_paper_s_stand_without_its_numbers(runs, scale):
+    params = runs[0] / "params.yaml"
+    assert f"{scale}: 0.1" in params.read_text()
+    params.write_text(params.read_text().replace(f"{scale}: 0.1", f"{scale}: 0.2"))
+    probes, returns, _ = overview(runs)
+    assert "paper" not in probes + returns
+    assert "| lapo-slots | 0.60 | 0.80 | 2 | 50% |" in probes
+    assert "| lapo-slots | 15.0 ± 1.0 | 15.0 ± 2.0 | 15.0 ± 1.1 | 1.5 | 29% |" in returns
+
+
+@pytest.mark.parametrize("lapo, times", [(2.1, "190 (5)"), (1.9, "–")])  # lapo's standard error is 1
+def test_ratios_to_returns_of_nearly_nothing_are_dashes_and_large_ones_whole_numbers(tmp_path, lapo, times):
+    publish(tmp_path, "hopper-hop", {"lapo": 0.5}, {"lapo": lapo, "lapo-slots": 400}, {})
+    write_csv(tmp_path / "returns.csv", [row | {"stderr": 1.0} for row in read_csv(tmp_path / "returns.csv")])
+    assert f"| lapo-slots | 200.0 ± 0.5 (13.2) | {times} | – |" in overview([tmp_path])[1]
 
 
 def test_returns_by_label_budget_are_means_over_tasks(runs):
@@ -101,7 +122,7 @@ def test_a_single_task_has_no_mean_and_what_was_not_measured_no_rows(runs):
     assert len(budgets.splitlines()) == 2
 
 
-@pytest.mark.parametrize("name", ["probes.csv", "returns.csv", "metrics.json"])
+@pytest.mark.parametrize("name", ["probes.csv", "returns.csv", "metrics.json", "params.yaml"])
 def test_a_run_that_was_not_published_is_named(runs, name):
     (runs[1] / name).unlink()
     with pytest.raises(UserError, match=f"cheetah-run/{name}"):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from oclam.artifacts import write_absent
+from oclam.artifacts import read_csv, write_absent
 from oclam.errors import UserError
 from oclam.overview import overview
 from oclam.published import main, published
@@ -56,7 +56,7 @@ def test_what_was_not_measured_has_no_table(run):
     _, returns, _ = overview([run])
     assert returns in published(run)
     write_absent(run / "returns.csv", "there are no returns")
-    assert "demonstrations" not in published(run).split("# Returns")[0]
+    assert "demonstrations" not in published(run).split("# Returns")[0] and "P(> lapo)" not in published(run)
     write_absent(run / "probes.csv", "there are no probes")
     assert "|" not in published(run)
 
@@ -64,13 +64,33 @@ def test_what_was_not_measured_has_no_table(run):
 def test_seeds_distractors_hours_and_labels_are_those_of_the_run(run):
     hours = sum(float(line.split(",")[4] or 0) for line in (run / "durations.csv").read_text().splitlines()[1:]) / 3600
     page, params = published(run), run / "params.yaml"
-    assert "seed 0, 160 episodes of 250 steps, distractors: video, colour 0.3, camera 0.3. " in page
-    assert f"Its stages took {hours:.1f} hours" in page
+    assert ("seed 0, 160 episodes of 250 steps, distractors: video, colour 0.3, camera 0.3; policies act in 12 "
+            f"episodes. Its stages took {hours:.1f} hours, one after the other, in bfloat16. [Param") in page
+    assert "paper's, of 5,000 episodes" in published(ROOT / "reports/study-cpu-walker-run")
     assert "Before it lapo-masks, lapo-slots, lapo-focus, laom-masks used 16. Before it laom-labels used 128." in page
     text = params.read_text().replace("color_scale: 0.3", "color_scale: 0.2").replace("background: true",
                                                                                       "background: false")
     params.write_text(re.sub(r"seeds:\n- 0", r"seeds:\n- 3\n- 4", text))
-    assert "seeds 3, 4 (pictures: 3)" in published(run) and "distractors: colour 0.2, camera 0.3." in published(run)
+    assert "seeds 3, 4 (pictures: 3)" in published(run) and "distractors: colour 0.2, camera 0.3;" in published(run)
     params.write_text(params.read_text().replace("camera: true", "camera: false").replace("color: true",
                                                                                          "color: false"))
-    assert "distractors: none." in published(run)
+    assert "distractors: none;" in published(run)
+    params.write_text(params.read_text().replace("source: simulator", "source: files"))
+    assert "distractors: those of the data;" in published(run)
+
+
+def test_labels_videos_and_demonstrations_are_those_of_the_run(run):
+    assert ("Mean of 64 and 128 labelled trajectories, on backgrounds that no training saw; ± is the standard error of "
+            "one policy's episodes. The demonstrations return 121 on walker-run.") in published(run)
+    params = run / "params.yaml"
+    text = params.read_text().replace("backgrounds: test", "backgrounds: train")
+    params.write_text(text.replace("  - 64\n  - 128\n", ""))
+    assert "All labels, on the backgrounds of training; ± " in published(run)
+
+
+def test_chances_to_return_more_than_lapo_are_those_of_the_table(run):
+    row = next(row for row in read_csv(run / "returns.csv") if (row["variant"], row["budget"]) == ("lapo-slots", 64))
+    chance, low, high = (f"{row[key]:.0%}" for key in ("improvement", "improvement_low", "improvement_high"))
+    *_, table = published(run).partition("## P(> lapo)")
+    line = next(line for line in table.splitlines() if line.startswith("| lapo-slots |"))
+    assert line.split(" | ")[3] == f"{chance} ({low} to {high})" and "| lapo |" not in table
