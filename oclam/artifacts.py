@@ -137,7 +137,7 @@ def once(path: Path, write: Callable[[BinaryIO], None]) -> Path:
     """`path`, which `write` fills unless an earlier call has; its last 4 bytes are the CRC-32 of the others."""
     if path.exists() and not _intact(path):
         print(f"{path}: damaged, so it is made again", file=sys.stderr)
-        path.unlink()
+        path.unlink(missing_ok=True)  # another process of the training may have found it too
     if not path.exists():
         with atomic(path) as temporary, temporary.open("w+b") as file:
             write(file)
@@ -199,10 +199,14 @@ def write_absent(path: Path, reason: str) -> None:
 
 
 def existing(path: Path | str) -> Path:
-    """The path. Raises UserError when nothing is there, and Absent when `write_absent` wrote it."""
+    """The path. Raises UserError when nothing or a damaged file is there, and Absent when `write_absent` wrote it."""
     path = _there(path)
     if is_absent(path):
-        raise Absent(json.loads(path.read_bytes())["absent"])
+        try:
+            reason = json.loads(path.read_bytes())["absent"]
+        except ValueError:
+            raise UserError(f"{path}: damaged; {how_to_fix(path)}") from None
+        raise Absent(reason)
     return path
 
 
@@ -259,11 +263,11 @@ class _Entries(dict):
 
 def how_to_fix(path: Path | str) -> str:
     """What brings a damaged file back, as words."""
-    return _kept(path) or f"delete {path} and run `dvc repro`"
+    return kept(path) or f"delete {path} and run `dvc repro`"
 
 
-def _kept(path):
-    """The same for a file that Git keeps, else None."""
+def kept(path: Path | str) -> str | None:
+    """What brings back a file that Git keeps, as words; None for others."""
     git = shutil.which("git")
     if git and subprocess.run([git, "ls-files", "--error-unmatch", path], capture_output=True).returncode == 0:
         return f"`git checkout {path}` restores it"
@@ -283,7 +287,7 @@ def _there(path):
     path = Path(path)
     if not path.exists():
         otherwise = "put it there, or run the stage that writes it (`dvc repro`)"
-        raise UserError(f"{path}: no such file; {_kept(path) or otherwise}")
+        raise UserError(f"{path}: no such file; {kept(path) or otherwise}")
     return path
 
 

@@ -311,6 +311,8 @@ def main():
     parser.add_argument("--remote", metavar="NAME", help="the DVC remote by which nodes exchange code and data, if "
                         "they do not share this folder")
     arguments = parser.parse_args()
+    if not arguments.patience > 0:
+        raise UserError(f"--patience: {arguments.patience:g} given, more than 0 is needed")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
     remote = Remote.named(arguments.remote) if arguments.remote else None
     ours = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])

@@ -47,9 +47,9 @@ class Dataset:
     def labelled(self, count: int, seed: int, parameter: str) -> list[int]:
         """The `count` training episodes whose actions may be used, wherever labels are few.
 
-        They are the first of a random order that depends on task, `seed` and the number of episodes alone: a larger
-        count contains the smaller ones, and all uses of labels get the same episodes. `parameter` is named in the
-        UserError for too few; raises Absent without any actions.
+        They are the first of a random order that depends on task, `seed` and the number of episodes with actions alone:
+        a larger count contains the smaller ones, and all uses of labels get the same episodes. `parameter` is named in
+        the UserError for too few; raises Absent without any actions.
         """
         episodes = self.with_actions
         if count > len(episodes):

@@ -562,8 +562,9 @@ def main():
     parser.add_argument("source", type=Path, help="such as params/study.yaml; params.yaml becomes a copy of it")
     from oclam.cli import only_one  # which needs this module
 
+    source = parser.parse_args().source
     with only_one("pipeline"):  # whose stages would read the new parameters
-        replace(parser.parse_args().source)
+        replace(source)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,9 @@ class Plan:
     def assets(self) -> list[Cost]:
         params, tasks = self.params, len(self.params.tasks)
         videos = (params.backgrounds.videos + -(-params.backgrounds.videos // 2)) * params.backgrounds.frames
-        experts = max(params.expert.training[task].steps for task in params.tasks) if params.expert.train else 0
+        simulated = params.collect.source == "simulator"
+        trained = simulated and params.expert.train
+        experts = max(params.expert.training[task].steps for task in params.tasks) if trained else 0
         encoder = count_parameters(self.encoder)["total"]
         row = self.pixels + 4 * (self.action_dim + self.state_dim + 1)
         masks = params.collect.segmented_episodes * params.collect.steps * self.mask
@@ -129,7 +131,7 @@ class Plan:
                 Cost("expert", tasks, "steps", samples=experts),
                 Cost("encoder", 1, total=encoder, disk=4 * encoder),
                 Cost("collect", tasks * VIEWS, "frames", samples=self.frames, disk=self.frames * row + masks,
-                     rendered=self.frames)]
+                     rendered=simulated * self.frames)]
 
     @cached_property
     def encoder(self) -> nn.Module:
@@ -307,10 +309,13 @@ class Plan:
                        data=labelled * (self.pixels + frozen * 4 * latent_dim))
 
     def evaluation(self) -> Cost:
-        """eval; policies of all budgets in one run, the last one twice (bc and bc-no-distractors have but one)."""
-        frames = (len(self.params.finetune.budgets) + 1) * self.params.eval.episodes * self.params.collect.steps
+        """eval, mean of the variants: policies of all budgets, with background videos the last one twice."""
+        rows = [VARIANTS[name] for name in self.variants]
+        policies = sum((1 if row.labels == "all" else len(self.params.finetune.budgets))
+                       + (row.view == "distracted" and self.params.env.background) for row in rows)
+        frames = policies / len(rows) * self.params.eval.episodes * self.params.collect.steps
         actor = self.latent_actor
-        return Cost("eval", self.runs * len(self.variants), "frames", total=actor.size, samples=frames,
+        return Cost("eval", self.runs * len(rows), "frames", total=actor.size, samples=frames,
                     flops=frames * actor.forward, memory=4 * actor.size, rendered=frames)
 
     def samples(self, settings) -> int:

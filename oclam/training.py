@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
-from pydantic import BaseModel
 from torch import distributed
 
 from oclam.checkpoint import Checkpoint
@@ -44,8 +43,11 @@ def _warn_of_emulation():
               "compute.precision: float32", file=sys.stderr, flush=True)
 
 
-def update_counts(settings: BaseModel, steps_per_epoch: int) -> tuple[int, float]:
-    """How many updates `settings.epochs` take, at least one, and how many `settings.warmup_epochs` take."""
+def update_counts(settings, steps_per_epoch: int) -> tuple[int, float]:
+    """How many updates `settings.epochs` take, at least one, and how many `settings.warmup_epochs` take.
+
+    settings: anything with these two.
+    """
     return max(round(settings.epochs * steps_per_epoch), 1), settings.warmup_epochs * steps_per_epoch
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from oclam import paths
-from oclam.artifacts import once
+from oclam.artifacts import existing, once
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.encoders.distill import EPISODE_FRAMES, TASKS, distill, new_student, render, teach
@@ -25,7 +25,8 @@ def main():
     settings = params.encoder
     if settings.source == "distill":
         return distilled(params)
-    source = paths.embedded_encoder if settings.source == "embedded" else watched(settings.source, "encoder.source")
+    embedded = settings.source == "embedded"
+    source = existing(paths.embedded_encoder) if embedded else watched(settings.source, "encoder.source")
     save_encoder(paths.encoder, make_encoder(source, settings.name).resize(settings.image_size))
 
 

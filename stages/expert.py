@@ -4,7 +4,7 @@ demonstrations need none."""
 from pathlib import Path
 
 from oclam import paths, suite
-from oclam.artifacts import read_csv, write_csv
+from oclam.artifacts import kept, read_csv, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.errors import Absent, UserError
@@ -28,8 +28,8 @@ def shipped(task, settings):
     """The policy in the folder, and its curve; a policy without a curve is measured instead."""
     path = Path(settings.folder) / f"{task}.safetensors"
     if not path.exists():
-        raise UserError(f"{path}: no such file; put an expert of {task} there, or set expert.train and describe its "
-                        f"training under expert.training.{task}")
+        other = f"put an expert of {task} there, or set expert.train and describe it under expert.training.{task}"
+        raise UserError(f"{path}: no such file; {kept(path) or other}")
     policy = load_expert(path, task)
     if path.with_suffix(".csv").exists():
         return policy, read_csv(path.with_suffix(".csv"))

@@ -166,6 +166,9 @@ def test_reading_what_is_absent_says_why(tmp_path, read):
     with pytest.raises(Absent, match='^no "view"$'):
         read(path)
     assert is_absent(path) and len(digest(path)) == 64
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match=f"{path}.*damaged.*dvc repro"):
+        read(path)
     with atomic(path) as folder:
         folder.mkdir()
     assert path.is_dir() and not is_absent(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import zarr
 from torch import nn
 from torch.nn import functional as F
 
@@ -134,7 +135,7 @@ def learn(task: str, seed: int, variant: str, params: SimpleNamespace, settings,
     store = checkpoint.folder / "latents.zarr"
     write_latents(model.idm, observe, store, episodes=total, steps=steps, latent_dim=model.sizes["latent_dim"],
                   batch_size=settings.batch_size, device=device, precision=compute.precision)
-    latents = open_zarr(store)["latents"]
+    latents = zarr.open_group(store, mode="r")["latents"]  # complete; its checksums are written when it moves
 
     def late(key):  # over the last tenth of training
         values = [row[key] for row in rows[-math.ceil(len(rows) / 10):]]

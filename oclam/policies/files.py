@@ -113,7 +113,7 @@ def load_policies(folder: Path | str, budgets: Sequence[int] | None = None,
     Raises UserError for a missing budget, another task or view, or parts that do not fit.
     """
     folder, frozen = Path(folder), None
-    there = _budgets(existing(folder) if folder.exists() else folder)
+    there = _budgets(existing(folder) if folder.exists() else folder)  # an absent one says why
     if not there:
         raise UserError(f"{folder}: no policies there; `dvc repro` makes the pipeline's own")
     if missing := sorted(set(budgets or []) - set(there)):

@@ -13,7 +13,7 @@ from oclam.slots.slotcontrast import SlotContrast
 from oclam.slots.steve import make_steve, to_unit
 from oclam.slots.videosaur import VideoSaur
 
-LOSSES = {"videosaur": (VideoSaur, ("similarity_weight", "similarity_temperature", "reconstruction_weight")),
+KINDS = {"videosaur": (VideoSaur, ("similarity_weight", "similarity_temperature", "reconstruction_weight")),
           "slotcontrast": (SlotContrast, ("contrast_weight", "contrast_temperature"))}
 
 
@@ -47,7 +47,7 @@ def make_model(ocp: Ocp, steve: Steve | None, observer: Callable, image_size: in
     """
     if ocp.model == "steve":
         return make_steve(steve, image_size, ocp.slots, ocp.slot_dim)
-    kind, losses = LOSSES[ocp.model]
+    kind, losses = KINDS[ocp.model]
     return kind(observer.dim, observer.grid**2, **ocp.model_dump(include={
         "slots", "slot_dim", "feature_hidden", "decoder_hidden", "decoder_layers", "masks", "published", *losses}))
 

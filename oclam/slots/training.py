@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import distributed
 
 from oclam.checkpoint import Checkpoint
 from oclam.datasets import Dataset, Frames
@@ -57,6 +58,8 @@ def train_slots(model: torch.nn.Module, clips: Clips, settings, checkpoint: Chec
             with forward(), torch.no_grad():
                 projected = model.project(first)
             model.slots.start_from_clusters(projected, seed_of("clusters", seed))
+            if distributed.is_initialized():  # the last bits of a GPU's sums differ from process to process
+                distributed.broadcast(model.slots.init.mean.data, 0)
         clips_of_step = clips(i)
         noise = torch.randn(settings.batch_size, settings.slots, settings.slot_dim,
                             generator=torch_rng("slot noise", seed, i))

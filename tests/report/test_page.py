@@ -13,7 +13,7 @@ from oclam.report.gallery import OCP_MODELS, draw
 from oclam.report.page import page
 from oclam.report.results import gather, select
 from oclam.report.tables import answers, number, tables, warnings
-from oclam.slots.models import LOSSES
+from oclam.slots.models import KINDS
 from oclam.variants import VARIANTS, normaliser
 from tests.report import tree as tree
 
@@ -198,7 +198,7 @@ def test_other_models_stand_beside_the_chosen_slots_of_their_own_seed(results, m
 
 
 def test_every_object_centric_model_has_a_name_in_the_report_and_losses():
-    assert set(get_args(Ocp.model_fields["model"].annotation)) == OCP_MODELS.keys() == LOSSES.keys() | {"steve"}
+    assert set(get_args(Ocp.model_fields["model"].annotation)) == OCP_MODELS.keys() == KINDS.keys() | {"steve"}
 
 
 @pytest.mark.parametrize(("model", "name"), [("videosaur", "VideoSAUR"), ("steve", "ocp (STEVE)"),

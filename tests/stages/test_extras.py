@@ -1,4 +1,4 @@
-"""The pipeline without the extra comparisons: what is left out, and what depends on it, is absent everywhere."""
+"""The pipeline without extra comparisons and background videos: what is left out, and what depends on it, is absent."""
 
 import csv
 import importlib
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from oclam import paths
+from oclam import paths, suite
 from oclam.act import play
-from oclam.artifacts import is_absent, read_json
+from oclam.artifacts import is_absent, read_csv, read_json
 from oclam.errors import Absent, UserError
 from oclam.params import Extras
 from oclam.variants import LATENT, VARIANTS
@@ -25,7 +25,8 @@ LEFT_OUT = {"lapo-focus", "laom-labels"}
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("extras")
-    build(folder, extras={"lapo_focus": False, "laom_labels": False, "steve": False, "slotcontrast": False})
+    build(folder, extras={"lapo_focus": False, "laom_labels": False, "steve": False, "slotcontrast": False},
+          env={"background": False})
     with chdir(folder):
         yield folder
 
@@ -53,6 +54,20 @@ def test_what_is_left_out_and_all_that_follows_from_it_is_absent(project):
     assert f"bc-{TASK}-0-laom" in durations and not any(name in stem for stem in durations for name in LEFT_OUT)
     with pytest.raises(Absent, match="^extras.laom_labels is false$"):
         play(paths.policies(TASK, 0, "laom-labels"))
+
+
+def test_without_background_videos_every_policy_acts_once(project):
+    for variant, budgets in (("lapo", BUDGETS), ("bc", [0])):
+        rows = read_csv(paths.evaluation(TASK, 0, variant))
+        assert {row["backgrounds"] for row in rows} == {"test"}
+        assert [row["budget"] for row in rows if row["episode"] == 0] == budgets
+
+
+def test_policies_of_another_environment_s_actions_are_refused(project, monkeypatch):
+    monkeypatch.setattr(suite, "sizes", lambda environment: (7, 17))
+    monkeypatch.setattr(sys, "argv", ["eval", TASK, "0", "lapo"])
+    with pytest.raises(UserError, match="policies with 6 actions, the suite's cheetah-run has 7; import"):
+        importlib.import_module("stages.eval").main()
 
 
 def test_the_report_has_the_others(project):
