@@ -1,9 +1,11 @@
-"""The action decoder from few labelled trajectories: reads a dataset and an actor, writes a policy per label budget."""
+"""The action decoder from few labelled trajectories: reads a dataset and an actor, writes a policy per label budget
+and the training curves."""
 
 from copy import deepcopy
 from dataclasses import replace
 
 from oclam import paths
+from oclam.artifacts import write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
@@ -31,7 +33,8 @@ def main():
 
     trained = fine_tune(start, card, dataset, settings, params.compute, checkpoints, frozen,
                         best_device(params.compute.threads))
-    save_policies(paths.policies(task, seed, variant), trained, (actor, actor_card) if frozen else None)
+    rows = save_policies(paths.policies(task, seed, variant), trained, (actor, actor_card) if frozen else None)
+    write_csv(paths.log(paths.policies(task, seed, variant)), rows)
     for checkpoint in checkpoints.values():
         checkpoint.remove()
 

@@ -1,9 +1,10 @@
 """The control for fine-tuning: the same labels without latent pretraining. Reads a dataset, writes one
-policy per label budget."""
+policy per label budget and the training curves."""
 
 from types import SimpleNamespace
 
 from oclam import paths
+from oclam.artifacts import write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.datasets import open_dataset
@@ -35,7 +36,8 @@ def main():
 
     trained = fine_tune(start, card, dataset, settings, params.compute, checkpoints, False,
                         best_device(params.compute.threads))
-    save_policies(paths.policies(task, seed, "scratch"), trained)
+    rows = save_policies(paths.policies(task, seed, "scratch"), trained)
+    write_csv(paths.log(paths.policies(task, seed, "scratch")), rows)
     for checkpoint in checkpoints.values():
         checkpoint.remove()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from oclam.artifacts import atomic, existing, load_tensors, save_tensors, write_csv
+from oclam.artifacts import atomic, existing, load_tensors, save_tensors
 from oclam.datasets import to_image
 from oclam.errors import UserError, one_line
 from oclam.params import Bc
@@ -86,8 +86,8 @@ def save_policy(folder: Path, policy: Policy, card: Card, frozen: bool = False) 
 
 
 def save_policies(folder: Path, trained: Iterable[tuple[Policy, Card, list[dict]]],
-                  frozen: tuple[Actor, Card] | None = None) -> None:
-    """Write the folder of one policy per label budget, with the losses of all in losses.csv.
+                  frozen: tuple[Actor, Card] | None = None) -> list[dict]:
+    """Write the folder of one policy per label budget; gives the loss rows of all, with their budgets.
 
     Args:
         trained: policy, card and loss rows of each budget.
@@ -100,7 +100,7 @@ def save_policies(folder: Path, trained: Iterable[tuple[Policy, Card, list[dict]
         for policy, card, rows in trained:
             save_policy(temporary, policy, card, frozen is not None)
             losses += [{"budget": card.budget, **row} for row in rows]
-        write_csv(temporary / "losses.csv", losses)
+    return losses
 
 
 def load_policies(folder: Path | str, budgets: Sequence[int] | None = None,

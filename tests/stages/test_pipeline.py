@@ -76,6 +76,9 @@ def test_policies_and_returns_are_there_for_every_budget(stages, variant):
     budgets = [0] if variant in ALL_LABELS else BUDGETS
     policies, cards = load_policies(paths.policies(TASK, 0, variant), task=TASK, variant=variant)
     assert [card.budget for card in cards] == budgets and len(policies) == len(budgets)
+    if VARIANTS[variant].labels == "few":
+        curves = read_csv(paths.log(paths.policies(TASK, 0, variant)))
+        assert list(dict.fromkeys(row["budget"] for row in curves)) == budgets
     rows = read_csv(paths.evaluation(TASK, 0, variant))
     asked = [("test", budget) for budget in budgets]
     if VARIANTS[variant].view == "distracted":
