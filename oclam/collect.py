@@ -7,7 +7,6 @@ has a record with the SHA-256 of its files, from which a killed collection resum
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -192,8 +191,6 @@ def _start(plan, store, records):
     """Let this worker process end with its parent, by kill -9 too, and collect for this plan."""
     global _worker
     end_with_parent(signal.SIGKILL)
-    if not multiprocessing.parent_process().is_alive():  # killed while this one started
-        os.kill(os.getpid(), signal.SIGKILL)
     _worker = _Worker(plan, store, records)
 
 
