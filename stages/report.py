@@ -14,9 +14,11 @@ def main():
     params = load("scale", "tasks", "seeds", "restarts", "finetune.budgets")
     results = gather(params.scale, params.tasks, params.seeds, params.restarts, params.finetune.budgets)
     for name in ("probes", "returns", "episodes", "losses", "slots", "durations"):
-        rows = getattr(results, name)
-        write_csv(paths.reports / f"{name}.csv", rows) if rows else write_absent(
-            paths.reports / f"{name}.csv", f"there are no {name}")
+        rows, path = getattr(results, name), paths.reports / f"{name}.csv"
+        if rows:
+            write_csv(path, rows)
+        else:
+            write_absent(path, f"there are no {name}")
     write_json(paths.reports / "metrics.json", metrics(results))
     with atomic(paths.reports / "figures") as folder:
         folder.mkdir()
