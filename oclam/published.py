@@ -10,27 +10,10 @@ from oclam.artifacts import atomic, read_csv, read_json
 from oclam.cli import one_line_errors
 from oclam.overview import PAPER_BUDGETS, markdown, overview, rows_of
 from oclam.params import read
+from oclam.report import gallery
 from oclam.variants import VARIANTS
 
-PICTURES = {  # the first word of a file's name: heading, caption
-    "returns": ("Returns, in % of bc's", "Not of the demonstrations', as in the tables: 100 is cloning of all true "
-                "actions in the same view, which may itself return little. Lines are interquartile means, bands their "
-                "95% bootstrap intervals."),
-    "probes": ("Errors of the action probes", "Dark: ridge regression on held-out trajectories. Pale: the paper's "
-               "online probe, on training batches. Bars are means over seeds, dots single seeds."),
-    "slots": ("Slots", "Frames of held-out episodes, the simulator's mask of the agent, the input of lapo-masks, the "
-              "image decoded from the vector that lapo-slots observes, and every slot; in the video the frame, all "
-              "slots, and the input of lapo-masks."),
-    "models": ("Slot models", "The run's slot model and others, on the same frames (as the paper's Figure 4)."),
-    "reconstructions": ("Predictions of the forward model", "Predicted and true next frame; then the prediction with "
-                        "another example's latent action, and the difference."),
-    "latents": ("Latent actions", "Held-out ones on their first two principal components, coloured by the true "
-                "action."),
-    "losses": ("Training losses", "Those of different variants are not comparable."),
-    "episode": ("Policies", "The beginning of the first evaluation episode, at the largest label budget."),
-}
-
-
+PICTURES = {kind: entry[1:] for kind, entry in gallery.PICTURES.items()}  # heading, caption
 LINKS = ("[Parameters](params.yaml), [commit](commit), [what was found](../measurements.md), "
          "[terms](../../README.md#the-pipeline), [columns of the CSV files](../README.md).")
 VIDEOS = {"test": "on backgrounds that no training saw", "train": "on the backgrounds of training"}

@@ -12,6 +12,30 @@ from oclam.video import FPS, read_gif, write_video
 
 OCP_MODELS = {"videosaur": "VideoSAUR", "steve": "ocp (STEVE)", "slotcontrast": "ocp (SlotContrast)"}
 LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "bc": "behaviour cloning"}
+PICTURES = {  # the first word of a file's name: section, heading, caption
+    "returns": ("returns", "Returns, in % of bc's",
+                "100, the dashed line, is what cloning of all true actions in the same view returns, which may be "
+                "little; it is not what the demonstrations return. Lines are interquartile means, bands their 95% "
+                "bootstrap intervals."),
+    "probes": ("probes", "Errors of the action probes",
+               "Ridge regression on held-out trajectories (dark) and the paper's online probe, on training batches "
+               "(pale). Bars are means over seeds, dots single seeds."),
+    "slots": ("slots", "Slots",
+              "Frames of held-out episodes, the simulator's mask of the agent where there is one, the chosen slots' "
+              "mask, the input of lapo-masks, the image decoded from the vector that lapo-slots observes, and every "
+              "slot, of which the chosen are framed; in the video the frame, all slots, and the input of lapo-masks."),
+    "models": ("slots", "Slot models",
+               "The run's slot model and others, on the same frames (as the paper's Figure 4)."),
+    "reconstructions": ("reconstructions", "Predictions of the forward model",
+                        "Predicted and true next frame; then the prediction with another example's latent action, and "
+                        "the difference."),
+    "latents": ("latents", "Latent actions",
+                "Held-out latent actions on their first two principal components, coloured by the first two true "
+                "actions. Where colours change smoothly, latent actions contain the true ones."),
+    "losses": ("losses", "Training losses", "Losses of different variants are not comparable."),
+    "episode": ("policies", "Policies",
+                "The beginning of the first evaluation episode, at the largest label budget."),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +50,10 @@ class Picture:
 
 
 def draw(results: Results, folder: Path) -> list[Picture]:
-    """The pictures of the report, in order, drawn into `folder`; frames are of the first seed."""
+    """The pictures of the report, in order, drawn into `folder`; frames are of the first seed.
+
+    `answer`, the top of the page, has the first task's return chart and slot video.
+    """
     return [picture for task in results.tasks
             for part in (_charts(results, task, folder), _slots(results, task, folder), _latents(results, task, folder),
                          _policies(results, task, folder)) for picture in part]
@@ -36,45 +63,36 @@ def _charts(results, task, folder):
     probes = select(results.probes, task=task)
     returns = [row for row in results.returns if row["task"] == task and row["budget"] > 0]
     if probes:
-        yield _saved(figures.probe_bars(probes, results.stamp), folder / f"probes-{task}.svg", "probes",
-                     f"{task}: error of the action probes by variant, ridge on held-out trajectories (dark) and online "
-                     "on training batches (pale). Bars are means over seeds, dots single seeds.")
+        yield _saved(figures.probe_bars(probes, results.stamp), folder / f"probes-{task}.svg", task)
     if returns:
-        yield _saved(figures.return_curves(returns, results.stamp), folder / f"returns-{task}.svg",
-                     _opening(results, task, "returns"),
-                     f"{task}: return against the number of labelled trajectories. Lines are interquartile means, "
-                     "bands their 95% bootstrap intervals, the dashed line is behaviour cloning on all labels.")
+        yield _saved(figures.return_curves(returns, results.stamp), folder / f"returns-{task}.svg", task,
+                     opens=task == results.tasks[0])
     for stage, name in LOSSES.items():
         rows = select(results.losses, task=task, stage=stage)
-        yield _saved(figures.loss_curves(rows, results.stamp), folder / f"losses-{stage}-{task}.svg", "losses",
-                     f"{task}: {name}. Losses of different variants are not comparable.")
+        yield _saved(figures.loss_curves(rows, results.stamp), folder / f"losses-{stage}-{task}.svg",
+                     f"{task}, {name}")
 
 
 def _slots(results, task, folder):
-    if is_absent(paths.slot_preview(task, results.seeds[0])):
+    seed = results.seeds[0]
+    if is_absent(paths.slot_preview(task, seed)):
         return
-    tensors, metadata = load_tensors(paths.slot_preview(task, results.seeds[0]))
+    tensors, metadata = load_tensors(paths.slot_preview(task, seed))
     arrays, chosen = {name: tensor.numpy() for name, tensor in tensors.items()}, metadata["chosen"]
     grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, arrays["selected"], arrays["seen"],
                              results.stamp, arrays.get("segmentation"), arrays.get("decoded"))
-    yield _saved(grid, folder / f"slots-{task}.png", "slots",
-                 f"{task}, seed {results.seeds[0]}: frames of held-out episodes, the input of lapo-masks, the "
-                 "image decoded from the chosen slots' vector, and every slot.",
-                 wide=True)
+    yield _saved(grid, folder / f"slots-{task}.png", f"{task}, seed {seed}", wide=True)
     models = {OCP_MODELS[results.selections[0]["model"]]: arrays["masks"]}
-    for _, path in compared_files(task, results.seeds[0]):
-        tensors, about = load_tensors(path)
+    for _, file in compared_files(task, seed):
+        tensors, about = load_tensors(file)
         models[about["model"]] = tensors["masks"].numpy()
     if len(models) > 1:
         comparison = figures.model_comparison(arrays["frames"], models, results.stamp, arrays.get("segmentation"))
-        yield _saved(comparison, folder / f"models-{task}.png", "slots",
-                     f"{task}, seed {results.seeds[0]}: {', '.join(models)} on the same frames (the paper's Figure 4).",
-                     wide=True)
+        yield _saved(comparison, folder / f"models-{task}.png", f"{task}, seed {seed}, {', '.join(models)}", wide=True)
     path = folder / f"slots-{task}.mp4"
     moving = [arrays[f"animation_{name}"] for name in ("frames", "masks", "seen")]
     write_video(path, figures.animation(*moving).repeat(4, 1).repeat(4, 2), fps=FPS, exact=True)
-    yield Picture(_opening(results, task, "slots"), f"{task}, seed {results.seeds[0]}: a held-out episode as observed, "
-                  "all slots, and what lapo-masks sees.", path, pixels=True)
+    yield _picture(path, f"{task}, seed {seed}", opens=task == results.tasks[0], pixels=True)
 
 
 def _latents(results, task, folder):
@@ -86,14 +104,10 @@ def _latents(results, task, folder):
         if "prediction" in arrays:  # the slot model predicts slots, not images
             figure = figures.reconstructions(*(arrays[key] for key in ("current", "target", "prediction", "swapped")),
                                              results.stamp)
-            yield _saved(figure, folder / f"reconstructions-{task}-{variant}.png", "reconstructions",
-                         f"{task}, {variant}: predicted and true frame t+1; then the prediction with another "
-                         "example's latent action, and the difference.")
+            yield _saved(figure, folder / f"reconstructions-{task}-{variant}.png", f"{task}, {variant}")
         if "actions" in arrays:
             yield _saved(figures.latent_map(arrays["latents"], arrays["actions"], results.stamp),
-                         folder / f"latents-{task}-{variant}.png", "latents",
-                         f"{task}, {variant}: held-out latent actions on their first two principal components, "
-                         "coloured by the true action.")
+                         folder / f"latents-{task}-{variant}.png", f"{task}, {variant}")
 
 
 def _policies(results, task, folder):
@@ -103,16 +117,15 @@ def _policies(results, task, folder):
             continue
         video = folder / f"episode-{task}-{variant}.mp4"
         write_video(video, read_gif(recorded, FPS), fps=FPS, exact=True)
-        rows = read_csv(paths.evaluation(task, results.seeds[0], variant))
-        shown = select(rows, budget=max(row["budget"] for row in rows), episode=0)[-1]["return"]
-        yield Picture("policies", f"{task}, {variant}: the episode returned {shown:.0f}.", video, pixels=True)
+        firsts = select(read_csv(paths.evaluation(task, results.seeds[0], variant)), episode=0)
+        yield _picture(video, f"{task}, {variant}, return {firsts[-1]['return']:.0f}", pixels=True)
 
 
-def _opening(results, task, section):
-    """`answer`, the top of the page, for the first task's return chart and slot video; `section` for other tasks'."""
-    return "answer" if task == results.tasks[0] else section
-
-
-def _saved(figure, path, section, caption, wide=False):
+def _saved(figure, path, of, **looks):
     figures.save(figure, path)
-    return Picture(section, caption, path, wide)
+    return _picture(path, of, **looks)
+
+
+def _picture(path, of, opens=False, **looks):
+    section, _, caption = PICTURES[path.name.split("-")[0]]
+    return Picture("answer" if opens else section, f"{of}: {caption}", path, **looks)

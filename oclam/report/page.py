@@ -9,7 +9,7 @@ from oclam.report.gallery import Picture
 from oclam.report.results import Results
 from oclam.report.tables import answers, tables, warnings
 
-SECTIONS = (  # name, heading, introduction
+SECTIONS = (  # name, heading, what no caption or note says
     ("probes", "Do latent actions predict the true ones?",
      "A linear probe predicts true actions from latent actions. The lower its error, the more of the agent's "
      "movement, and the less of the distractors', is in the latent action."),
@@ -19,13 +19,11 @@ SECTIONS = (  # name, heading, introduction
     ("slots", "Is the agent in a slot of its own?",
      "Object-centric pretraining divides every frame among slots; those whose masked frames predict the actions best "
      "are taken for the agent's."),
-    ("reconstructions", "What does the forward model predict?", "The next frame, from this one and a latent action."),
-    ("latents", "How are latent actions arranged?",
-     "Each point is a latent action, coloured by the true one. Where colours change smoothly, latent actions contain "
-     "the true ones."),
-    ("policies", "How do the policies move?",
-     "The beginning of the first evaluation episode, at the largest label budget."),
-    ("losses", "Did training converge?", "Every model's training loss."),
+    ("reconstructions", "What does the forward model predict?", ""),
+    ("latents", "How are latent actions arranged?", ""),
+    ("policies", "How do the policies move?", ""),
+    ("losses", "Did training converge?",
+     "Losses of the slot models, the latent action models and behaviour cloning, not of fine-tuning and scratch."),
     ("cost", "What did it cost?", "Parameters, time and hardware."),
 )
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".mp4": "video/mp4"}

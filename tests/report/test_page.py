@@ -207,7 +207,7 @@ def test_three_models_are_shown_on_the_same_frames(results, tmp_path, model, nam
     results.selections[0]["model"] = model
     compared = [picture for picture in draw(results, tmp_path) if "on the same frames" in picture.caption]
     assert [picture.section for picture in compared] == ["slots"] and (
-        f"{name}, small STEVE, SlotContrast on" in compared[0].caption)
+        f"{name}, small STEVE, SlotContrast: " in compared[0].caption)
 
 
 def test_every_row_is_as_long_as_its_table(results):
