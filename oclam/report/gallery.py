@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oclam import paths
-from oclam.artifacts import is_absent, load_tensors, read_csv
+from oclam.artifacts import is_absent, load_tensors
 from oclam.report import figures
-from oclam.report.results import Results, compared_files, select
+from oclam.report.results import Results, select
 from oclam.variants import LATENT, VARIANTS
 from oclam.video import FPS, read_gif, write_video
 
@@ -82,10 +82,7 @@ def _slots(results, task, folder):
     grid = figures.slot_grid(arrays["frames"], arrays["masks"], chosen, arrays["selected"], arrays["seen"],
                              results.stamp, arrays.get("segmentation"), arrays.get("decoded"))
     yield _saved(grid, folder / f"slots-{task}.png", f"{task}, seed {seed}", wide=True)
-    models = {OCP_MODELS[results.selections[0]["model"]]: arrays["masks"]}
-    for _, file in compared_files(task, seed):
-        tensors, about = load_tensors(file)
-        models[about["model"]] = tensors["masks"].numpy()
+    models = {OCP_MODELS[results.selections[0]["model"]]: arrays["masks"], **results.masks[task]}
     if len(models) > 1:
         comparison = figures.model_comparison(arrays["frames"], models, results.stamp, arrays.get("segmentation"))
         yield _saved(comparison, folder / f"models-{task}.png", f"{task}, seed {seed}, {', '.join(models)}", wide=True)
@@ -117,7 +114,7 @@ def _policies(results, task, folder):
             continue
         video = folder / f"episode-{task}-{variant}.mp4"
         write_video(video, read_gif(recorded, FPS), fps=FPS, exact=True)
-        firsts = select(read_csv(paths.evaluation(task, results.seeds[0], variant)), episode=0)
+        firsts = select(results.episodes, task=task, seed=results.seeds[0], variant=variant, episode=0)
         yield _picture(video, f"{task}, {variant}, return {firsts[-1]['return']:.0f}", pixels=True)
 
 

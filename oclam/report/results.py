@@ -5,21 +5,23 @@ Tables are lists of dicts with the same keys; None stands for what was not measu
 """
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from oclam import paths
 from oclam.artifacts import is_absent, load_tensors, read_csv, read_json
 from oclam.errors import UserError
-from oclam.report.statistics import improvement, improvement_interval, recovery, summary
+from oclam.report.statistics import average, improvement, improvement_interval, recovery, summary
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 
+_PROBED = ("probe_mse", "probe_r2", "vector_mse")
 _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
 CLEAN = "lapo-no-distractors"
 COMPARED = ("steve", "slotcontrast")  # stages that train a model beside that of ocp
 RECOVERING = tuple(name for name in LATENT if name not in ("lapo", CLEAN))
+FEW = tuple(name for name, row in VARIANTS.items() if row.labels == "few")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Results:
     scale: str
     tasks: list
     seeds: list
+    largest: int  # of the label budgets
     probes: list  # task, seed, variant; errors of the action probes
     dimensions: list  # task, seed, variant, dimension of the action; the ridge probe's error there
     returns: list  # task, variant, budget, labels used; statistics over seeds and episodes, also as shares
@@ -38,7 +41,8 @@ class Results:
     slots: list  # task, seed, slot; its measures
     selections: list  # task, seed; what was chosen and why
     compared: list  # task, seed, model, slot; its best slot's measures where the agent is segmented, and its FG-ARI
-    durations: list  # stage, variant, runs; seconds and hardware, or None where a stage was not run here
+    masks: dict = field(compare=False)  # task -> {compared model: the first seed's masks of the frames that are shown}
+    durations: list  # stage, variant, runs; seconds (None where a stage was not run here) and hardware
     experts: dict  # task -> mean return of the demonstrations, None where they have no rewards
     encoder: dict  # metadata of the frozen encoder
     parameters: dict  # model -> count, as in the paper's Table 4
@@ -56,37 +60,42 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], 
     Raises UserError for a missing or damaged file, except for durations of stages that DVC restored from its cache.
     """
     unmeasured = dict.fromkeys(_SLOT_MEASURES)  # in a dataset without the simulator's segmentation
-    unprobed = dict.fromkeys(("probe_mse", "probe_r2", "vector_mse"))  # where no actions are known
-    tables = [(task, seed, read_json(path)) for task in tasks for seed in seeds
-              if not is_absent(path := paths.slot_table(task, seed))]
-    selection = max((table["labels"] for *_, table in tables), default=0)
-    returns = [row for task in tasks for row in _returns(task, seeds, selection)]
-    largest = max(budgets)
-
-    def kept(task, seed):
-        return next((table["restart"] for *names, table in tables if names == [task, seed]), restarts[0])
-
-    probed = [(task, seed, variant, read_json(path)) for task in tasks for seed in seeds for variant in LATENT
-              if not is_absent(path := paths.probe(task, seed, variant))]
+    pairs = [(task, seed) for task in tasks for seed in seeds]
+    tables = {pair: read_json(path) for pair in pairs if not is_absent(path := paths.slot_table(*pair))}
+    probed = [(*pair, variant, read_json(path)) for pair in pairs for variant in LATENT
+              if not is_absent(path := paths.probe(*pair, variant))]
+    compared = {pair: {name: load_tensors(path) for name in COMPARED
+                       if not is_absent(path := paths.compared(*pair, name))} for pair in pairs}
+    episodes = {task: {variant: {seed: read_csv(paths.evaluation(task, seed, variant)) for seed in seeds}
+                       for variant in VARIANTS if not is_absent(paths.evaluation(task, seeds[0], variant))}
+                for task in tasks}
+    returns = {task: {variant: _evaluated(task, variant, found) for variant, found in acted.items()}
+               for task, acted in episodes.items()}
+    used = partial(labels_used, selection=max((table["labels"] for table in tables.values()), default=0),
+                   largest=max(budgets))
+    kept = {pair: tables[pair]["restart"] if pair in tables else restarts[0] for pair in pairs}
     return Results(
-        scale, list(tasks), list(seeds),
-        probes=[_probe(*names, selection, largest) for names in probed],
+        scale, list(tasks), list(seeds), max(budgets),
+        probes=[_probe(*names, used) for names in probed],
         dimensions=[row for names in probed for row in _dimensions(*names)],
-        returns=returns,
-        episodes=[{"task": task, "seed": seed, "variant": variant, **row} for task in tasks for seed in seeds
-                  for variant in _that_acted(task, seeds) for row in read_csv(paths.evaluation(task, seed, variant))],
-        generalisation=[row for task in tasks for row in _generalisation(task, seeds, selection, largest)],
-        losses=[row for task in tasks for seed in seeds for row in _losses(task, seed, kept(task, seed))],
-        slots=[{"task": task, "seed": seed, **unprobed, **unmeasured, **row, "chosen": row["slot"] in table["chosen"]}
-               for task, seed, table in tables for row in table["slots"]],
+        returns=[row for task in tasks for row in _returns(task, returns[task], used)],
+        episodes=[{"task": task, "seed": seed, "variant": variant, **row} for task, seed in pairs
+                  for variant, found in episodes[task].items() for row in found[seed]],
+        generalisation=[row for task in tasks for row in _generalisation(task, returns[task], used)],
+        losses=[row for pair in pairs for row in _losses(*pair, kept[pair], compared[pair])],
+        slots=[{"task": task, "seed": seed, **dict.fromkeys(_PROBED), **unmeasured, **row,
+                "chosen": row["slot"] in table["chosen"]}
+               for (task, seed), table in tables.items() for row in table["slots"]],
         selections=[{"task": task, "seed": seed, **unmeasured, "fg_ari": None, "mask": {}, **table}
-                    for task, seed, table in tables],
-        compared=[row for task in tasks for seed in seeds for row in _compared(task, seed)],
-        durations=_durations(scale, tasks, seeds, restarts),
+                    for (task, seed), table in tables.items()],
+        compared=[row for pair in pairs for row in _compared(*pair, compared[pair])],
+        masks={task: {about["model"]: tensors["masks"].numpy() for tensors, about in compared[task, seeds[0]].values()}
+               for task in tasks},
+        durations=_durations(scale, tasks, seeds, restarts, compared),
         experts={task: None if is_absent(path := paths.demonstration_returns(task, "distracted")) else
-                 _mean(read_csv(path), "return") for task in tasks},
+                 average([row["return"] for row in read_csv(path)]) for task in tasks},
         encoder=load_tensors(paths.encoder)[1],
-        parameters=_parameters(tasks[0], seeds[0], kept(tasks[0], seeds[0])),
+        parameters=_parameters(tasks[0], seeds[0], kept[tasks[0], seeds[0]]),
     )
 
 
@@ -98,21 +107,20 @@ def metrics(results: Results) -> dict:
     slots: of the chosen ones together, against the simulator's segmentation.
     In probe and recovery None stands for an absent variant.
     """
-    largest = max((row["budget"] for row in results.returns), default=0)
     tree = {"probe": {}, "normalised": {}, "return": {}, "recovery": {}, "slots": {}}
     for task in results.tasks:
         tree["probe"][task] = {variant: _mean(select(results.probes, task=task, variant=variant), "ridge_mse")
                                for variant in LATENT}
-        tree["normalised"][task] = {row["variant"]: _round(row["normalised"])
-                                    for row in select(results.returns, task=task, budget=largest)}
+        largest = {row["variant"]: row for row in select(results.returns, task=task, budget=results.largest)}
+        tree["normalised"][task] = {variant: _round(row["normalised"]) for variant, row in largest.items()}
         full = select(results.returns, task=task, budget=0)
         tree["return"][task] = {"expert": _round(results.experts[task]),
                                 **{row["variant"]: _round(row["mean"]) for row in full}}
-        found = {row["variant"]: row["mean"] for row in select(results.returns, task=task, budget=largest)}
+        means = {variant: row["mean"] for variant, row in largest.items()}
         tree["recovery"][task] = {
             name: {variant: _round(recovery(*(values.get(key) for key in (variant, "lapo", CLEAN)), errors))
                    for variant in RECOVERING}
-            for name, values, errors in (("probe", tree["probe"][task], True), ("return", found, False))}
+            for name, values, errors in (("probe", tree["probe"][task], True), ("return", means, False))}
         tree["slots"][task] = {key: _mean(select(results.selections, task=task), key)
                                for key in (*_SLOT_MEASURES, "fg_ari")}
     return tree
@@ -140,10 +148,10 @@ def labels_used(variant: str, budget: int, selection: int, largest: int) -> int 
     return max(budget, selection if row.on_slots else 0, largest if row.supervised else 0)
 
 
-def _probe(task, seed, variant, table, selection, largest):
+def _probe(task, seed, variant, table, used):
     scalars = {key: value for key, value in table.items() if not isinstance(value, list)}
-    labels = labels_used(variant, 0, selection, largest)
-    return {"task": task, "seed": seed, "variant": variant, "labels": labels, "state_variance_kept": None, **scalars}
+    return {"task": task, "seed": seed, "variant": variant, "labels": used(variant, 0), "state_variance_kept": None,
+            **scalars}
 
 
 def _dimensions(task, seed, variant, table):
@@ -152,67 +160,53 @@ def _dimensions(task, seed, variant, table):
             in enumerate(zip(table["ridge_mse_per_dim"], table["ridge_r2_per_dim"], strict=True))]
 
 
-def compared_files(task: str, seed: int) -> list[tuple[str, Path]]:
-    """Name and file of each model that was trained beside that of ocp."""
-    files = [(name, paths.compared(task, seed, name)) for name in COMPARED]
-    return [(name, path) for name, path in files if not is_absent(path)]
-
-
-def _compared(task, seed):
-    for _, path in compared_files(task, seed):
-        about = load_tensors(path)[1]
+def _compared(task, seed, models):
+    for _, about in models.values():
         if about["slots"]:
             yield {"task": task, "seed": seed, "model": about["model"], "slot": about["best"],
                    "fg_ari": about["fg_ari"], **about["slots"][about["best"]]}
 
 
-def _returns(task, seeds, selection):
+def _returns(task, policies, used):
     table = {}  # (variant, budget) -> returns (seeds, episodes)
-    for variant in _that_acted(task, seeds):
-        evaluated = _evaluated(task, seeds, variant)
+    for variant, evaluated in policies.items():
         asked, _ = list(evaluated)[-1]  # the other backgrounds stand first
         table |= {(variant, budget): returns for (backgrounds, budget), returns in evaluated.items()
                   if backgrounds == asked}
-    rows, largest = [], max((budget for _, budget in table), default=0)
+    rows = []
     for (variant, budget), returns in table.items():
         full = table[normaliser(variant), 0].mean()
         statistics = {key: value if math.isfinite(value) else None for key, value in summary(returns).items()}
         shares = {"normalised" if key == "mean" else f"normalised_{key}":
                   None if value is None or full <= 0 else 100 * value / full for key, value in statistics.items()}
         rows.append({"task": task, "variant": variant, "budget": budget,
-                     "labels": labels_used(variant, budget, selection, largest), "seeds": returns.shape[0],
+                     "labels": used(variant, budget), "seeds": returns.shape[0],
                      "episodes": returns.shape[1], "by_seed": " ".join(f"{mean:.1f}" for mean in returns.mean(1)),
                      **statistics, **shares, **_improvement(returns, table.get(("lapo", budget)), variant)})
     return rows
 
 
-def _that_acted(task, seeds):
-    return [variant for variant in VARIANTS if not is_absent(paths.evaluation(task, seeds[0], variant))]
-
-
-def _evaluated(task, seeds, variant):
-    """{(backgrounds, budget): returns (seeds, episodes)}, in the order of the file."""
-    files = [paths.evaluation(task, seed, variant) for seed in seeds]
-    tables = {path: read_csv(path) for path in files}
+def _evaluated(task, variant, tables):
+    """{(backgrounds, budget): returns (seeds, episodes)}, in the order of the tables, {seed: rows}."""
     asked = dict.fromkeys((row["backgrounds"], row["budget"]) for rows in tables.values() for row in rows)
     episodes = {row["episode"] for rows in tables.values() for row in rows}
-    for path, rows in tables.items():
+    for seed, rows in tables.items():
         if len(rows) != len(asked) * len(episodes):
+            path = paths.evaluation(task, seed, variant)
             raise UserError(f"{path}: {len(rows)} rows of {len(asked)} evaluations x {len(episodes)} episodes; delete "
                             f"{path} and run `dvc repro`")
     return {key: np.array([[row["return"] for row in rows if (row["backgrounds"], row["budget"]) == key]
                            for rows in tables.values()]) for key in asked}
 
 
-def _generalisation(task, seeds, selection, largest):
-    for variant in _that_acted(task, seeds):
-        if VARIANTS[variant].view == "distracted":
-            evaluated = _evaluated(task, seeds, variant)
-            budget = max(budget for _, budget in evaluated)
-            yield {"task": task, "variant": variant, "budget": budget,
-                   "labels": labels_used(variant, budget, selection, largest),
-                   **{f"{backgrounds}_{key}": value for backgrounds in ("train", "test")
-                      for key, value in summary(evaluated[backgrounds, budget]).items() if key in ("mean", "stderr")}}
+def _generalisation(task, policies, used):
+    for variant, evaluated in policies.items():
+        budget = max(budget for _, budget in evaluated)
+        both = {backgrounds: evaluated.get((backgrounds, budget)) for backgrounds in ("train", "test")}
+        if all(returns is not None for returns in both.values()):  # the clean view has no backgrounds
+            yield {"task": task, "variant": variant, "budget": budget, "labels": used(variant, budget),
+                   **{f"{backgrounds}_{key}": value for backgrounds, returns in both.items()
+                      for key, value in summary(returns).items() if key in ("mean", "stderr")}}
 
 
 def _improvement(returns, lapo, variant):
@@ -225,13 +219,13 @@ def _improvement(returns, lapo, variant):
     return {"improvement": chance, "improvement_low": low, "improvement_high": high}
 
 
-def _losses(task, seed, restart):
+def _losses(task, seed, restart, compared):
     logs = [("ocp", "ocp", paths.ocp(task, seed, restart))]
     logs += [("lapo", variant, paths.lapo(task, seed, variant)) for variant in LATENT]
     logs += [("bc", variant, paths.actor(task, seed, variant)) for variant in (*LATENT, *ALL_LABELS)]
     logs = [(stage, variant, read_csv(path)) for stage, variant, artifact in logs
             if not is_absent(path := paths.log(artifact))]
-    logs[1:1] = [("ocp", name, load_tensors(path)[1]["log"]) for name, path in compared_files(task, seed)]
+    logs[1:1] = [("ocp", name, about["log"]) for name, (_, about) in compared.items()]
     return [{"task": task, "seed": seed, "stage": stage, "variant": variant, "step": row["step"], "loss": row["loss"]}
             for stage, variant, rows in logs for row in rows]
 
@@ -244,17 +238,17 @@ def _parameters(task, seed, restart):
     return {"ocp (total)": ocp["total"], "ocp (trainable)": ocp["trainable"], **counts, "bc": actor}
 
 
-def _durations(scale, tasks, seeds, restarts):
+def _durations(scale, tasks, seeds, restarts, compared):
     pairs = [(task, seed) for task in tasks for seed in seeds]
     absent = {name for name in (*LATENT, *ALL_LABELS)
               if all(is_absent(paths.log(paths.actor(*pair, name))) for pair in pairs)}
     latent, cloned, acted = ([name for name in names if name not in absent] for names in (LATENT, ALL_LABELS, VARIANTS))
-    compared = dict.fromkeys(name for pair in pairs for name, _ in compared_files(*pair))
+    models = dict.fromkeys(name for found in compared.values() for name in found)
     each = [f"{task}-{seed}" for task, seed in pairs]
     stages = [("backgrounds", None, [""]), ("encoder", None, [""]), ("expert", None, tasks)]
     stages += [("collect", view, [f"{task}-{view}" for task in tasks]) for view in ("distracted", "clean")]
     stages += [("ocp", None, [f"{run}-{restart}" for run in each for restart in restarts])]
-    stages += [(stage, None, each) for stage in ("slots", "slot-select", *compared, "scratch")]
+    stages += [(stage, None, each) for stage in ("slots", "slot-select", *models, "scratch")]
     for stage, variants in (("lapo", latent), ("bc", latent), ("bc-full", cloned), ("finetune", latent),
                             ("eval", acted)):
         stages += [(stage, variant, [f"{run}-{variant}" for run in each]) for variant in variants]
@@ -272,8 +266,7 @@ def _durations(scale, tasks, seeds, restarts):
 
 
 def _mean(rows, key):
-    values = [row[key] for row in rows]
-    return None if None in values or not values else _round(np.mean(values))
+    return _round(average([row[key] for row in rows]))
 
 
 def _round(value):

@@ -2,9 +2,15 @@
 and episodes."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
+
+
+def average(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is missing or there is none."""
+    return None if None in values or not len(values) else float(np.mean(values))
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from oclam.report.results import CLEAN, RECOVERING, Results, select
-from oclam.report.statistics import recovery
+from oclam.report.results import CLEAN, FEW, RECOVERING, Results, select
+from oclam.report.statistics import average, recovery
 from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, PAPER_OCP, VARIANTS, normaliser
 
 # The paper's figures that belong to no variant: Table 4, and Table 5 in seconds on one H100.
@@ -52,9 +52,9 @@ def tables(results: Results) -> list[Table]:
 
 def answers(results: Results) -> list[str]:
     """The pipeline's question answered for each task: do policies learn more from objects than from frames?"""
-    largest, sentences = max((row["budget"] for row in results.returns), default=0), []
+    sentences = []
     for task in results.tasks:
-        found = {row["variant"]: row for row in select(results.returns, task=task, budget=largest)}
+        found = {row["variant"]: row for row in select(results.returns, task=task, budget=results.largest)}
         if "lapo" not in found:
             sentences.append(f"{task}: no policies acted with distractors, since there are no actions to learn from or "
                              "no environment.")
@@ -62,10 +62,10 @@ def answers(results: Results) -> list[str]:
         lapo, masks, slots = (found[variant] for variant in ("lapo", "lapo-masks", "lapo-slots"))
         full = select(results.returns, task=task, variant="bc", budget=0)[0]
         sentences.append(
-            f"{task}, {largest} labelled trajectories: policies return {number(masks['mean'])} with latent actions of "
-            f"the agent's masked frames, {number(slots['mean'])} of its slots and {number(lapo['mean'])} of whole "
-            f"frames; cloning all true actions returns {number(full['mean'])}. Probability that an "
-            f"episode returns more than with whole frames: masked frames {_better(masks)}, slots {_better(slots)}.")
+            f"{task}, {results.largest} labelled trajectories: policies return {number(masks['mean'])} with latent "
+            f"actions of the agent's masked frames, {number(slots['mean'])} of its slots and {number(lapo['mean'])} of "
+            f"whole frames; cloning all true actions returns {number(full['mean'])}. Probability that an episode "
+            f"returns more than with whole frames: masked frames {_better(masks)}, slots {_better(slots)}.")
     return sentences
 
 
@@ -116,10 +116,6 @@ def _of_expert(results, task, variant):
     return found[0]["mean"] / results.experts[task] if found and results.experts[task] else None
 
 
-def _average(values):
-    return None if None in values or not len(values) else float(np.mean(values))
-
-
 def _present(rows, variants):
     """The variants that have rows, in order."""
     there = {row["variant"] for row in rows}
@@ -148,7 +144,7 @@ def _probes(results):
             if len(results.seeds) > 1:
                 rows.append((f"{heading}, each seed", [Cell(", ".join(map(number, found)))
                                                        for found in values.values()]))
-            explained = {name: _average([_explained(row[key], row[variance]) for row in table])
+            explained = {name: average([_explained(row[key], row[variance]) for row in table])
                          for name, table in of_task.items()}
             rows.append((f"{heading}, R²", [
                 Cell(number(r2), paper=_paper(paper_r2(task, variant) if key == "online_mse" else None))
@@ -156,7 +152,7 @@ def _probes(results):
         for key, heading in (("shuffled_mse", "shuffled actions, error"),
                              ("frame_difference_mse", "frame differences, error"),
                              ("action_variance", "mean action, error")):
-            rows.append((heading, [Cell(number(_average([row[key] for row in table]))) for table in of_task.values()]))
+            rows.append((heading, [Cell(number(average([row[key] for row in table]))) for table in of_task.values()]))
         rows.append(("labels used", [Cell(_labels(table[0]["labels"]) if table else number(None))
                                      for table in of_task.values()]))
     note = ("How well a linear map predicts true actions from latent actions: mean squared error (lower is better, × "
@@ -196,7 +192,7 @@ def _dimensions(results):
 
 
 def _returns(results):
-    variants = _present(results.returns, [name for name, row in VARIANTS.items() if row.labels == "few"])
+    variants = _present(results.returns, FEW)
     budgets = sorted({row["budget"] for row in results.returns} - {0})
     rows = []
     for task in results.tasks:
@@ -206,7 +202,7 @@ def _returns(results):
             values = {variant: [found[variant]["normalised"]] if variant in found else [] for variant in variants}
             spreads = {variant: found[variant]["normalised_stderr"] for variant in variants if variant in found}
             paper = {variant: VARIANTS[variant].paper.normalised[task] for variant in variants
-                     if budget == budgets[-1] and task in VARIANTS[variant].paper.normalised}
+                     if budget == results.largest and task in VARIANTS[variant].paper.normalised}
             rows.append((f"{budget} labelled",
                          [Cell(_used(found, budget)), *_beside(values, spreads, paper, lower=False)]))
     note = ("100 × return / return of bc with all labels in the same view; higher is better, × is the ratio to "
@@ -236,7 +232,7 @@ def _recovery(results):
     rows, variants = [], _present(results.probes, RECOVERING)
     for task in results.tasks:
         rows.append((task, []))
-        probes = {name: _average([row["ridge_mse"] for row in select(results.probes, task=task, variant=name)])
+        probes = {name: average([row["ridge_mse"] for row in select(results.probes, task=task, variant=name)])
                   for name in LATENT}
         used = _used({row["variant"]: row for row in select(results.probes, task=task)}, 0)
         rows.append(("ridge probe, error", _recovered(probes, variants, used, errors=True)))
@@ -321,7 +317,7 @@ def _full(results):
     names, rows = ("bc-no-distractors", "bc"), []
     for task in results.tasks:
         expert = results.experts[task]
-        cells = [Cell(_labels(None)), Cell(number(expert and float(expert)), paper=_paper(PAPER_EXPERT.get(task)))]
+        cells = [Cell(_labels(None)), Cell(number(expert), paper=_paper(PAPER_EXPERT.get(task)))]
         for name in names:
             share = _of_expert(results, task, name)
             row = next(iter(select(results.returns, task=task, variant=name, budget=0)), {"mean": None, "stderr": None})
@@ -407,21 +403,19 @@ def _beside(values, spreads, paper, *, lower):
 
     Ratios to lapo are left out where lapo's value is within two standard errors of 0: they would say nothing.
     """
-    means = {name: _average(entries) for name, entries in values.items()}
+    means = {name: average(entries) for name, entries in values.items()}
     rivals = [mean for name, mean in means.items() if mean is not None and normaliser(name) == "bc"]
     best = (min if lower else max)(rivals, default=None)
     errors = {name: spreads.get(name, _standard_error(entries)) for name, entries in values.items()}
     lapo = means.get("lapo")
     known = lapo is not None and lapo > 2 * (errors["lapo"] or 0)
-    cells = []
-    for name, mean in means.items():
-        quoted, ratios = paper.get(name), name != "lapo" and "lapo" in means
-        cells.append(Cell(
-            number(mean, errors[name]),
-            _ratio(mean, lapo, lower) if ratios and known else "",
-            _paper(*quoted, _ratio(quoted[0], paper["lapo"][0], lower) if ratios else "") if quoted else "",
-            mean is not None and mean == best and normaliser(name) == "bc"))
-    return cells
+    theirs = paper.get("lapo", (None,))[0]
+    return [Cell(number(mean, errors[name]),
+                 _ratio(mean, lapo, lower) if known and name != "lapo" else "",
+                 _paper(*paper[name], _ratio(paper[name][0], theirs, lower) if name != "lapo" else "")
+                 if name in paper else "",
+                 mean is not None and mean == best and normaliser(name) == "bc")
+            for name, mean in means.items()]
 
 
 def _standard_error(values):
