@@ -203,7 +203,7 @@ def _generalisation(task, policies, used):
     for variant, evaluated in policies.items():
         budget = max(budget for _, budget in evaluated)
         both = {backgrounds: evaluated.get((backgrounds, budget)) for backgrounds in ("train", "test")}
-        if all(returns is not None for returns in both.values()):  # the clean view has no backgrounds
+        if all(returns is not None for returns in both.values()):  # else there are no background videos
             yield {"task": task, "variant": variant, "budget": budget, "labels": used(variant, budget),
                    **{f"{backgrounds}_{key}": value for backgrounds, returns in both.items()
                       for key, value in summary(returns).items() if key in ("mean", "stderr")}}

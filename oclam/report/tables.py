@@ -44,10 +44,10 @@ class Table:
 def tables(results: Results) -> list[Table]:
     """Every table of the report, in order."""
     probes = [_probes(results), *_dimensions(results)] if results.probes else []
-    returns = [_statistics(results), _generalisation(results), _full(results)] if results.returns else []
-    return [*probes, *([_returns(results)] if returns else []),
-            *([_recovery(results)] if select(results.probes, variant=CLEAN) else []), *returns,
-            *_slots(results), _parameters(results), _paper_durations(results), _durations(results)]
+    measured = ((results.returns, _returns), (select(results.probes, variant=CLEAN), _recovery),
+                (results.returns, _statistics), (results.generalisation, _generalisation), (results.returns, _full))
+    return [*probes, *(table(results) for rows, table in measured if rows), *_slots(results), _parameters(results),
+            _paper_durations(results), _durations(results)]
 
 
 def answers(results: Results) -> list[str]:
@@ -296,8 +296,9 @@ def _generalisation(results):
             rows.append((row["variant"], [
                 Cell(_labels(row["labels"])), Cell(number(seen, row["train_stderr"])),
                 Cell(number(unseen, row["test_stderr"]), f"{unseen / seen:.0%}" if seen > 0 else "")]))
-    note = ("Return of the policy of the largest label budget on the background videos of its training data, as in the "
-            "paper, and on videos that no training saw, with what share of the return is left.")
+    note = ("Return of the policy of the largest label budget on the training videos, which are the backgrounds of "
+            "demonstrations that are collected here (the paper evaluates on those), and on unseen ones; with what "
+            "share of the return is left.")
     return Table("returns", "Seen and unseen backgrounds", note, ("labels used", "training videos", "unseen videos"),
                  rows)
 

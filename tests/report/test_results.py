@@ -2,16 +2,17 @@
 
 import json
 from contextlib import chdir
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
 from oclam import paths
-from oclam.artifacts import read_json, write_json
+from oclam.artifacts import read_csv, read_json, write_csv, write_json
 from oclam.errors import UserError
 from oclam.report.results import gather, metrics, select
-from oclam.report.tables import PAPER_DURATIONS
+from oclam.report.tables import PAPER_DURATIONS, tables
 from oclam.variants import LATENT, VARIANTS, normaliser
 from tests.report import tree as tree
 
@@ -77,6 +78,16 @@ def test_generalisation_is_the_largest_budget_on_both_backgrounds(results):
         assert row["budget"] == (0 if row["variant"] == "bc" else 8)
         mean = tree.mean_return(row["variant"], row["budget"])
         assert (row["train_mean"], row["test_mean"]) == pytest.approx((2 * mean, mean))
+
+
+def test_without_background_videos_there_is_no_generalisation_and_all_else_is_as_with_them(written, results):
+    for seed, variant in product(tree.SEEDS, VARIANTS):
+        path = paths.evaluation(tree.TASK, seed, variant)
+        write_csv(path, select(read_csv(path), backgrounds="test"))
+    found = read()
+    assert found == replace(results, generalisation=[], episodes=select(results.episodes, backgrounds="test"))
+    titles, with_videos = ([table.title for table in tables(each)] for each in (found, results))
+    assert titles == [title for title in with_videos if title != "Seen and unseen backgrounds"] != with_videos
 
 
 def test_returns_and_generalisation_are_means_of_the_listed_episodes(results):
