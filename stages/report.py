@@ -13,7 +13,7 @@ def main():
     arguments()
     params = load("scale", "tasks", "seeds", "restarts", "finetune.budgets")
     results = gather(params.scale, params.tasks, params.seeds, params.restarts, params.finetune.budgets)
-    for name in ("probes", "returns", "episodes", "losses", "slots", "durations"):
+    for name in ("probes", "returns", "episodes", "losses", "slots", "models", "durations"):
         rows, path = getattr(results, name), paths.reports / f"{name}.csv"
         if rows:
             write_csv(path, rows)

@@ -6,11 +6,10 @@ from pathlib import Path
 from oclam import paths
 from oclam.artifacts import is_absent, load_tensors
 from oclam.report import figures
-from oclam.report.results import Results, select
+from oclam.report.results import OCP_MODELS, Results, select
 from oclam.variants import LATENT, VARIANTS
 from oclam.video import FPS, read_gif, write_video
 
-OCP_MODELS = {"videosaur": "VideoSAUR", "steve": "ocp (STEVE)", "slotcontrast": "ocp (SlotContrast)"}
 LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "bc": "behaviour cloning"}
 PICTURES = {  # the first word of a file's name: section, heading, caption
     "returns": ("returns", "Returns, in % of bc's",

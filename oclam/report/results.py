@@ -19,6 +19,7 @@ from oclam.variants import ALL_LABELS, LATENT, VARIANTS, normaliser
 _PROBED = ("probe_mse", "probe_r2", "vector_mse")
 _SLOT_MEASURES = ("agent_iou", "agent_recall", "area", "stability")
 CLEAN = "lapo-no-distractors"
+OCP_MODELS = {"videosaur": "VideoSAUR", "steve": "ocp (STEVE)", "slotcontrast": "ocp (SlotContrast)"}
 COMPARED = ("steve", "slotcontrast")  # stages that train a model beside that of ocp
 RECOVERING = tuple(name for name in LATENT if name not in ("lapo", CLEAN))
 FEW = tuple(name for name, row in VARIANTS.items() if row.labels == "few")
@@ -52,6 +53,28 @@ class Results:
         """Scale, seeds and episodes, which are shown with every number."""
         episodes = max((row["episodes"] for row in self.returns), default=0)  # of a policy
         return f"{self.scale.capitalize()} scale, {_count(len(self.seeds), 'seed')}, {_count(episodes, 'episode')}"
+
+    @property
+    def models(self) -> list[dict]:
+        """A row for each task, seed and slot model: ocp's by its chosen slots, those beside it by their best slot.
+
+        Measures on patches and FG-ARI of every model; of ocp's the rest too, as None of the others: those of the mask
+        (mask_*) by pixels, and the probe errors that slots and restart were chosen by.
+        """
+        rows = []
+        for row in self.selections:
+            names = {key: row[key] for key in ("task", "seed")}
+            errors = [f"{error:.4g}" for error in row["restart_errors"]]
+            own = {**names, "model": OCP_MODELS[row["model"]], "slot": _named(row["chosen"]),
+                   **{key: row[key] for key in (*_SLOT_MEASURES, "fg_ari")},
+                   **{f"mask_{key}": row["mask"].get(key)
+                      for key in ("agent_iou", "agent_recall", "area", "vector_mse")},
+                   **{key: row["chosen_probe"].get(key) for key in _PROBED},
+                   "whole_frame_mse": row["whole_frame"].get("probe_mse"), "labels": row["labels"],
+                   "restart": row["restart"], "restart_errors": " ".join(errors)}
+            rows += [own, *({**dict.fromkeys(own), **other, "slot": _named([other["slot"]])}
+                            for other in select(self.compared, **names))]
+        return rows
 
 
 def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], budgets: list[int]) -> Results:
@@ -267,6 +290,10 @@ def _durations(scale, tasks, seeds, restarts, compared):
 
 def _mean(rows, key):
     return _round(average([row[key] for row in rows]))
+
+
+def _named(slots):
+    return f"slot {' and '.join(map(str, slots))}"  # always a word, as a column of CSV must be
 
 
 def _round(value):

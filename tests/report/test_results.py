@@ -148,6 +148,35 @@ def test_slots_without_known_actions_have_the_columns_of_others(written):
     assert len({frozenset(row) for row in found}) == 1 and found[0]["probe_mse"] is None
 
 
+def test_slot_models_have_a_row_of_each_seed_as_the_report_shows_them(written, results):
+    own, steve, slotcontrast = select(results.models, seed=1)
+    assert own == {
+        "task": tree.TASK, "seed": 1, "model": "VideoSAUR", "slot": "slot 2", "agent_iou": pytest.approx(0.4),
+        "agent_recall": 0.9, "area": 0.25, "stability": 0.95, "fg_ari": 0.5, "mask_agent_iou": 0.8,
+        "mask_agent_recall": 0.95, "mask_area": 0.1, "mask_vector_mse": 0.25, "probe_mse": 0.2, "probe_r2": 0.7,
+        "vector_mse": 0.5, "whole_frame_mse": 0.4, "labels": 4, "restart": 1, "restart_errors": "0.4 0.3"}
+    for row, (model, iou) in zip((steve, slotcontrast), tree.COMPARED.values(), strict=True):
+        assert row == dict.fromkeys(own) | {
+            "task": tree.TASK, "seed": 1, "model": model, "slot": "slot 1", "agent_iou": iou, "agent_recall": 0.5,
+            "area": 0.25, "stability": 0.75, "fg_ari": 0.625}
+    assert [row["seed"] for row in results.models] == [0, 0, 0, 1, 1, 1]
+    write_csv(path := paths.reports / "models.csv", results.models)
+    assert read_csv(path) == results.models
+    tree.forget_segmentation()
+    without = ("agent_iou", "agent_recall", "area", "stability", "fg_ari", "mask_agent_iou", "mask_agent_recall",
+               "mask_area", "mask_vector_mse")
+    assert read().models == [own | {"seed": seed} | dict.fromkeys(without) for seed in tree.SEEDS]
+
+
+def test_models_of_one_and_of_two_chosen_slots_share_a_column_of_words(written):
+    table = read_json(paths.slot_table(tree.TASK, 0))
+    write_json(paths.slot_table(tree.TASK, 0), table | {"chosen": [0, 2], "chosen_probe": {}, "restart_errors": []})
+    write_csv(path := paths.reports / "models.csv", read().models)
+    first, *_, second = (row for row in read_csv(path) if row["model"] == "VideoSAUR")
+    assert (first["slot"], second["slot"]) == ("slot 0 and 2", "slot 2")
+    assert first["probe_mse"] is first["restart_errors"] is None and second["restart_errors"] == "0.4 0.3"
+
+
 def test_stray_files_are_not_read(written, results):
     stray = paths.probe("walker-run", 7, "lapo")
     stray.parent.mkdir(parents=True)
