@@ -10,14 +10,13 @@ from oclam.artifacts import read_csv, read_json
 from oclam.cli import one_line_errors
 from oclam.errors import Absent, UserError
 from oclam.params import read
-from oclam.report.results import CLEAN, RECOVERING, select
+from oclam.report.results import CLEAN, FEW, RECOVERING, select
 from oclam.report.statistics import recovery
 from oclam.report.tables import PAPER_EXPERT, paper_r2
 from oclam.variants import ACTION_VARIANCE, ALL_LABELS, LATENT, VARIANTS, normaliser
 
 PAPER_BUDGETS = range(32, 129)  # of the label budgets whose mean return the paper reports
 PAPER_SCALE = 0.1  # of its colour and camera changes; harder runs stand without its numbers
-FEW = tuple(name for name, row in VARIANTS.items() if row.labels == "few")
 
 
 def overview(runs: Sequence[Path | str]) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 
 from tests import ROOT
 
-SMALL = {"durations.csv", "episodes.csv", "losses.csv", "probes.csv", "returns.csv", "slots.csv", "metrics.json",
-         "figures/a.svg"}
+SMALL = {"durations.csv", "episodes.csv", "losses.csv", "models.csv", "probes.csv", "returns.csv", "slots.csv",
+         "metrics.json", "figures/a.svg"}
 PAGE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'README.md').write_text('page')"
 
 

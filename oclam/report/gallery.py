@@ -10,7 +10,8 @@ from oclam.report.results import OCP_MODELS, Results, select
 from oclam.variants import LATENT, VARIANTS
 from oclam.video import FPS, read_gif, write_video
 
-LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "bc": "behaviour cloning"}
+LOSSES = {"ocp": "object-centric pretraining", "lapo": "latent action models", "bc": "behaviour cloning",
+          "finetune": "fine-tuning with the largest label budget"}
 PICTURES = {  # the first word of a file's name: section, heading, caption
     "returns": ("returns", "Returns, in % of bc's",
                 "100, the dashed line, is what cloning of all true actions in the same view returns, which may be "
@@ -67,9 +68,9 @@ def _charts(results, task, folder):
         yield _saved(figures.return_curves(returns, results.stamp), folder / f"returns-{task}.svg", task,
                      opens=task == results.tasks[0])
     for stage, name in LOSSES.items():
-        rows = select(results.losses, task=task, stage=stage)
-        yield _saved(figures.loss_curves(rows, results.stamp), folder / f"losses-{stage}-{task}.svg",
-                     f"{task}, {name}")
+        if rows := select(results.losses, task=task, stage=stage):
+            yield _saved(figures.loss_curves(rows, results.stamp), folder / f"losses-{stage}-{task}.svg",
+                         f"{task}, {name}")
 
 
 def _slots(results, task, folder):

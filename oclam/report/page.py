@@ -22,8 +22,7 @@ SECTIONS = (  # name, heading, what no caption or note says
     ("reconstructions", "What does the forward model predict?", ""),
     ("latents", "How are latent actions arranged?", ""),
     ("policies", "How do the policies move?", ""),
-    ("losses", "Did training converge?",
-     "Losses of the slot models, the latent action models and behaviour cloning, not of fine-tuning and scratch."),
+    ("losses", "Did training converge?", ""),
     ("cost", "What did it cost?", "Parameters, time and hardware."),
 )
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".mp4": "video/mp4"}

@@ -246,8 +246,11 @@ def _losses(task, seed, restart, compared):
     logs = [("ocp", "ocp", paths.ocp(task, seed, restart))]
     logs += [("lapo", variant, paths.lapo(task, seed, variant)) for variant in LATENT]
     logs += [("bc", variant, paths.actor(task, seed, variant)) for variant in (*LATENT, *ALL_LABELS)]
+    logs += [("finetune", variant, paths.policies(task, seed, variant)) for variant in FEW]
     logs = [(stage, variant, read_csv(path)) for stage, variant, artifact in logs
             if not is_absent(path := paths.log(artifact))]
+    logs = [(stage, variant, select(rows, budget=rows[-1]["budget"]) if stage == "finetune" else rows)
+            for stage, variant, rows in logs]  # the largest budget stands last
     logs[1:1] = [("ocp", name, about["log"]) for name, (_, about) in compared.items()]
     return [{"task": task, "seed": seed, "stage": stage, "variant": variant, "step": row["step"], "loss": row["loss"]}
             for stage, variant, rows in logs for row in rows]

@@ -11,7 +11,7 @@ import pytest
 from oclam import paths
 from oclam.artifacts import read_csv, read_json, write_csv, write_json
 from oclam.errors import UserError
-from oclam.report.results import gather, metrics, select
+from oclam.report.results import FEW, gather, metrics, select
 from oclam.report.tables import PAPER_DURATIONS, tables
 from oclam.variants import LATENT, VARIANTS, normaliser
 from tests.report import tree as tree
@@ -222,6 +222,11 @@ def test_counts_and_losses_are_of_the_restart_that_was_kept(results):
     assert results.parameters == tree.PARAMETERS
     losses = select(results.losses, stage="ocp", variant="ocp", seed=0)
     assert losses[0]["loss"] == 1.0 + tree.RESTART
+
+
+def test_losses_of_fine_tuning_are_of_the_largest_budget(results):
+    losses = select(results.losses, stage="finetune", seed=1)
+    assert {row["variant"] for row in losses} == set(FEW) and [row["loss"] for row in losses] == [8.5] * 2 * len(FEW)
 
 
 def test_the_papers_tables_agree_with_the_ratios_it_prints():

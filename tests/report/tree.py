@@ -6,6 +6,7 @@ from PIL import Image
 
 from oclam import paths
 from oclam.artifacts import load_tensors, read_json, save_tensors, write_csv, write_json
+from oclam.report.results import FEW
 from oclam.variants import ALL_LABELS, LATENT, VARIANTS
 
 TASK, SEEDS, BUDGETS, EPISODES = "cheetah-run", [0, 1], [2, 8], 5
@@ -44,6 +45,9 @@ def write(seeds=SEEDS):
             _count(paths.actor(TASK, seed, variant), PARAMETERS["bc"])
         for variant in (*LATENT, *ALL_LABELS):
             _log(paths.actor(TASK, seed, variant), 0.3)
+        for variant in FEW:
+            rows = [{"budget": budget, "step": step, "loss": 0.5 + budget} for budget in BUDGETS for step in (10, 20)]
+            write_csv(paths.log(paths.policies(TASK, seed, variant)), rows)
         for variant in VARIANTS:
             _returns(seed, variant, seed - np.mean(seeds))
 
