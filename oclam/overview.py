@@ -67,7 +67,7 @@ def _probes(rows, tasks, as_paper):
                 for value, task in zip(r2, tasks, strict=True)]
 
     return markdown(["R² (paper)", *tasks, "times better than lapo (paper)", "recovery (paper)"],
-                  {name: cells(name) + _compared(name, ours, theirs) for name in _present(errors)})
+                    {name: cells(name) + _compared(name, ours, theirs) for name in _present(errors)})
 
 
 def _returns(rows, tasks, experts, as_paper):
@@ -84,7 +84,7 @@ def _returns(rows, tasks, experts, as_paper):
 
     heads = ["% of the demonstrations' return (paper)", *tasks, *mean, "times lapo's (paper)", "recovery (paper)"]
     return markdown(heads, {name: cells(name) + _compared(name, ours, theirs, spreads["lapo"])
-                          for name in _present(ours)})
+                            for name in _present(ours)})
 
 
 def _by_budget(rows, tasks, experts):

@@ -10,10 +10,9 @@ from oclam.artifacts import atomic, read_csv, read_json
 from oclam.cli import one_line_errors
 from oclam.overview import PAPER_BUDGETS, markdown, overview, rows_of
 from oclam.params import read
-from oclam.report import gallery
+from oclam.report.gallery import PICTURES
 from oclam.variants import VARIANTS
 
-PICTURES = {kind: entry[1:] for kind, entry in gallery.PICTURES.items()}  # heading, caption
 LINKS = ("[Parameters](params.yaml), [commit](commit), [what was found](../measurements.md), "
          "[terms](../../README.md#the-pipeline), [columns of the CSV files](../README.md).")
 VIDEOS = {"test": "on backgrounds that no training saw", "train": "on the backgrounds of training"}
@@ -92,7 +91,7 @@ def _pictures(run, kind, tasks):
     order = {name: place for place, name in enumerate(VARIANTS)}
     found = sorted(run.glob(f"figures/{kind}-*"), key=lambda path: (order.get(named(path), -1), path.name))
     if found:
-        heading, caption = PICTURES[kind]
+        _, heading, caption = PICTURES[kind]
         yield f"## {heading}\n\n{caption}\n"
     for path in found:
         label, link = named(path), path.relative_to(run).as_posix()
