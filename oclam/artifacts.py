@@ -135,10 +135,9 @@ def _write_checksums(store):
 
 def once(path: Path, write: Callable[[BinaryIO], None]) -> Path:
     """`path`, which `write` fills unless an earlier call has; its last 4 bytes are the CRC-32 of the others."""
-    if path.exists() and not _intact(path):
+    if damaged := path.exists() and not _intact(path):
         print(f"{path}: damaged, so it is made again", file=sys.stderr)
-        path.unlink(missing_ok=True)  # another process of the training may have found it too
-    if not path.exists():
+    if damaged or not path.exists():
         with atomic(path) as temporary, temporary.open("w+b") as file:
             write(file)
             file.flush()

@@ -76,8 +76,11 @@ def run(main: Callable[[], None], parallel: bool = False) -> None:
 
 def _write_absent(name, reason, params):
     """Write that each output of the stage is absent."""
-    for out in [out for stage in read_stages(params.model_dump()).values()
-                if run_name(stage.script, stage.words) == name for out in stage.outs]:
+    outs = [out for stage in read_stages(params.model_dump()).values() if run_name(stage.script, stage.words) == name
+            for out in stage.outs]
+    if not outs:
+        raise UserError(f"{name}: no stage of dvc.yaml and params.yaml has these arguments")
+    for out in outs:
         write_absent(Path(out), str(reason))
     print(f"absent: {reason}", file=sys.stderr)
 

@@ -1,6 +1,7 @@
 """Markdown tables over the tasks of published runs: `python -m oclam.overview reports/study-cpu-*`."""
 
 import argparse
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -39,11 +40,10 @@ def overview(runs: Sequence[Path | str]) -> list[str]:
     if len(experts := dict(found)) < len(found):
         raise UserError(f"{', '.join(map(str, runs))}: two runs have the same task; name one of each")
     tasks = sorted(experts, key=lambda task: ([*ACTION_VARIANCE, task].index(task), task))  # the paper's first
-    as_paper = all(max(env.color_scale, env.camera_scale) <= PAPER_SCALE
+    as_paper = all(max(env.color * env.color_scale, env.camera * env.camera_scale) <= PAPER_SCALE
                    for env in (read(Path(run) / "params.yaml").env for run in runs))
-    tables = [_probes(probes, tasks, as_paper), _returns(returns, tasks, experts, as_paper)]
-    return [*(text if as_paper else text.replace(" (paper)", "") for text in tables),
-            _by_budget(returns, tasks, experts)]
+    tables = [_probes(probes, tasks), _returns(returns, tasks, experts), _by_budget(returns, tasks, experts)]
+    return tables if as_paper else [re.sub(r" \([^)]*\)", "", text) for text in tables]  # only its numbers stand there
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -54,27 +54,25 @@ def rows_of(path: Path) -> list[dict]:
         return []
 
 
-def _probes(rows, tasks, as_paper):
+def _probes(rows, tasks):
     errors, variances = (_grid(rows, key, LATENT, tasks) for key in ("ridge_mse", "action_variance"))
-    papers = {name: np.array([VARIANTS[name].paper.probe.get(task, [np.nan])[0] if as_paper else np.nan
-                              for task in tasks]) for name in LATENT}
+    papers = {name: np.array([VARIANTS[name].paper.probe.get(task, [np.nan])[0] for task in tasks]) for name in LATENT}
     ours, theirs = ({name: row / np.where(table["lapo"] > 0, table["lapo"], np.nan) for name, row in table.items()}
                     for table in (errors, papers))
 
     def cells(name):
         r2 = 1 - errors[name] / np.where(variances[name] > 0, variances[name], np.nan)
-        return [_cell(value, ".2f", paper=paper_r2(task, name) if as_paper else None)
-                for value, task in zip(r2, tasks, strict=True)]
+        return [_cell(value, ".2f", paper=paper_r2(task, name)) for value, task in zip(r2, tasks, strict=True)]
 
     return markdown(["R² (paper)", *tasks, "times better than lapo (paper)", "recovery (paper)"],
                     {name: cells(name) + _compared(name, ours, theirs) for name in _present(errors)})
 
 
-def _returns(rows, tasks, experts, as_paper):
+def _returns(rows, tasks, experts):
     names = (*FEW, *ALL_LABELS)
     asked = [row for row in rows if row["budget"] in (0, *PAPER_BUDGETS)]
     ours, spreads = (_shares(asked, key, names, tasks, experts) for key in ("mean", "stderr"))
-    theirs = {name: np.array([_paper_share(name, task) if as_paper else np.nan for task in tasks]) for name in names}
+    theirs = {name: np.array([_paper_share(name, task) for task in tasks]) for name in names}
     mean = ["mean"] * (len(tasks) > 1)
 
     def cells(name):

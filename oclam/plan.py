@@ -313,10 +313,11 @@ class Plan:
         rows = [VARIANTS[name] for name in self.variants]
         policies = sum((1 if row.labels == "all" else len(self.params.finetune.budgets))
                        + (row.view == "distracted" and self.params.env.background) for row in rows)
-        frames = policies / len(rows) * self.params.eval.episodes * self.params.collect.steps
+        frames = round(policies / len(rows) * self.params.eval.episodes * self.params.collect.steps)
         actor = self.latent_actor
-        return Cost("eval", self.runs * len(rows), "frames", total=actor.size, samples=frames,
-                    flops=frames * actor.forward, memory=4 * actor.size, rendered=frames)
+        acting = len(rows) * len(self.params.seeds) * sum(task in suite.TASKS for task in self.params.tasks)
+        return Cost("eval", acting, "frames", total=actor.size, samples=frames, flops=frames * actor.forward,
+                    memory=4 * actor.size, rendered=frames)
 
     def samples(self, settings) -> int:
         """Samples of a whole training, in whole steps."""

@@ -29,17 +29,18 @@ def published(run: Path | str) -> str:
     probes, returns, by_budget = overview([run])
     budgets = [str(budget) for budget in params.finetune.budgets if budget in PAPER_BUDGETS]
     labels = f"Mean of {' and '.join(budgets)} labelled trajectories" if budgets else "All labels"
+    videos = VIDEOS[params.eval.backgrounds] if params.env.background else "without background videos"
     spread = "of seeds" if len(params.seeds) > 1 else "of one policy's episodes"
     wholes = [f"{whole['expert']:.0f} on {task}" for task, whole in demonstrations.items() if whole["expert"]]
     tables = [
         ("How much of the true actions the latent actions hold", "R² = 1 - error / variance of a ridge regression on "
          "held-out trajectories; the paper's is of its own probe, on training batches.", probes),
-        ("What policies return, in % of the demonstrations'", f"{labels}, {VIDEOS[params.eval.backgrounds]}; ± is the "
-         f"standard error {spread}. The demonstrations return {', '.join(wholes)}.", returns),
+        ("What policies return, in % of the demonstrations'", f"{labels}, {videos}; ± is the standard "
+         f"error {spread}. The demonstrations return {', '.join(wholes)}.", returns),
         ("The same by number of labelled trajectories", f"For fine-tuning. {_labels_before(run)}", by_budget),
         ("P(> lapo) by number of labelled trajectories", "The chance that an episode returns more than one of lapo's, "
-         "and its 95% interval by bootstrap over seeds and episodes. An interval that contains 50% shows no "
-         "difference; it describes these policies, and is too narrow for the method.", _improvements(run, tasks))]
+         "and its 95% interval by bootstrap over seeds and episodes; bold where it does not contain 50%. Intervals "
+         "describe these policies, and are too narrow for the method.", _improvements(run, tasks))]
     paper = ("Numbers in brackets are the paper's, of 5,000 episodes of 1,000 steps with colour 0.1 and camera 0.1, on "
              "its training videos. ") if "(paper)" in probes + returns else ""
     return "\n".join([
@@ -54,8 +55,10 @@ def _improvements(run, tasks):
     budgets, lines = sorted({row["budget"] for row in rows}), {}
     for row in rows:
         heading = row["variant"] if len(tasks) == 1 else f"{row['variant']}, {row['task']}"
-        lines.setdefault(heading, dict.fromkeys(budgets, "–"))[row["budget"]] = "{:.0%} ({:.0%} to {:.0%})".format(
-            row["improvement"], row["improvement_low"], row["improvement_high"])
+        low, high = row["improvement_low"], row["improvement_high"]
+        bold = "" if low <= 0.5 <= high else "**"
+        cell = f"{bold}{row['improvement']:.0%} ({low:.0%} to {high:.0%}){bold}"
+        lines.setdefault(heading, dict.fromkeys(budgets, "–"))[row["budget"]] = cell
     return markdown(["labelled trajectories", *map(str, budgets)],
                     {heading: cells.values() for heading, cells in lines.items()})
 

@@ -3,8 +3,8 @@ demonstrations need none."""
 
 from pathlib import Path
 
-from oclam import paths, suite
-from oclam.artifacts import kept, read_csv, write_csv
+from oclam import artifacts, paths, suite
+from oclam.artifacts import read_csv, write_csv
 from oclam.checkpoint import Checkpoint
 from oclam.cli import arguments, run
 from oclam.errors import Absent, UserError
@@ -29,7 +29,7 @@ def shipped(task, settings):
     path = Path(settings.folder) / f"{task}.safetensors"
     if not path.exists():
         other = f"put an expert of {task} there, or set expert.train and describe it under expert.training.{task}"
-        raise UserError(f"{path}: no such file; {kept(path) or other}")
+        raise UserError(f"{path}: no such file; {artifacts.kept(path) or other}")
     policy = load_expert(path, task)
     if path.with_suffix(".csv").exists():
         return policy, read_csv(path.with_suffix(".csv"))

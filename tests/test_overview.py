@@ -1,12 +1,12 @@
 """Ratios and shares of known numbers, and README's tables, which are those of the published runs."""
 
-import shutil
-
 import pytest
+import yaml
 
 from oclam.artifacts import read_csv, write_absent, write_csv, write_json
 from oclam.errors import UserError
 from oclam.overview import overview
+from oclam.params import read
 from tests import ROOT
 
 
@@ -20,7 +20,8 @@ def publish(folder, task, errors, returns, full, expert=200):
         for name, mean in returns.items() for budget, change in ((8, 10), (64, -5), (128, 5))] + [
         {"task": task, "variant": name, "budget": 0, "mean": mean, "stderr": None} for name, mean in full.items()])
     write_json(folder / "metrics.json", {"return": {task: {"expert": expert}}})
-    shutil.copy(ROOT / "params.yaml", folder)
+    changes = ("env.color=true", "env.camera=true", "env.color_scale=0.1", "env.camera_scale=0.1")
+    (folder / "params.yaml").write_text(yaml.safe_dump(read(ROOT / "params.yaml", changes).model_dump()))
     return folder
 
 
@@ -64,6 +65,9 @@ def test_harder_distractors_than_the_paper_s_stand_without_its_numbers(runs, sca
     assert "paper" not in probes + returns
     assert "| lapo-slots | 0.60 | 0.80 | 2 | 50% |" in probes
     assert "| lapo-slots | 15.0 ± 1.0 | 15.0 ± 2.0 | 15.0 ± 1.1 | 1.5 | 29% |" in returns
+    switch = scale.removesuffix("_scale")
+    params.write_text(params.read_text().replace(f"{switch}: true", f"{switch}: false"))
+    assert "(paper)" in overview(runs)[0]
 
 
 @pytest.mark.parametrize("lapo, times", [(2.1, "190 (5)"), (1.9, "–")])  # lapo's standard error is 1

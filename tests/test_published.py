@@ -86,6 +86,8 @@ def test_labels_videos_and_demonstrations_are_those_of_the_run(run):
     text = params.read_text().replace("backgrounds: test", "backgrounds: train")
     params.write_text(text.replace("  - 64\n  - 128\n", ""))
     assert "All labels, on the backgrounds of training; ± " in published(run)
+    params.write_text(params.read_text().replace("background: true", "background: false"))
+    assert "All labels, without background videos; ± " in published(run)
 
 
 def test_chances_to_return_more_than_lapo_are_those_of_the_table(run):
@@ -94,3 +96,6 @@ def test_chances_to_return_more_than_lapo_are_those_of_the_table(run):
     *_, table = published(run).partition("## P(> lapo)")
     line = next(line for line in table.splitlines() if line.startswith("| lapo-slots |"))
     assert line.split(" | ")[3] == f"{chance} ({low} to {high})" and "| lapo |" not in table
+    *_, table = published(ROOT / "reports/study-cpu-hopper-hop").partition("## P(> lapo)")
+    line = next(line for line in table.splitlines() if line.startswith("| lapo-masks |"))
+    assert line.startswith("| lapo-masks | **60% (50% to 74%)** |") and " 59% (50% to 73%) " in line

@@ -63,7 +63,8 @@ def _policy(folder, budget):
     returns, path = {}, paths.evaluation(card.task, card.seed, card.variant)
     for row in read_csv(path) if _is_there(path) else []:
         if row["budget"] == card.budget:
-            name = "return" if card.view == "clean" else f"return, {row['backgrounds']} backgrounds"
+            videos = card.view == "distracted" and read().env.background
+            name = f"return, {row['backgrounds']} backgrounds" if videos else "return"
             returns.setdefault(name, []).append(row["return"])
     labels = f"{card.budget} trajectories" if card.budget else "all trajectories"
     origin = _origin(card.task, card.seed, card.variant, {name: _mean(of) for name, of in returns.items()},

@@ -28,7 +28,7 @@ def from_hdf5(path: Path) -> tuple[Source, str, str]:
     try:
         file = h5py.File(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read as HDF5 ({error}); of videos or Parquet files, name the folder"
+        raise UserError(f"{path}: cannot be read as HDF5 ({error}); of videos or Parquet files give the folder"
                         ) from None
     attributes, names, shapes = _checked(path, file)
 

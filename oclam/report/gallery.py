@@ -32,7 +32,8 @@ PICTURES = {  # the first word of a file's name: section, heading, caption
     "latents": ("latents", "Latent actions",
                 "Held-out latent actions on their first two principal components, coloured by the first two true "
                 "actions. Where colours change smoothly, latent actions contain the true ones."),
-    "losses": ("losses", "Training losses", "Losses of different variants are not comparable."),
+    "losses": ("losses", "Training losses", "Losses of different variants are not comparable; of fine-tuning those of "
+               "the largest label budget."),
     "episode": ("policies", "Policies",
                 "The beginning of the first evaluation episode, at the largest label budget."),
 }

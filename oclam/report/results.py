@@ -105,7 +105,7 @@ def gather(scale: str, tasks: list[str], seeds: list[int], restarts: list[int], 
         episodes=[{"task": task, "seed": seed, "variant": variant, **row} for task, seed in pairs
                   for variant, found in episodes[task].items() for row in found[seed]],
         generalisation=[row for task in tasks for row in _generalisation(task, returns[task], used)],
-        losses=[row for pair in pairs for row in _losses(*pair, kept[pair], compared[pair])],
+        losses=[row for pair in pairs for row in _losses(*pair, kept[pair], compared[pair], max(budgets))],
         slots=[{"task": task, "seed": seed, **dict.fromkeys(_PROBED), **unmeasured, **row,
                 "chosen": row["slot"] in table["chosen"]}
                for (task, seed), table in tables.items() for row in table["slots"]],
@@ -242,15 +242,14 @@ def _improvement(returns, lapo, variant):
     return {"improvement": chance, "improvement_low": low, "improvement_high": high}
 
 
-def _losses(task, seed, restart, compared):
+def _losses(task, seed, restart, compared, largest):
     logs = [("ocp", "ocp", paths.ocp(task, seed, restart))]
     logs += [("lapo", variant, paths.lapo(task, seed, variant)) for variant in LATENT]
     logs += [("bc", variant, paths.actor(task, seed, variant)) for variant in (*LATENT, *ALL_LABELS)]
-    logs += [("finetune", variant, paths.policies(task, seed, variant)) for variant in FEW]
     logs = [(stage, variant, read_csv(path)) for stage, variant, artifact in logs
             if not is_absent(path := paths.log(artifact))]
-    logs = [(stage, variant, select(rows, budget=rows[-1]["budget"]) if stage == "finetune" else rows)
-            for stage, variant, rows in logs]  # the largest budget stands last
+    logs += [("finetune", variant, select(read_csv(path), budget=largest)) for variant in FEW
+             if not is_absent(path := paths.log(paths.policies(task, seed, variant)))]
     logs[1:1] = [("ocp", name, about["log"]) for name, (_, about) in compared.items()]
     return [{"task": task, "seed": seed, "stage": stage, "variant": variant, "step": row["step"], "loss": row["loss"]}
             for stage, variant, rows in logs for row in rows]

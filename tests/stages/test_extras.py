@@ -12,6 +12,7 @@ import yaml
 from oclam import paths, suite
 from oclam.act import play
 from oclam.artifacts import is_absent, read_csv, read_json
+from oclam.cli import run
 from oclam.errors import Absent, UserError
 from oclam.params import Extras
 from oclam.variants import LATENT, VARIANTS
@@ -68,6 +69,12 @@ def test_policies_of_another_environment_s_actions_are_refused(project, monkeypa
     monkeypatch.setattr(sys, "argv", ["eval", TASK, "0", "lapo"])
     with pytest.raises(UserError, match="policies with 6 actions, the suite's cheetah-run has 7; import"):
         importlib.import_module("stages.eval").main()
+
+
+def test_a_stage_that_does_not_exist_is_named(project, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lapo_focus.py", TASK, "7", "lapo-focus"])
+    with pytest.raises(SystemExit, match=f"^error: lapo-focus-{TASK}-7-lapo-focus: no stage of dvc.yaml and params"):
+        run(importlib.import_module("stages.lapo_focus").main)
 
 
 def test_the_report_has_the_others(project):
