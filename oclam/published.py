@@ -37,10 +37,10 @@ def published(run: Path | str) -> str:
          "held-out trajectories; the paper's is of its own probe, on training batches.", probes),
         ("What policies return, in % of the demonstrations'", f"{labels}, {videos}; ± is the standard "
          f"error {spread}. The demonstrations return {', '.join(wholes)}.", returns),
-        ("The same by number of labelled trajectories", f"For fine-tuning. {_labels_before(run)}", by_budget),
-        ("P(> lapo) by number of labelled trajectories", "The chance that an episode returns more than one of lapo's, "
-         "and its 95% interval by bootstrap over seeds and episodes; bold where it does not contain 50%. Intervals "
-         "describe these policies, and are too narrow for the method.", _improvements(run, tasks))]
+        ("The same by number of labelled trajectories", _labels_before(run), by_budget),
+        ("P(> lapo) by number of labelled trajectories", "The chance that a random episode returns more than a random "
+         "one of lapo's, and its 95% interval by bootstrap over seeds and episodes; bold where it does not contain "
+         "50%. Intervals are of these policies, not of new seeds.", _improvements(run, tasks))]
     paper = ("Numbers in brackets are the paper's, of 5,000 episodes of 1,000 steps with colour 0.1 and camera 0.1, on "
              "its training videos. ") if "(paper)" in probes + returns else ""
     return "\n".join([
@@ -73,16 +73,17 @@ def _setting(run, params):
         distractors = ["those of the data"]
     hours = sum(row["seconds"] or 0 for row in read_csv(run / "durations.csv")) / 3600
     return (f"Scale {params.scale}, {seeds}, {params.collect.episodes} episodes of {params.collect.steps} steps, "
-            f"distractors: {', '.join(distractors)}; policies act in {params.eval.episodes} episodes. Its stages took "
-            f"{hours:.1f} hours, one after the other, in {params.compute.precision}.")
+            f"distractors: {', '.join(distractors)}; policies act in {params.eval.episodes} episodes. Its stages' "
+            f"times add up to {hours:.1f} hours, in {params.compute.precision}.")
 
 
 def _labels_before(run):
-    """Which variants have used labels before fine-tuning, as a sentence."""
+    """Which variants have used labels before fine-tuning, as sentences."""
     before = {}  # number of labels -> variants
     for row in rows_of(run / "probes.csv"):
         before.setdefault(row["labels"], {})[row["variant"]] = None
-    return " ".join(f"Before it {', '.join(names)} used {labels}." for labels, names in before.items() if labels)
+    used = "; ".join(f"{', '.join(names)} had used {labels}" for labels, names in before.items() if labels)
+    return "These are for fine-tuning." + (f" Before it {used}." if used else "")
 
 
 def _pictures(run, kind, tasks):

@@ -65,9 +65,9 @@ def test_seeds_distractors_hours_and_labels_are_those_of_the_run(run):
     hours = sum(float(line.split(",")[4] or 0) for line in (run / "durations.csv").read_text().splitlines()[1:]) / 3600
     page, params = published(run), run / "params.yaml"
     assert ("seed 0, 160 episodes of 250 steps, distractors: video, colour 0.3, camera 0.3; policies act in 12 "
-            f"episodes. Its stages took {hours:.1f} hours, one after the other, in bfloat16. [Param") in page
+            f"episodes. Its stages' times add up to {hours:.1f} hours, in bfloat16. [Param") in page
     assert "paper's, of 5,000 episodes" in published(ROOT / "reports/study-cpu-walker-run")
-    assert "Before it lapo-masks, lapo-slots, lapo-focus, laom-masks used 16. Before it laom-labels used 128." in page
+    assert "Before it lapo-masks, lapo-slots, lapo-focus, laom-masks had used 16; laom-labels had used 128." in page
     text = params.read_text().replace("color_scale: 0.3", "color_scale: 0.2").replace("background: true",
                                                                                       "background: false")
     params.write_text(re.sub(r"seeds:\n- 0", r"seeds:\n- 3\n- 4", text))
