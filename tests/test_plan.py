@@ -41,6 +41,7 @@ def test_extras_that_are_left_out_cost_nothing(paper):
         assert (paper[stage].runs, few[stage].runs) == (of_run * all_variants, of_run * others)
         if stage != "eval":  # whose cost is the variants' mean
             assert replace(few[stage], runs=paper[stage].runs) == paper[stage]
+    assert few["eval"].samples == (4 * (7 + 1) + 7 + 2 + 1) / 7 * 25 * 1000
 
 
 @pytest.mark.parametrize(("stage", "parameters"), [("lapo", 211_847_849), ("lapo-masks", 211_847_849),

@@ -58,12 +58,13 @@ def export_model(source: Path, target: Path, budget: int | None = None) -> nn.Mo
 
 def _policy(folder, budget):
     # The card names the environment of params.yaml, and so does the policy that acts from it.
-    policies, cards = load_policies(folder, None if budget is None else [budget], image_size=read().env.image_size)
+    env = read().env
+    policies, cards = load_policies(folder, None if budget is None else [budget], image_size=env.image_size)
     policy, card = policies[-1], cards[-1]
+    videos = card.view == "distracted" and env.background
     returns, path = {}, paths.evaluation(card.task, card.seed, card.variant)
     for row in read_csv(path) if _is_there(path) else []:
         if row["budget"] == card.budget:
-            videos = card.view == "distracted" and read().env.background
             name = f"return, {row['backgrounds']} backgrounds" if videos else "return"
             returns.setdefault(name, []).append(row["return"])
     labels = f"{card.budget} trajectories" if card.budget else "all trajectories"
